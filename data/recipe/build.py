@@ -1,0 +1,73 @@
+"""Make the demo model: corpus, tokenizer, training, quantization, and what data/README.md says of it.
+
+``make demo-model`` runs all of it; ``python data/recipe/build.py --steps quantize measure`` runs a part.
+"""
+
+import argparse
+import os
+
+# OpenMP's threads would spin while they wait, which a shared machine can't afford.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from corpus import documents
+from tokenizer import train_tokenizer
+from train import Ids, Training, train
+
+DATA = Path(__file__).resolve().parents[1]
+ORIGINAL = DATA / "demo-mixtral-float16"
+QUANTIZED = DATA / "demo-mixtral"
+HELD_OUT = DATA / "heldout.txt"
+TRAINING_SEED, HELD_OUT_SEED, TOKENIZER_SEED = 42, 777, 1
+TRAINING_CHARACTERS, HELD_OUT_CHARACTERS, TOKENIZER_CHARACTERS = 50_000_000, 300_000, 3_000_000
+
+
+def texts(seed: int, characters: int) -> list[str]:
+    """Return documents of about that many characters in all."""
+    chosen, total = [], 0
+    for document in documents(seed):
+        chosen.append(document)
+        total += len(document)
+        if total >= characters:
+            return chosen
+    raise AssertionError("documents() has no end")
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> Ids:
+    """Return all documents as one stream of tokens."""
+    backend = tokenizer.backend_tokenizer
+    ids = []
+    for start in range(0, len(documents), 5000):
+        batch = backend.encode_batch(documents[start : start + 5000], add_special_tokens=False)
+        ids += [np.array(encoding.ids, dtype=np.uint16) for encoding in batch]
+    return np.concatenate(ids)
+
+
+def train_step(minutes: float, folder: Path) -> None:
+    """Write the trained model in float16, its tokenizer, and the held-out text."""
+    HELD_OUT.write_text("".join(texts(HELD_OUT_SEED, HELD_OUT_CHARACTERS)))
+    tokenizer = train_tokenizer(islice(documents(TOKENIZER_SEED), TOKENIZER_CHARACTERS // 250))
+    tokenizer.save_pretrained(folder)
+    ids = encode(tokenizer, texts(TRAINING_SEED, TRAINING_CHARACTERS))
+    model = train(ids, encode(tokenizer, [HELD_OUT.read_text()]), folder, Training(minutes=minutes))
+    model.half().save_pretrained(folder)
+
+
+def main() -> None:
+    """Run the steps that were asked for, all by default."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", nargs="+", choices=["train"], default=["train"])
+    parser.add_argument("--minutes", type=float, default=90.0)
+    parser.add_argument("--folder", type=Path, default=ORIGINAL)
+    options = parser.parse_args()
+    if "train" in options.steps:
+        train_step(options.minutes, options.folder)
+
+
+if __name__ == "__main__":
+    main()
