@@ -1,0 +1,75 @@
+"""Run, see and experiment with mixture-of-experts models larger than their fast memory.
+
+Names are exported lazily: importing mixoff does nothing and loads no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from mixoff.builder import build_model, register
+    from mixoff.cache import CacheStats, ExpertCache, cache_of
+    from mixoff.config import OffloadConfig
+    from mixoff.convert import quantize_checkpoint
+    from mixoff.demo import demo_path
+    from mixoff.errors import CheckpointError, ConfigError, MixoffError
+    from mixoff.evaluate import held_out_loss
+    from mixoff.generate import Chat, ReplyStats
+    from mixoff.plan import plan_memory
+    from mixoff.quantization import HQQ, QuantizedTensor, Scheme, Unquantized
+
+_HOME = {
+    "build_model": "builder",
+    "register": "builder",
+    "CacheStats": "cache",
+    "ExpertCache": "cache",
+    "cache_of": "cache",
+    "OffloadConfig": "config",
+    "quantize_checkpoint": "convert",
+    "demo_path": "demo",
+    "CheckpointError": "errors",
+    "ConfigError": "errors",
+    "MixoffError": "errors",
+    "held_out_loss": "evaluate",
+    "Chat": "generate",
+    "ReplyStats": "generate",
+    "plan_memory": "plan",
+    "HQQ": "quantization",
+    "QuantizedTensor": "quantization",
+    "Scheme": "quantization",
+    "Unquantized": "quantization",
+}
+
+__all__ = [  # noqa: PLE0604 - the names are those of the table above
+    "HQQ",
+    "CacheStats",
+    "Chat",
+    "CheckpointError",
+    "ConfigError",
+    "ExpertCache",
+    "MixoffError",
+    "OffloadConfig",
+    "QuantizedTensor",
+    "ReplyStats",
+    "Scheme",
+    "Unquantized",
+    "build_model",
+    "cache_of",
+    "demo_path",
+    "held_out_loss",
+    "plan_memory",
+    "quantize_checkpoint",
+    "register",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'mixoff' has no attribute {name!r}")
+    return getattr(import_module(f"mixoff.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,172 @@
+"""From a checkpoint to a plain transformers model and its cache. Knows transformers' loading hooks."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.quantizers import (
+    HfQuantizer,
+    register_quantization_config,
+    register_quantizer,
+)
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from mixoff.cache import ExpertCache, cache_of
+from mixoff.checkpoint import QUANT_METHOD, Checkpoint, quantization_settings, scheme_from_settings
+from mixoff.config import OffloadConfig, parse_nbytes
+from mixoff.errors import CheckpointError, MixoffError
+from mixoff.hub import checkpoint_folder
+from mixoff.layers import OffloadedExperts, QuantizedLinear
+from mixoff.records import RecordLayout
+from mixoff.store import RecordStore
+
+_OFFLOAD_KEY = "offload"
+
+
+def build_model(
+    name_or_path: str | Path,
+    offload: OffloadConfig | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> tuple[PreTrainedModel, ExpertCache]:
+    """Build a transformers model whose experts pass through a cache, and return (model, cache).
+
+    Parameters
+    ----------
+    name_or_path
+        A mixoff checkpoint: a folder, or a name on the Hugging Face hub.
+    offload
+        How many experts start outside the device, and which policy keeps the others there.
+    device
+        Where the trunk and the cache's slots lie.
+    dtype
+        The type to compute in; by default the checkpoint's own, and float32 on a CPU, where most
+        processors have no fast 16-bit arithmetic.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint is missing, damaged or of another format.
+    ConfigError
+        If `offload` can't be met by this model.
+    """
+    path = checkpoint_folder(name_or_path)
+    Checkpoint.open(path)  # says what is wrong before transformers stumbles over it
+    register()
+    config = AutoConfig.from_pretrained(path)
+    config.quantization_config[_OFFLOAD_KEY] = offload
+    options: dict[str, Any] = {"dtype": dtype} if dtype is not None else {}
+    if torch.device(device).type != "cpu":
+        options["device_map"] = {"": torch.device(device)}
+    model = AutoModelForCausalLM.from_pretrained(path, config=config, **options)
+    return model, cache_of(model)
+
+
+def register() -> None:
+    """Make mixoff checkpoints known to transformers, so that ``from_pretrained`` loads them.
+
+    Calling it again does nothing. `build_model` calls it.
+    """
+    if QUANT_METHOD not in AUTO_QUANTIZER_MAPPING:
+        register_quantization_config(QUANT_METHOD)(MixoffQuantizationConfig)
+        register_quantizer(QUANT_METHOD)(MixoffQuantizer)
+
+
+class MixoffQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transformers has no types for it
+    """What ``config.json`` holds of a mixoff checkpoint, and how this run offloads."""
+
+    def __init__(self, *, offload: OffloadConfig | None = None, **settings: Any) -> None:
+        self.quant_method = QUANT_METHOD
+        self.scheme = scheme_from_settings(settings)
+        self.offload = offload or OffloadConfig()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``config.json`` holds; how a run offloads is no part of it."""
+        return quantization_settings(self.scheme)
+
+
+class MixoffQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers has no types for it
+    """Puts mixoff's modules in place before transformers reads weights, and the cache after."""
+
+    requires_calibration = False
+    is_trainable = False
+    quantization_config: MixoffQuantizationConfig
+
+    def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
+        """Note whether the model will lie on a CPU."""
+        self._on_cpu = device_map is None or set(map(str, device_map.values())) <= {"cpu"}
+
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the type to compute in: float32 instead of float16 on a CPU."""
+        return torch.float32 if self._on_cpu and dtype is torch.float16 else dtype
+
+    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
+        """Refuse to be saved again.
+
+        Raises
+        ------
+        MixoffError
+            Always.
+        """
+        raise MixoffError(
+            f"this model's experts stay in {self._checkpoint.path}: copy that folder instead of saving."
+        )
+
+    def _process_model_before_weight_loading(
+        self, model: nn.Module, checkpoint_files: list[str] | None = None, **kwargs: Any
+    ) -> None:
+        if not checkpoint_files:
+            raise MixoffError("mixoff needs a checkpoint folder to take experts from.")
+        self._checkpoint = Checkpoint.open(Path(checkpoint_files[0]).parent)
+        self._checkpoint.verify_trunk()
+        _replace_attention(model, self._checkpoint)
+        _replace_experts(model)
+        _check_names(model, self._checkpoint)
+        ignored = set(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
+        model._keys_to_ignore_on_load_unexpected = ignored | {r"\.mlp\.experts\."}  # type: ignore[assignment]
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        offload = self.quantization_config.offload
+        checkpoint = self._checkpoint
+        store = RecordStore(checkpoint.expert_locations(), parse_nbytes(offload.host_memory))
+        cache = ExpertCache(
+            store,
+            [checkpoint.expert_layout] * checkpoint.num_layers,
+            num_experts=checkpoint.num_experts,
+            offload=offload,
+            device=next(model.parameters()).device,
+        )
+        for module in model.modules():
+            if isinstance(module, OffloadedExperts):
+                module.cache = cache
+        return model
+
+
+def _replace_attention(model: nn.Module, checkpoint: Checkpoint) -> None:
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and ".self_attn." in name:
+            shape = (module.out_features, module.in_features)
+            layout = RecordLayout(checkpoint.scheme.attention, (("weight", shape),))
+            model.set_submodule(name, QuantizedLinear(module, layout))
+
+
+def _replace_experts(model: nn.Module) -> None:
+    found = [name for name, module in model.named_modules() if hasattr(module, "gate_up_proj")]
+    if not found:
+        raise CheckpointError(f"{type(model).__name__} has no experts that mixoff knows.")
+    for layer, name in enumerate(found):
+        model.set_submodule(name, OffloadedExperts(model.get_submodule(name), layer))
+
+
+def _check_names(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint that lacks a tensor, which transformers would fill with random numbers."""
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    if missing := set(dict(model.named_parameters())) - checkpoint.trunk_names - tied:
+        raise CheckpointError(
+            f"{checkpoint.path}: lacks {sorted(missing)[0]} and {len(missing) - 1} others: "
+            "convert the checkpoint again."
+        )

@@ -1,0 +1,245 @@
+"""A mixoff checkpoint on disk: what is in which file. Knows files and layouts; builds no model.
+
+A folder in Hugging Face's form, which transformers opens by itself once `mixoff.register` was called:
+
+- ``config.json``: the model's own settings, and under ``quantization_config`` mixoff's: the format's
+  version and the scheme of attention and experts.
+- ``trunk.safetensors``: embeddings, last norm, head. ``layer-00000.safetensors`` and on: a layer's
+  experts as one tensor of bytes [experts, stride], then the rest of the layer. Each expert is one
+  record of bytes (`mixoff.records`) that begins on a page. Attention matrices are records too.
+- ``model.safetensors.index.json``: which tensor is in which file, and the CRC-32 of each header;
+  headers hold the CRC-32 of each record and tensor.
+
+Packed tensors keep the names of the weights they replace, so that a loader that knows nothing of
+mixoff fails on their shapes instead of making experts up.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mixoff.errors import CheckpointError, ConfigError
+from mixoff.quantization import Scheme, quantization_from_dict
+from mixoff.records import RecordLayout
+from mixoff.shards import Shard, read_shard
+from mixoff.store import RecordLocation
+
+FORMAT_VERSION = 1
+QUANT_METHOD = "mixoff"
+INDEX_NAME = "model.safetensors.index.json"
+TRUNK_NAME = "trunk.safetensors"
+_MAX_JSON = 64 << 20  # bytes
+
+
+def layer_file(layer: int) -> str:
+    """Return the name of a layer's file."""
+    return f"layer-{layer:05d}.safetensors"
+
+
+def experts_tensor(layer: int) -> str:
+    """Return the name of the tensor that holds a layer's records."""
+    return f"model.layers.{layer}.mlp.experts.gate_up_proj"
+
+
+def quantization_settings(scheme: Scheme) -> dict[str, Any]:
+    """Return what ``config.json`` holds under ``quantization_config``."""
+    return {
+        "quant_method": QUANT_METHOD,
+        "format_version": FORMAT_VERSION,
+        "attention": scheme.attention.to_dict(),
+        "experts": scheme.experts.to_dict(),
+    }
+
+
+def scheme_from_settings(settings: Mapping[str, Any]) -> Scheme:
+    """Return the scheme that `quantization_settings` wrote.
+
+    Raises
+    ------
+    ConfigError
+        If the format's version or a setting is unknown.
+    """
+    version = settings.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ConfigError(
+            f"format version {version!r}: this mixoff reads version {FORMAT_VERSION}; "
+            "upgrade mixoff or convert the checkpoint again."
+        )
+    if missing := {"attention", "experts"} - settings.keys():
+        raise ConfigError(f"quantization_config lacks {', '.join(sorted(missing))}.")
+    return Scheme(
+        attention=quantization_from_dict(settings["attention"]),
+        experts=quantization_from_dict(settings["experts"]),
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, too large, or holds no JSON object.
+    """
+    try:
+        if path.stat().st_size > _MAX_JSON:
+            raise CheckpointError(f"{path}: {path.stat().st_size} bytes are too many for a settings file.")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read ({error.strerror}).") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: no JSON ({error}).") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds no JSON object.")
+    return content
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint: its settings, and its files' headers, checked against each other.
+
+    Nothing of a tensor is read before it is needed.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    scheme: Scheme
+    shards: Mapping[str, Shard]
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Checkpoint":
+        """Open a folder that `mixoff.quantize_checkpoint` wrote.
+
+        Raises
+        ------
+        CheckpointError
+            If it is missing, of another format, or its files don't fit together.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise CheckpointError(f"{path}: no such folder.")
+        config = read_json(path / "config.json")
+        settings = config.get("quantization_config")
+        if not isinstance(settings, dict) or settings.get("quant_method") != QUANT_METHOD:
+            raise CheckpointError(
+                f"{path}: no mixoff checkpoint ({_kind_of(path, settings)}): "
+                "make one of a Mixtral in Hugging Face's form with mixoff.quantize_checkpoint."
+            )
+        try:
+            scheme = scheme_from_settings(settings)
+        except ConfigError as error:
+            raise CheckpointError(f"{path / 'config.json'}: {error}") from None
+        checkpoint = cls(path, config, scheme, _read_shards(path))
+        checkpoint._check_experts()
+        return checkpoint
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the model."""
+        return int(self.config["num_hidden_layers"])
+
+    @property
+    def num_experts(self) -> int:
+        """Experts of a layer."""
+        return int(self.config["num_local_experts"])
+
+    @cached_property
+    def expert_layout(self) -> RecordLayout:
+        """Where an expert's tensors lie in its record."""
+        hidden, inner = int(self.config["hidden_size"]), int(self.config["intermediate_size"])
+        shapes = (("gate_up_proj", (2 * inner, hidden)), ("down_proj", (hidden, inner)))
+        return RecordLayout(self.scheme.experts, shapes)
+
+    def expert_locations(self) -> list[list[RecordLocation]]:
+        """Return where each layer's records lie on disk, ``[layer][expert]``."""
+        layout = self.expert_layout
+        locations = []
+        for layer in range(self.num_layers):
+            shard = self.shards[layer_file(layer)]
+            start = shard.tensors[experts_tensor(layer)].offset
+            crcs = shard.checksums[experts_tensor(layer)]
+            locations.append(
+                [
+                    RecordLocation(shard.path, start + expert * layout.stride, layout.nbytes, crc)
+                    for expert, crc in enumerate(crcs)
+                ]
+            )
+        return locations
+
+    @property
+    def trunk_names(self) -> set[str]:
+        """The tensors that are no experts, under the names that the model has for them."""
+        experts = {experts_tensor(layer) for layer in range(self.num_layers)}
+        return {name for shard in self.shards.values() for name in shard.tensors} - experts
+
+    @property
+    def trunk_nbytes(self) -> int:
+        """Bytes on disk of all that is no expert."""
+        names = self.trunk_names
+        return sum(
+            entry.nbytes
+            for shard in self.shards.values()
+            for name, entry in shard.tensors.items()
+            if name in names
+        )
+
+    def verify_trunk(self) -> None:
+        """Compare all that is no expert with its checksums; experts are verified as they are read.
+
+        Raises
+        ------
+        CheckpointError
+            If a tensor is damaged.
+        """
+        names = self.trunk_names
+        for shard in self.shards.values():
+            shard.verify(name for name in shard.tensors if name in names)
+
+    def _check_experts(self) -> None:
+        try:
+            layout = self.expert_layout
+            expected = (self.num_experts, layout.stride)
+            for layer in range(self.num_layers):
+                shard = self.shards[layer_file(layer)]
+                found = shard.tensors[experts_tensor(layer)].shape
+                crcs = shard.checksums[experts_tensor(layer)]
+                if found != expected or len(crcs) != self.num_experts:
+                    raise CheckpointError(
+                        f"{shard.path}: experts of {found} bytes where config.json's settings "
+                        f"ask for {expected}: config.json was changed or is of another checkpoint."
+                    )
+        except (KeyError, ValueError, TypeError, ConfigError) as error:
+            raise CheckpointError(
+                f"{self.path}: config.json and the files don't fit together ({error})."
+            ) from None
+
+
+def _kind_of(path: Path, settings: object) -> str:
+    if isinstance(settings, dict):
+        return f"its quantization is {settings.get('quant_method')!r}"
+    if any(path.glob("model-layer*-expert*.safetensors")):
+        return "it is in the layout of mixtral-offloading, which this version doesn't read yet"
+    return "its config.json tells of no quantization"
+
+
+def _read_shards(path: Path) -> dict[str, Shard]:
+    index = read_json(path / INDEX_NAME)
+    weight_map = index.get("weight_map")
+    headers = (index.get("metadata") or {}).get("header_crc32")
+    if not isinstance(weight_map, dict) or not isinstance(headers, dict):
+        raise CheckpointError(f"{path / INDEX_NAME}: lists no files.")
+    shards = {}
+    for name in sorted(headers):
+        if Path(name).name != name:
+            raise CheckpointError(f"{path / INDEX_NAME}: {name!r} lies outside the folder.")
+        shards[name] = shard = read_shard(path / name)
+        listed = {tensor for tensor, file in weight_map.items() if file == name}
+        if f"{shard.header_crc32:08x}" != headers[name] or listed != set(shard.tensors):
+            raise CheckpointError(
+                f"{path / name}: its header is damaged or of another checkpoint: "
+                "fetch or convert the checkpoint again."
+            )
+    return shards

@@ -1,0 +1,13 @@
+"""What can go wrong, for a caller to catch. Every message names the value, the rule and the way out."""
+
+
+class MixoffError(Exception):
+    """Whatever mixoff refuses or can't do; the base of all its errors."""
+
+
+class ConfigError(MixoffError, ValueError):
+    """A setting that can't be used."""
+
+
+class CheckpointError(MixoffError):
+    """A checkpoint on disk that is missing, damaged or of another format."""

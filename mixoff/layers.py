@@ -1,0 +1,74 @@
+"""Modules that stand in for the model's own: packed linear layers, and experts behind a cache."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from mixoff.cache import ExpertCache
+from mixoff.records import RecordLayout
+
+# T tokens, k experts a token, D hidden size
+
+
+class QuantizedLinear(nn.Module):
+    """A linear layer whose weight is one record of packed bytes.
+
+    The parameter keeps the name ``weight``, with bytes for elements, so that a loader that knows
+    nothing of mixoff meets a wrong shape instead of a missing name.
+    """
+
+    def __init__(self, linear: nn.Linear, layout: RecordLayout) -> None:
+        super().__init__()
+        record = torch.empty(layout.nbytes, dtype=torch.uint8, device=linear.weight.device)
+        self.weight = nn.Parameter(record, requires_grad=False)
+        self.bias = linear.bias
+        self.layout = layout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x W^T + bias, [..., K] -> [..., N]."""
+        y = self.layout.tensors(self.weight)["weight"].matmul(x)
+        return y if self.bias is None else y + self.bias
+
+
+class OffloadedExperts(nn.Module):
+    """A layer's experts, each taken from the cache when a token needs it.
+
+    Parameters
+    ----------
+    experts
+        The model's own module, which keeps its activation and loses its weights.
+    layer
+        Number of the layer among the layers that have experts.
+    """
+
+    cache: ExpertCache  # set by the builder, once the trunk is on its device
+
+    def __init__(self, experts: nn.Module, layer: int) -> None:
+        super().__init__()
+        for name in [name for name, _ in experts.named_parameters()]:
+            delattr(experts, name)
+        experts._is_hf_initialized = True  # type: ignore[assignment]  # or transformers misses them
+        self.experts = experts
+        self.layer = layer
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """Return the experts' weighted sum, [T, D] and two [T, k] -> [T, D].
+
+        Results are added in ascending order of the experts, as transformers' own ``eager`` does,
+        whatever order they came in: the cache never changes the output.
+        """
+        needed = top_k_index.unique().tolist()  # a sync: the host must know what to fetch
+        results = {}
+        for expert, tensors in self.cache.acquire(self.layer, needed):
+            position, token = torch.where(top_k_index.T == expert)
+            gate_up = tensors["gate_up_proj"].matmul(hidden_states[token])
+            expert_out = tensors["down_proj"].matmul(self.experts._apply_gate(gate_up))
+            results[expert] = token, expert_out * top_k_weights[token, position, None]
+        return _sum_ascending(results.items(), torch.zeros_like(hidden_states))
+
+
+def _sum_ascending(results: Iterable[tuple[int, tuple[Tensor, Tensor]]], out: Tensor) -> Tensor:
+    for _, (token, expert_out) in sorted(results, key=lambda item: item[0]):
+        out.index_add_(0, token, expert_out.to(out.dtype))
+    return out  # [T, D]

@@ -1,0 +1,54 @@
+"""Codes of 8, 4, 3 or 2 bits in bytes. Knows bits; knows nothing of scales or what the codes mean.
+
+N rows (outputs), K columns (inputs). The layout is hqq's axis 1 for 8, 4 and 2 bits: with 8/nbits
+codes a byte, the rows are cut into that many equal blocks, and byte [r, k] holds the codes of row r
+of each block, the first block in the highest bits. Three bits are a plane of the two low bits
+followed by a plane of the high one, so that a packed tensor always has nbits/8 * N rows.
+Rows are padded with zeros to a multiple of 8.
+"""
+
+import torch
+from torch import Tensor
+
+BITS = (8, 4, 3, 2)
+_PLANES = {8: (8,), 4: (4,), 3: (2, 1), 2: (2,)}  # bits of each plane, the low bits first
+
+
+def packed_shape(rows: int, columns: int, nbits: int) -> tuple[int, int]:
+    """Return the shape of the packed bytes of an [N, K] matrix: [ceil(N/8) * nbits, K]."""
+    return -(-rows // 8) * nbits, columns
+
+
+def pack(codes: Tensor, nbits: int) -> Tensor:
+    """Return an [N, K] uint8 tensor of codes below 2**nbits as packed bytes."""
+    codes = torch.nn.functional.pad(codes, (0, 0, 0, -codes.shape[0] % 8))
+    planes, shift = [], 0
+    for plane_bits in _PLANES[nbits]:
+        planes.append(_pack_plane((codes >> shift) & (2**plane_bits - 1), plane_bits))
+        shift += plane_bits
+    return torch.cat(planes)  # [N * nbits / 8, K]
+
+
+def unpack(packed: Tensor, nbits: int, rows: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+    """Return the codes of packed bytes as an [N, K] tensor of `rows` rows."""
+    padded_rows = packed.shape[0] * 8 // nbits
+    codes = torch.empty(padded_rows, packed.shape[1], dtype=dtype, device=packed.device)
+    start, shift = 0, 0
+    for plane_bits in _PLANES[nbits]:
+        plane = packed[start : start + padded_rows * plane_bits // 8]
+        for block, part in enumerate(codes.chunk(8 // plane_bits)):
+            bits = (plane >> (8 - plane_bits * (block + 1))) & (2**plane_bits - 1)
+            if shift:
+                part.add_(bits << shift)
+            else:
+                part.copy_(bits)
+        start += plane.shape[0]
+        shift += plane_bits
+    return codes[:rows]
+
+
+def _pack_plane(codes: Tensor, nbits: int) -> Tensor:
+    packed = torch.zeros_like(codes[: codes.shape[0] * nbits // 8])
+    for block, part in enumerate(codes.chunk(8 // nbits)):
+        packed |= part << (8 - nbits * (block + 1))
+    return packed

@@ -1,0 +1,347 @@
+"""The steps of a reply: messages to ids, ids to logits, logits to a token, tokens to text.
+
+Knows tokenizers and models; nothing of how a conversation goes on, ends or is cut short.
+"""
+
+import inspect
+import math
+import re
+import secrets
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+import jinja2
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from mixoff.errors import ConfigError, MixoffError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_UNFINISHED = "\ufffd"  # what a decoder writes for the bytes of a character that isn't whole yet
+
+
+class Template:
+    """Encodes a conversation with the tokenizer's chat template.
+
+    Ordinary text gets exactly the ids of `apply_chat_template`. Control tokens (special tokens, and
+    added ones that the template writes) come from the template alone: where somebody typed the name
+    of one, it is spelled out as plain text.
+
+    Parameters
+    ----------
+    tokenizer
+        A tokenizer with a chat template.
+    system
+        Instructions; they go before the first message where the template has no system role.
+
+    Raises
+    ------
+    ConfigError
+        If the template is missing, or doesn't write every message once.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", system: str | None) -> None:
+        if not tokenizer.chat_template:
+            raise ConfigError(
+                f"The tokenizer {tokenizer.name_or_path!r} has no chat template, and a chat needs "
+                "one: take an instruction-tuned model's, or set tokenizer.chat_template."
+            )
+        self._tokenizer = tokenizer
+        self._system = system
+        self._nonce = secrets.token_hex(16)  # nobody can type a mark
+        self._marks = re.compile(rf"{self._nonce}-(\d+)-")
+        self._find_control_tokens()
+        self._takes_system = True
+        self._takes_system = system is None or self._keeps_all(1)
+        if not self._keeps_all(2):
+            raise ConfigError(
+                f"The chat template of {tokenizer.name_or_path!r} refuses, leaves out or repeats "
+                "messages: set tokenizer.chat_template to one that writes every message once."
+            )
+
+    def encode(self, users: Sequence[str], replies: Sequence[Sequence[int]]) -> list[int]:
+        """Return the ids of a conversation, up to where the next reply begins.
+
+        Parameters
+        ----------
+        users
+            What the user wrote, turn by turn.
+        replies
+            The replies to all but the last, as generated, without the end of sequence.
+
+        Raises
+        ------
+        ConfigError
+            If the tokenizer can't write some text without a control token.
+        """
+        contents = [self._system or "", *users]
+        marks = [self._mark(index) for index in range(len(contents))]
+        texts = self._render(contents)
+        forms = self._render(marks)
+        ids: list[int] = []
+        for text, form, reply in zip(texts, forms, [*replies, ()], strict=True):
+            ids += [*self._encode_part(text, self._marks.split(form), contents), *reply]
+        return ids
+
+    def _find_control_tokens(self) -> None:
+        source = self._tokenizer.get_chat_template()
+        self._control = {
+            token.content: index
+            for index, token in self._tokenizer.added_tokens_decoder.items()
+            if token.special or (token.content in source and not token.content.isspace())
+        }
+        # Unknown characters give the unknown token in ordinary text, too.
+        self._control_ids = {*self._control.values()} - {self._tokenizer.unk_token_id}
+        names = sorted(map(re.escape, self._control), key=len, reverse=True)
+        self._names = re.compile(f"({'|'.join(names) or '(?!)'})")
+
+    def _mark(self, name: int | str) -> str:
+        return f"{self._nonce}-{name}-"
+
+    def _keeps_all(self, turns: int) -> bool:
+        """Whether the template writes the system prompt and each message once, in its turn."""
+        try:
+            parts = self._render([self._mark(index) for index in range(turns + 1)])
+        except jinja2.TemplateError:
+            return False
+        found = [self._marks.findall(part) for part in parts]
+        first = 1 if self._system is None else 0
+        return (
+            sorted(sum(found, [])) == [str(index) for index in range(first, turns + 1)]
+            and len(parts) == turns
+            and all(str(turn) in found[turn - 1] for turn in range(1, turns + 1))
+        )
+
+    def _render(self, contents: Sequence[str]) -> list[str]:
+        """Return what stands before each reply; contents are the system prompt and the users'."""
+        system, *users = contents
+        messages = []
+        if self._system is not None and self._takes_system:
+            messages.append({"role": "system", "content": system})
+        elif self._system is not None:
+            users[0] = f"{system}\n\n{users[0]}"
+        for user in users:
+            messages.append({"role": "user", "content": user})
+            messages.append({"role": "assistant", "content": self._mark("reply")})
+        text = self._tokenizer.apply_chat_template(
+            messages[:-1], tokenize=False, add_generation_prompt=True
+        )
+        *parts, last = str(text).split(self._mark("reply"))
+        if not last[-1:].isspace():  # then the space before a reply was generated with it
+            parts = [part.rstrip() for part in parts]
+        return [*parts, last]
+
+    def _encode_part(self, text: str, form: list[str], contents: Sequence[str]) -> list[int]:
+        """Encode the text before one reply; form is its (template, index of content, template...)."""
+        inserted = [contents[int(index)] for index in form[1::2]]
+        control = [index for piece in form[::2] for index in self._controls(self._ids(piece))]
+        ids = self._ids(text)
+        typed = any(name in content for content in inserted for name in self._control)
+        if not typed and self._controls(ids) == control:
+            return ids
+        trimmed = [content if content in text else content.strip() for content in inserted]
+        ids = self._spell_out(form[::2], trimmed)
+        if self._controls(ids) != control:
+            raise ConfigError(
+                "The tokenizer turns part of a message or of the system prompt into a control "
+                f"token even when it is spelled out: leave out {', '.join(self._control)}."
+            )
+        return ids
+
+    def _controls(self, ids: list[int]) -> list[int]:
+        return [index for index in ids if index in self._control_ids]
+
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
+
+    def _spell_out(self, template: list[str], contents: list[str]) -> list[int]:
+        """Encode with control tokens only where the template names them."""
+        ids, span = [], ""
+        for fixed, content in zip(template, [*contents, ""], strict=True):
+            head, *rest = self._names.split(fixed)  # text, name, text, name ... text
+            span += head
+            for name, following in zip(rest[::2], rest[1::2], strict=True):
+                ids += [*self._plain_ids(span), self._control[name]]
+                span = following
+            span += content
+        return ids + self._plain_ids(span)
+
+    def _plain_ids(self, text: str) -> list[int]:
+        """Encode with no added token at all: `split_special_tokens` spares those that aren't special."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        if backend.normalizer is not None:
+            text = backend.normalizer.normalize_str(text)
+        words = [text]
+        if backend.pre_tokenizer is not None:
+            words = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
+        return [token.id for word in words for token in backend.model.tokenize(word)]
+
+
+class Context:
+    """What a model has read so far: the ids, and the KV cache that belongs to exactly these ids.
+
+    An exception inside the model, at any point, leaves it usable: layers of the KV cache that are
+    ahead of the ids are cropped by the next `rewind`, or the cache is given up.
+    """
+
+    def __init__(self, model: "PreTrainedModel") -> None:
+        self._model = model
+        takes_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._options = {"logits_to_keep": 1} if takes_keep else {}
+        self._forget()
+
+    def rewind(self, ids: Sequence[int]) -> int:
+        """Keep the longest beginning shared with `ids` and return how many of them it has.
+
+        One id at least is left to read, since logits come from reading.
+        """
+        pairs = zip(self.ids, ids[:-1], strict=False)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        if shared == 0 or not self._crop(shared):
+            self._forget()
+        return len(self.ids)
+
+    def read(self, ids: Sequence[int]) -> Tensor:
+        """Read more ids and return the logits [V] of what may follow the last of them."""
+        new = torch.tensor([ids], device=self._model.device)  # [1, T]
+        self._torn = True
+        with torch.inference_mode():
+            out = self._model(
+                input_ids=new, past_key_values=self._cache, use_cache=True, **self._options
+            )
+        self.ids.extend(ids)
+        self._torn = False
+        logits: Tensor = out.logits[0, -1]  # [V]
+        return logits
+
+    def _forget(self) -> None:
+        self.ids: list[int] = []
+        self._cache = DynamicCache(config=self._model.config)
+        self._torn = False
+
+    def _crop(self, length: int) -> bool:
+        """Shorten to `length`; False if a layer can't be, as a sliding window can't."""
+        if length == len(self.ids) and not self._torn:
+            return True
+        if any(type(layer) is not DynamicLayer for layer in self._cache.layers):
+            return False
+        self.ids = self.ids[:length]  # first, so that an interrupt leaves layers ahead, not behind
+        self._torn = True
+        for layer in self._cache.layers:
+            if not layer.is_initialized:  # it uses another layer's keys and values
+                continue
+            keys, values = layer.keys.shape[-2], layer.values.shape[-2]
+            if keys != values:
+                return False
+            if keys > length:  # crop(0) isn't nothing before transformers 5.18
+                layer.crop(length - keys)
+        self._torn = False
+        return True
+
+
+class Sampler:
+    """Draws the next token: the most probable at temperature 0, else from the top-p nucleus.
+
+    The nucleus is the smallest set of tokens whose probability reaches `top_p` (Holtzman et al.,
+    "The Curious Case of Neural Text Degeneration", arXiv 1904.09751), with those as probable as
+    its last. One random number decides, in the order of the vocabulary, so that rounding in the
+    logits hardly ever changes a draw.
+    """
+
+    def __init__(self, temperature: float, top_p: float) -> None:
+        if not 0 <= temperature < math.inf:
+            raise ConfigError(
+                f"temperature={temperature}: it divides the logits, so give a finite number from 0 "
+                "up; 0 always takes the most probable token."
+            )
+        if not 0 < top_p <= 1:
+            raise ConfigError(
+                f"top_p={top_p}: it is a share of probability, so give more than 0 and at most 1; "
+                "1 keeps every token."
+            )
+        self._temperature = temperature
+        self._top_p = top_p
+
+    def draw(self, logits: Tensor, generator: torch.Generator) -> int:
+        """Draw a token from logits [V] with a generator of the CPU."""
+        scores = logits.float().cpu()  # [V]; waits for the device: the next step needs the token
+        top = scores.max()
+        if not math.isfinite(top):
+            raise MixoffError(
+                f"The model's highest logit is {top.item()}, so no token can be drawn: load the "
+                "model with dtype=torch.bfloat16 or torch.float32."
+            )
+        if self._temperature == 0:
+            return int(scores.argmax())
+        probs = torch.softmax((scores - top) / self._temperature, dim=0)
+        mass = torch.where(probs >= self._least(probs), probs, 0).double().cumsum(0)
+        point = (1 - torch.rand((), generator=generator, dtype=torch.float64)) * mass[-1]
+        return int(
+            torch.searchsorted(mass, point)
+        )  # 0 < point <= mass[-1]: never a token of mass 0
+
+    def _least(self, probs: Tensor) -> Tensor:
+        """The probability of the nucleus's last token."""
+        ranked = probs.sort(descending=True).values
+        ahead = ranked.cumsum(0) - ranked  # mass of the more probable ones
+        return ranked[max(int((ahead < self._top_p).sum()), 1) - 1]
+
+
+class TextStream:
+    """Turns ids into text as they come; a character spread over several ids is held back until whole.
+
+    Only as many of the last ids are decoded again as a decoder needs for its spaces.
+
+    Attributes
+    ----------
+    text
+        All text handed out so far.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._start = self._shown = 0  # the window's first id; the first id not handed out
+        self.text = ""
+
+    @property
+    def ids(self) -> list[int]:
+        """The ids whose text was handed out."""
+        return self._ids[: self._shown]
+
+    def push(self, token: int) -> str:
+        """Return the text that a further id completes; it may be empty."""
+        self._ids.append(token)
+        unseen = self._unseen()
+        if not unseen or unseen.endswith(_UNFINISHED):
+            return ""
+        self._start, self._shown = self._shown, len(self._ids)
+        self.text += unseen
+        return unseen
+
+    def finish(self) -> str:
+        """Return what was held back, whole or not, when no more ids will come."""
+        unseen = self._unseen()
+        self._shown = len(self._ids)
+        self.text += unseen
+        return unseen
+
+    def _unseen(self) -> str:
+        seen = self._decode(self._ids[self._start : self._shown])
+        both = self._decode(self._ids[self._start :])
+        # A byte-fallback decoder gives up all bytes in a row when the last one is no character's.
+        return (
+            both[len(seen) :] if both.startswith(seen) else self._decode(self._ids[self._shown :])
+        )
+
+    def _decode(self, ids: list[int]) -> str:
+        text = self._tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return str(text)
