@@ -42,7 +42,7 @@ _HOME = {
     "Unquantized": "quantization",
 }
 
-__all__ = [  # noqa: PLE0604 - the names are those of the table above
+__all__ = [
     "HQQ",
     "CacheStats",
     "Chat",

@@ -1,4 +1,4 @@
-"""From a checkpoint to a plain transformers model and its cache. Knows transformers' loading hooks."""
+"""From a checkpoint to a transformers model and its cache. Knows transformers' loading hooks."""
 
 from pathlib import Path
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.quantizers import (
-    HfQuantizer,
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZER_MAPPING,
     register_quantization_config,
     register_quantizer,
 )
-from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from mixoff.cache import ExpertCache, cache_of
@@ -20,6 +20,7 @@ from mixoff.config import OffloadConfig, parse_nbytes
 from mixoff.errors import CheckpointError, MixoffError
 from mixoff.hub import checkpoint_folder
 from mixoff.layers import OffloadedExperts, QuantizedLinear
+from mixoff.plan import compute_dtype
 from mixoff.records import RecordLayout
 from mixoff.store import RecordStore
 
@@ -76,11 +77,11 @@ def register() -> None:
         register_quantizer(QUANT_METHOD)(MixoffQuantizer)
 
 
-class MixoffQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transformers has no types for it
+class MixoffQuantizationConfig(QuantizationConfigMixin):
     """What ``config.json`` holds of a mixoff checkpoint, and how this run offloads."""
 
     def __init__(self, *, offload: OffloadConfig | None = None, **settings: Any) -> None:
-        self.quant_method = QUANT_METHOD
+        self.quant_method = QUANT_METHOD  # type: ignore[assignment]  # an enum of transformers' own
         self.scheme = scheme_from_settings(settings)
         self.offload = offload or OffloadConfig()
 
@@ -89,7 +90,7 @@ class MixoffQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]  
         return quantization_settings(self.scheme)
 
 
-class MixoffQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers has no types for it
+class MixoffQuantizer(HfQuantizer):
     """Puts mixoff's modules in place before transformers reads weights, and the cache after."""
 
     requires_calibration = False
@@ -102,7 +103,7 @@ class MixoffQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers has no
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Return the type to compute in: float32 instead of float16 on a CPU."""
-        return torch.float32 if self._on_cpu and dtype is torch.float16 else dtype
+        return compute_dtype(dtype, torch.device("cpu" if self._on_cpu else "cuda"))
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         """Refuse to be saved again.
@@ -113,7 +114,8 @@ class MixoffQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers has no
             Always.
         """
         raise MixoffError(
-            f"this model's experts stay in {self._checkpoint.path}: copy that folder instead of saving."
+            f"this model's experts stay in {self._checkpoint.path}: "
+            "copy that folder instead of saving the model."
         )
 
     def _process_model_before_weight_loading(
@@ -163,7 +165,7 @@ def _replace_experts(model: nn.Module) -> None:
 
 
 def _check_names(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint that lacks a tensor, which transformers would fill with random numbers."""
+    """Refuse a checkpoint without all tensors: transformers would make the others up."""
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     if missing := set(dict(model.named_parameters())) - checkpoint.trunk_names - tied:
         raise CheckpointError(

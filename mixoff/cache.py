@@ -112,7 +112,9 @@ class ExpertCache:
         self._store = store
         policy = policy_named(offload.policy)
         self._residency = [Residency(num_experts, self.slots_per_layer, policy) for _ in layouts]
-        self._slots = [[_Slot(layout, device) for _ in range(self.slots_per_layer)] for layout in layouts]
+        self._slots = [
+            [_Slot(layout, device) for _ in range(self.slots_per_layer)] for layout in layouts
+        ]
         largest = max(layout.stride for layout in layouts)
         self._staging = None if device.type == "cpu" else aligned_buffer(largest)
         self._hits = [0] * len(layouts)
@@ -196,4 +198,6 @@ def cache_of(model: torch.nn.Module) -> ExpertCache:
     for module in model.modules():
         if isinstance(cache := getattr(module, "cache", None), ExpertCache):
             return cache
-    raise MixoffError(f"{type(model).__name__} has no expert cache: build it with mixoff.build_model.")
+    raise MixoffError(
+        f"{type(model).__name__} has no expert cache: build it with mixoff.build_model."
+    )

@@ -1,9 +1,9 @@
 """A mixoff checkpoint on disk: what is in which file. Knows files and layouts; builds no model.
 
-A folder in Hugging Face's form, which transformers opens by itself once `mixoff.register` was called:
+A folder in Hugging Face's form, which transformers opens once `mixoff.register` was called:
 
-- ``config.json``: the model's own settings, and under ``quantization_config`` mixoff's: the format's
-  version and the scheme of attention and experts.
+- ``config.json``: the model's own settings, and under ``quantization_config`` mixoff's: the
+  format's version and the scheme of attention and experts.
 - ``trunk.safetensors``: embeddings, last norm, head. ``layer-00000.safetensors`` and on: a layer's
   experts as one tensor of bytes [experts, stride], then the rest of the layer. Each expert is one
   record of bytes (`mixoff.records`) that begins on a page. Attention matrices are records too.
@@ -86,7 +86,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         if path.stat().st_size > _MAX_JSON:
-            raise CheckpointError(f"{path}: {path.stat().st_size} bytes are too many for a settings file.")
+            raise CheckpointError(
+                f"{path}: {path.stat().st_size} bytes are too many for a settings file."
+            )
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror}).") from error
@@ -163,7 +165,7 @@ class Checkpoint:
             crcs = shard.checksums[experts_tensor(layer)]
             locations.append(
                 [
-                    RecordLocation(shard.path, start + expert * layout.stride, layout.nbytes, crc)
+                    RecordLocation(shard.path, start + expert * layout.stride, layout.stride, crc)
                     for expert, crc in enumerate(crcs)
                 ]
             )

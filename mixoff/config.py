@@ -1,13 +1,12 @@
 """Settings of a run. Knows numbers and their rules; knows nothing of models, files or torch."""
 
-import math
 import re
 from dataclasses import dataclass
 
 from mixoff.errors import ConfigError
 from mixoff.policies import POLICIES, Policy
 
-_UNITS = {"": 1, "B": 1} | {
+_UNITS: dict[str, int] = {"": 1, "B": 1} | {
     f"{prefix}{suffix}": base**power
     for power, prefix in enumerate("KMGT", start=1)
     for suffix, base in (("iB", 1024), ("B", 1000))
@@ -28,7 +27,7 @@ def parse_nbytes(size: int | str) -> int:
     unit = match and next((u for u in _UNITS if u.lower() == match[2].lower()), None)
     if match is None or unit is None:
         raise ConfigError(f"{size!r} is not a size: write bytes or a number and a unit, as 10GiB.")
-    return math.floor(float(match[1]) * _UNITS[unit])
+    return int(float(match[1]) * _UNITS[unit])
 
 
 def format_nbytes(nbytes: float) -> str:
@@ -89,6 +88,6 @@ class OffloadConfig:
         if self.offload_per_layer >= num_experts:
             raise ConfigError(
                 f"offload_per_layer={self.offload_per_layer}: a layer of this model has "
-                f"{num_experts} experts and one must fit the device, so give 0 to {num_experts - 1}."
+                f"{num_experts} experts and one must fit the device: give 0 to {num_experts - 1}."
             )
         return num_experts - self.offload_per_layer

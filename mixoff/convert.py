@@ -1,4 +1,4 @@
-"""From a Hugging Face Mixtral to a mixoff checkpoint, a layer at a time. Knows both forms on disk."""
+"""From a Hugging Face Mixtral to a mixoff checkpoint, a layer at a time. Knows both forms."""
 
 import json
 import re
@@ -10,9 +10,9 @@ from tempfile import mkdtemp
 from typing import Any
 
 import torch
-from huggingface_hub.utils import tqdm
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from mixoff.checkpoint import (
     INDEX_NAME,
@@ -54,8 +54,8 @@ def quantize_checkpoint(
     target
         The folder to make; it must not exist yet.
     scheme
-        How attention and experts are stored: by default attention in 4 bits in groups of 64, experts
-        in 2 bits in groups of 16 with 8-bit scales. The rest keeps the type it has.
+        How attention and experts are stored: by default attention in 4 bits in groups of 64,
+        experts in 2 bits in groups of 16 with 8-bit scales. The rest keeps the type it has.
     progress
         Whether to show a progress bar.
 
@@ -117,7 +117,9 @@ class _Source:
         """Return gate and up [2I, H] as one matrix, and down [H, I]."""
         prefix = f"model.layers.{layer}.mlp.experts."
         if prefix + "gate_up_proj" in self._names:
-            stacked = {name: self._slice(prefix + name, expert) for name in ("gate_up_proj", "down_proj")}
+            stacked = {
+                name: self._slice(prefix + name, expert) for name in ("gate_up_proj", "down_proj")
+            }
             return stacked
         gate, down, up = (self.tensor(f"{prefix}{expert}.w{number}.weight") for number in (1, 2, 3))
         return {"gate_up_proj": torch.cat([gate, up]), "down_proj": down}
@@ -181,7 +183,9 @@ def _new_folder(target: Path) -> Iterator[Path]:
 
 def _write_trunk(reader: _Source, folder: Path) -> Shard:
     names = [name for name in reader.trunk_names if not _LAYER.match(name)]
-    return _write(folder / TRUNK_NAME, {name: NewTensor.whole(reader.tensor(name)) for name in names})
+    return _write(
+        folder / TRUNK_NAME, {name: NewTensor.whole(reader.tensor(name)) for name in names}
+    )
 
 
 def _write_layer(reader: _Source, folder: Path, layer: int, scheme: Scheme) -> Shard:

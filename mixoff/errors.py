@@ -1,4 +1,4 @@
-"""What can go wrong, for a caller to catch. Every message names the value, the rule and the way out."""
+"""What can go wrong, for a caller to catch: messages name the value, the rule and the way out."""
 
 
 class MixoffError(Exception):

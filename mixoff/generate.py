@@ -1,7 +1,6 @@
-"""A conversation with a model: turns, replies streamed as text, and a KV cache kept between them.
+"""A conversation with a model: its turns, and how a reply begins, ends or is cut short.
 
-Knows how a conversation begins, ends, is cut short or outgrows its context; the steps of a reply,
-and the KV cache itself, are in `streaming`.
+Knows when a context is full; nothing of how text becomes ids, and ids a reply (`streaming`).
 """
 
 import logging
@@ -22,7 +21,7 @@ from mixoff.streaming import Context, Sampler, Template, TextStream
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from mixoff.cache import CacheStats, ExpertCache
+    from mixoff.cache import CacheStats
 
 Finish = Literal["stop", "length", "stopped"]
 
@@ -38,25 +37,19 @@ class ReplyStats:
 
     Attributes
     ----------
-    prompt_tokens
-        Length of the context before the reply.
-    prefilled_tokens
-        How many of these were computed; the KV cache had the others.
+    prompt_tokens, prefilled_tokens
+        Length of the context before the reply; how much of it the KV cache didn't have yet.
     new_tokens
         Tokens drawn, the end of sequence included.
-    seconds
-        What the reply took, without the time its reader spent between pieces.
-    seconds_to_first_token
-        The part of `seconds` before the first token; all of it if there was none.
+    seconds, seconds_to_first_token
+        Time, without what the reader of the pieces spent.
     finish
         "stop" at the model's own end, "length" at `max_new_tokens` or at the context's end,
         "stopped" when the user, or an error, ended it earlier.
     cache
         What the expert cache did; None if the model has none.
-    dropped_turns
-        Oldest turns that were forgotten to make room.
-    notice
-        A sentence about them for the user; None if there are none.
+    dropped_turns, notice
+        Oldest turns forgotten to make room; a sentence about it for the user, or None.
     """
 
     prompt_tokens: int
@@ -92,7 +85,7 @@ class _Run:
     stream: TextStream
     generator: torch.Generator
     cache_before: "CacheStats | None"
-    started: float = field(default_factory=perf_counter)
+    started: float  # moved on by the time between pieces
     seconds_to_first: float | None = None
     prefilled: int = 0
     drawn: int = 0
@@ -107,10 +100,8 @@ class Chat:
 
     Parameters
     ----------
-    model
-        A causal language model of transformers, with or without mixoff's expert cache.
-    tokenizer
-        Its tokenizer, with a chat template.
+    model, tokenizer
+        A causal language model of transformers; its tokenizer, with a chat template.
     system
         Instructions for the whole conversation.
     temperature, top_p
@@ -125,8 +116,6 @@ class Chat:
     ConfigError
         If a setting is out of range, or the tokenizer has no usable chat template.
     """
-
-    last: ReplyStats | None
 
     def __init__(
         self,
@@ -153,7 +142,6 @@ class Chat:
         self._seed = seed
         self._limit = _context_length(model)
         self._ends = _end_ids(model, tokenizer)
-        self._experts = _expert_cache(model)
         self._busy = threading.Lock()
         self._stopping = threading.Event()
         self._begin()
@@ -163,7 +151,7 @@ class Chat:
         self._turns: list[_Turn] = []
         self._replies = 0
         self._replies_seed = secrets.randbits(64) if self._seed is None else self._seed
-        self.last = None
+        self.last: ReplyStats | None = None
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -202,10 +190,7 @@ class Chat:
     def reset(self) -> None:
         """Forget the conversation, as if the chat were new.
 
-        Raises
-        ------
-        MixoffError
-            If a reply is running.
+        MixoffError is raised if a reply is running.
         """
         if not self._busy.acquire(blocking=False):
             raise MixoffError(_BUSY)
@@ -247,7 +232,8 @@ class Chat:
             prompt,
             stream=TextStream(self._tokenizer),
             generator=torch.Generator().manual_seed(seed),
-            cache_before=self._experts.stats() if self._experts else None,
+            started=perf_counter(),
+            cache_before=_cache_stats(self._model),
         )
 
     def _fit(self, text: str) -> tuple[list[_Turn], list[int]]:
@@ -298,10 +284,11 @@ class Chat:
         turn, seconds = run.turns[-1], perf_counter() - run.started
         turn.reply, turn.text = run.stream.ids, run.stream.text
         self._replies += 1
-        notice = f"The context is full: the oldest {dropped} turns were forgotten."
+        notice = None
         if dropped:
+            notice = f"The context is full: the oldest {dropped} turn(s) were forgotten."
             _log.info(notice)
-        after = self._experts.stats() if self._experts else None
+        after = _cache_stats(self._model)
         self.last = ReplyStats(
             prompt_tokens=len(run.prompt),
             prefilled_tokens=run.prefilled,
@@ -311,7 +298,7 @@ class Chat:
             finish=run.finish,
             cache=after - run.cache_before if after and run.cache_before else None,
             dropped_turns=dropped,
-            notice=notice if dropped else None,
+            notice=notice,
         )
 
 
@@ -328,10 +315,10 @@ def _end_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> 
     return frozenset(end for end in (*several, tokenizer.eos_token_id) if end is not None)
 
 
-def _expert_cache(model: "PreTrainedModel") -> "ExpertCache | None":
+def _cache_stats(model: "PreTrainedModel") -> "CacheStats | None":
     from mixoff.cache import cache_of
 
     try:
-        return cache_of(model)
+        return cache_of(model).stats()
     except MixoffError:
         return None

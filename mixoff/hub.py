@@ -1,15 +1,20 @@
-"""A name on the Hugging Face hub to a folder here. Knows the hub's errors; nothing of what it fetches."""
+"""A name on the Hugging Face hub to a folder here. Knows the hub's errors, and what not to fetch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
     LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
 )
 
+from mixoff.checkpoint import INDEX_NAME, QUANT_METHOD, read_json
 from mixoff.errors import CheckpointError
 
 # Never pickles or code: weights, settings, and the tokenizer's own files.
@@ -22,22 +27,73 @@ def checkpoint_folder(name_or_path: str | Path) -> Path:
     Raises
     ------
     CheckpointError
-        If there is no such folder and no such repository, or the hub can't be reached.
+        If there is no such folder and no such repository, the hub can't be reached, or the
+        repository holds no mixoff checkpoint.
     """
     path = Path(name_or_path).expanduser()
     name = str(name_or_path)
     if path.is_dir():
         return path
-    if isinstance(name_or_path, Path) or path.is_absolute() or name.count("/") != 1 or name[0] in ".~":
+    if (
+        isinstance(name_or_path, Path)
+        or path.is_absolute()
+        or name.count("/") != 1
+        or name[0] in ".~"
+    ):
         raise CheckpointError(f"{name}: no such folder.")
-    try:
+    require_mixoff_checkpoint(name)
+    with _plain_errors(name):
         return Path(snapshot_download(name, allow_patterns=_FETCHED))
+
+
+def require_mixoff_checkpoint(name: str) -> None:
+    """Refuse a repository on the hub that is no mixoff checkpoint, by its small files alone.
+
+    Raises
+    ------
+    CheckpointError
+        If it isn't one, or the hub can't be asked.
+    """
+    with _plain_errors(name):
+        config = read_json(Path(hf_hub_download(name, "config.json")))
+        settings = config.get("quantization_config")
+        method = settings.get("quant_method") if isinstance(settings, dict) else None
+        if method == QUANT_METHOD:
+            return
+        kind = f"its quantization is {method!r}" if method else "it isn't quantized"
+        if any(fnmatch(file, "model-layer*-expert*.safetensors") for file in _listed_files(name)):
+            kind = "it is in the layout of mixtral-offloading, which this version doesn't read yet"
+    raise CheckpointError(
+        f"{name}: no mixoff checkpoint ({kind}), so its weights were not fetched: make one of a "
+        "Mixtral in Hugging Face's form with `mixoff quantize`, or try `mixoff demo`."
+    )
+
+
+def _listed_files(name: str) -> set[str]:
+    try:
+        index = read_json(Path(hf_hub_download(name, INDEX_NAME)))
+    except RemoteEntryNotFoundError:  # a small model is in one file and has no index
+        return set()
+    weight_map = index.get("weight_map")
+    return {str(file) for file in weight_map.values()} if isinstance(weight_map, dict) else set()
+
+
+@contextmanager
+def _plain_errors(name: str) -> Iterator[None]:
+    """Turn the hub's errors into one sentence each."""
+    try:
+        yield
+        return
     except GatedRepoError:
         reason = "its owner asks for consent first: accept its terms on the hub, then set HF_TOKEN"
     except RepositoryNotFoundError:
         reason = "no folder here, and no such repository on the hub (a private one needs HF_TOKEN)"
     except HFValidationError:
         reason = "no folder here, and no name that the hub could have"
-    except (LocalEntryNotFoundError, OSError) as error:
+    except LocalEntryNotFoundError:
+        reason = "no folder here, and the hub can't be reached: give a folder, or connect first"
+    except RemoteEntryNotFoundError:
+        reason = "a repository on the hub, but one without a config.json: no model"
+    except OSError as error:
         reason = f"no folder here, and the hub can't be reached ({type(error).__name__})"
     raise CheckpointError(f"{name}: {reason}.")

@@ -58,12 +58,13 @@ class OffloadedExperts(nn.Module):
         Results are added in ascending order of the experts, as transformers' own ``eager`` does,
         whatever order they came in: the cache never changes the output.
         """
-        needed = top_k_index.unique().tolist()  # a sync: the host must know what to fetch
+        needed = torch.unique(top_k_index).tolist()  # a sync: the host must know what to fetch
         results = {}
         for expert, tensors in self.cache.acquire(self.layer, needed):
             position, token = torch.where(top_k_index.T == expert)
             gate_up = tensors["gate_up_proj"].matmul(hidden_states[token])
-            expert_out = tensors["down_proj"].matmul(self.experts._apply_gate(gate_up))
+            hidden = self.experts._apply_gate(gate_up)  # type: ignore[operator]  # transformers' own
+            expert_out = tensors["down_proj"].matmul(hidden)
             results[expert] = token, expert_out * top_k_weights[token, position, None]
         return _sum_ascending(results.items(), torch.zeros_like(hidden_states))
 

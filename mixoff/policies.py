@@ -1,4 +1,4 @@
-"""Which resident expert leaves first. Knows how experts were used; knows nothing of slots or bytes."""
+"""Which resident expert leaves first. Knows how experts were used; nothing of slots or bytes."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass

@@ -45,7 +45,8 @@ class Quantization(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the scheme as JSON holds it; `quantization_from_dict` is its inverse."""
-        return {"method": METHOD_OF[type(self)]} | asdict(self)  # type: ignore[call-overload]
+        settings: dict[str, Any] = asdict(self)  # type: ignore[call-overload]  # subclasses are
+        return {"method": METHOD_OF[type(self)], **settings}
 
     def nbits_per_weight(self, shape: Shape) -> float:
         """Return the bits that one weight of an [N, K] matrix takes, scales and zeros included."""
@@ -124,7 +125,9 @@ class HQQ(Quantization):
 
     def quantize(self, weight: Tensor) -> Parts:
         """Return packed codes, scales and zeros as hqq's solver finds them."""
-        from hqq.core.quantize import Quantizer  # here, because it imports slowly and loading needs no solver
+        from hqq.core.quantize import (
+            Quantizer,  # here, because it imports slowly and loading needs no solver
+        )
 
         self.part_specs(tuple(weight.shape))
         rows, columns = weight.shape
@@ -149,7 +152,7 @@ class HQQ(Quantization):
 
     def dequantize(self, parts: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
         """Return (W_q - zero) * scale, computed in float32."""
-        rows, columns = shape
+        rows, _ = shape
         scale, zero = self._scale_and_zero(parts)
         weight = unpack(parts["W_q"], self.nbits, rows, torch.float32)
         grouped = weight.view(rows, -1, self.group_size)  # [N, G, group_size]
@@ -233,9 +236,9 @@ class QuantizedTensor:
 
 
 def _quantize_to_bytes(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return [N, G] values as bytes, and [N, ceil(G/128), 2] pairs: value = byte * factor + offset."""
+    """Return [N, G] bytes and [N, ceil(G/128), 2] pairs: value = byte * factor + offset."""
     codes, pairs = [], []
-    for block in values.split(_GROUPS_PER_PAIR, dim=1):  # [N, 128], the last narrower
+    for block in torch.split(values, _GROUPS_PER_PAIR, dim=1):  # [N, 128], the last narrower
         offset = block.amin(1, keepdim=True)  # [N, 1]
         factor = (block.amax(1, keepdim=True) - offset) / 255
         steps = (block - offset) / torch.where(factor > 0, factor, 1)

@@ -1,4 +1,4 @@
-"""What lies where inside one contiguous record of bytes. Knows shapes and offsets; no files, no caches."""
+"""What lies where inside one contiguous record of bytes. Knows shapes and offsets; no files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

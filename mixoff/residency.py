@@ -1,4 +1,4 @@
-"""Which expert is in which slot of one layer. Knows experts and slots; nothing of tensors or devices."""
+"""Which expert is in which slot of one layer. Knows experts and slots; nothing of tensors."""
 
 from collections.abc import Collection, Iterable
 

@@ -21,13 +21,13 @@ from mixoff.records import PAGE, align
 
 _MAX_HEADER = 100_000_000  # bytes, as the reference implementation allows
 _READ_CHUNK = 1 << 20
-_DTYPES = {
+DTYPES = {
     "U8": torch.uint8,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "F32": torch.float32,
 }
-_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def write_shard(path: Path, tensors: Mapping[str, NewTensor], metadata: Mapping[
             file.write(_header(tensors, metadata, checksums))
             for name, tensor in tensors.items():
                 for number, chunk in enumerate(tensor.chunks):
-                    raw = memoryview(chunk.contiguous().view(-1).view(torch.uint8).numpy())
+                    raw = chunk.contiguous().view(-1).view(torch.uint8).numpy().data
                     checksums[name][number] = zlib.crc32(raw)
                     file.write(raw)
             file.seek(0)
@@ -178,7 +178,7 @@ def _entry(entry: Mapping[str, Any], data_start: int) -> TensorEntry:
     dtype = str(entry["dtype"])
     if not 0 <= begin <= end or any(size < 0 for size in shape):
         raise ValueError(f"offsets {begin} to {end}, shape {shape}")
-    if dtype in _DTYPES and torch.Size(shape).numel() * _DTYPES[dtype].itemsize != end - begin:
+    if dtype in DTYPES and torch.Size(shape).numel() * DTYPES[dtype].itemsize != end - begin:
         raise ValueError(f"{end - begin} bytes for {dtype} {shape}")
     return TensorEntry(dtype, shape, data_start + begin, end - begin)
 

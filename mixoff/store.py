@@ -61,7 +61,7 @@ class RecordStore:
             return
         self._read_from_disk(location, record)
         if (layer, expert) not in self._verified:
-            if zlib.crc32(memoryview(record.numpy())) != location.crc32:
+            if zlib.crc32(record.numpy().data) != location.crc32:
                 raise CheckpointError(
                     f"{location.file}: expert {expert} of layer {layer} is damaged (its checksum "
                     "differs): fetch or convert the checkpoint again."
@@ -79,10 +79,10 @@ class RecordStore:
         self._host.clear()
 
     def _read_from_disk(self, location: RecordLocation, record: Tensor) -> None:
-        view = memoryview(record.numpy())
+        view = record.numpy().data
         try:
             if location.file not in self._files:
-                self._files[location.file] = location.file.open("rb", buffering=0)  # noqa: SIM115
+                self._files[location.file] = location.file.open("rb", buffering=0)
             file = self._files[location.file]
             file.seek(location.offset)
             while view:

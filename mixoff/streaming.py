@@ -9,7 +9,7 @@ import re
 import secrets
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import torch
@@ -29,19 +29,8 @@ class Template:
 
     Ordinary text gets exactly the ids of `apply_chat_template`. Control tokens (special tokens, and
     added ones that the template writes) come from the template alone: where somebody typed the name
-    of one, it is spelled out as plain text.
-
-    Parameters
-    ----------
-    tokenizer
-        A tokenizer with a chat template.
-    system
-        Instructions; they go before the first message where the template has no system role.
-
-    Raises
-    ------
-    ConfigError
-        If the template is missing, or doesn't write every message once.
+    of one, it is spelled out as plain text. A system prompt goes before the first message where the
+    template has no system role.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", system: str | None) -> None:
@@ -56,32 +45,22 @@ class Template:
         self._marks = re.compile(rf"{self._nonce}-(\d+)-")
         self._find_control_tokens()
         self._takes_system = True
-        self._takes_system = system is None or self._keeps_all(1)
-        if not self._keeps_all(2):
+        self._takes_system = system is None or self._keeps_all(turns=1)
+        if not self._keeps_all(turns=2):
             raise ConfigError(
                 f"The chat template of {tokenizer.name_or_path!r} refuses, leaves out or repeats "
-                "messages: set tokenizer.chat_template to one that writes every message once."
+                "messages: set tokenizer.chat_template to one that writes each message once."
             )
 
     def encode(self, users: Sequence[str], replies: Sequence[Sequence[int]]) -> list[int]:
-        """Return the ids of a conversation, up to where the next reply begins.
+        """Return the ids of a conversation, up to where the reply to the last user's text begins.
 
-        Parameters
-        ----------
-        users
-            What the user wrote, turn by turn.
-        replies
-            The replies to all but the last, as generated, without the end of sequence.
-
-        Raises
-        ------
-        ConfigError
-            If the tokenizer can't write some text without a control token.
+        Replies are ids as generated, without the end of sequence. ConfigError is raised if the
+        tokenizer can't spell out a control token's name.
         """
         contents = [self._system or "", *users]
-        marks = [self._mark(index) for index in range(len(contents))]
         texts = self._render(contents)
-        forms = self._render(marks)
+        forms = self._render([self._mark(index) for index in range(len(contents))])
         ids: list[int] = []
         for text, form, reply in zip(texts, forms, [*replies, ()], strict=True):
             ids += [*self._encode_part(text, self._marks.split(form), contents), *reply]
@@ -109,12 +88,11 @@ class Template:
         except jinja2.TemplateError:
             return False
         found = [self._marks.findall(part) for part in parts]
-        first = 1 if self._system is None else 0
-        return (
-            sorted(sum(found, [])) == [str(index) for index in range(first, turns + 1)]
-            and len(parts) == turns
-            and all(str(turn) in found[turn - 1] for turn in range(1, turns + 1))
-        )
+        system = [] if self._system is None else ["0"]
+        users = [[index for index in part if index != "0"] for part in found]
+        return users == [[str(turn)] for turn in range(1, turns + 1)] and system == [
+            index for part in found for index in part if index == "0"
+        ]
 
     def _render(self, contents: Sequence[str]) -> list[str]:
         """Return what stands before each reply; contents are the system prompt and the users'."""
@@ -136,7 +114,7 @@ class Template:
         return [*parts, last]
 
     def _encode_part(self, text: str, form: list[str], contents: Sequence[str]) -> list[int]:
-        """Encode the text before one reply; form is its (template, index of content, template...)."""
+        """Encode what stands before a reply; form is template, index of content, template ..."""
         inserted = [contents[int(index)] for index in form[1::2]]
         control = [index for piece in form[::2] for index in self._controls(self._ids(piece))]
         ids = self._ids(text)
@@ -155,8 +133,9 @@ class Template:
     def _controls(self, ids: list[int]) -> list[int]:
         return [index for index in ids if index in self._control_ids]
 
-    def _ids(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
+    def _ids(self, text: str, *, split: bool = False) -> list[int]:
+        ids = self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=split)
+        return list(ids)
 
     def _spell_out(self, template: list[str], contents: list[str]) -> list[int]:
         """Encode with control tokens only where the template names them."""
@@ -171,10 +150,10 @@ class Template:
         return ids + self._plain_ids(span)
 
     def _plain_ids(self, text: str) -> list[int]:
-        """Encode with no added token at all: `split_special_tokens` spares those that aren't special."""
+        """Encode with no added token at all; `split_special_tokens` still finds the not special."""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         if backend is None:
-            return self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+            return self._ids(text, split=True)
         if backend.normalizer is not None:
             text = backend.normalizer.normalize_str(text)
         words = [text]
@@ -226,21 +205,18 @@ class Context:
         self._torn = False
 
     def _crop(self, length: int) -> bool:
-        """Shorten to `length`; False if a layer can't be, as a sliding window can't."""
+        """Shorten to `length`; False where that can't be done, as with a sliding window."""
         if length == len(self.ids) and not self._torn:
             return True
-        if any(type(layer) is not DynamicLayer for layer in self._cache.layers):
+        layers: list[Any] = self._cache.layers
+        if any(type(layer) is not DynamicLayer for layer in layers):
             return False
-        self.ids = self.ids[:length]  # first, so that an interrupt leaves layers ahead, not behind
         self._torn = True
-        for layer in self._cache.layers:
-            if not layer.is_initialized:  # it uses another layer's keys and values
-                continue
-            keys, values = layer.keys.shape[-2], layer.values.shape[-2]
-            if keys != values:
-                return False
-            if keys > length:  # crop(0) isn't nothing before transformers 5.18
-                layer.crop(length - keys)
+        self.ids = self.ids[:length]  # before the layers: they may be ahead of the ids, not behind
+        for layer in layers:  # by hand: `crop` goes by the keys, and an interrupt may part them
+            if layer.is_initialized:
+                layer.keys = layer.keys[..., :length, :]  # [1, heads, T, D]
+                layer.values = layer.values[..., :length, :]
         self._torn = False
         return True
 
@@ -294,14 +270,9 @@ class Sampler:
 
 
 class TextStream:
-    """Turns ids into text as they come; a character spread over several ids is held back until whole.
+    """Turns ids into text as they come, and holds back a character until all its ids are there.
 
-    Only as many of the last ids are decoded again as a decoder needs for its spaces.
-
-    Attributes
-    ----------
-    text
-        All text handed out so far.
+    `text` is all that was handed out. Only the last ids are decoded again, for their spaces.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -321,16 +292,16 @@ class TextStream:
         unseen = self._unseen()
         if not unseen or unseen.endswith(_UNFINISHED):
             return ""
-        self._start, self._shown = self._shown, len(self._ids)
-        self.text += unseen
-        return unseen
+        return self._hand_out(unseen)
 
     def finish(self) -> str:
         """Return what was held back, whole or not, when no more ids will come."""
-        unseen = self._unseen()
-        self._shown = len(self._ids)
-        self.text += unseen
-        return unseen
+        return self._hand_out(self._unseen())
+
+    def _hand_out(self, text: str) -> str:
+        self._start, self._shown = self._shown, len(self._ids)
+        self.text += text
+        return text
 
     def _unseen(self) -> str:
         seen = self._decode(self._ids[self._start : self._shown])

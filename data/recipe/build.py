@@ -1,10 +1,12 @@
-"""Make the demo model: corpus, tokenizer, training, quantization, and what data/README.md says of it.
+"""Make the demo model: corpus, tokenizer, training, quantization, and what data/README.md says.
 
-``make demo-model`` runs all of it; ``python data/recipe/build.py --steps quantize measure`` runs a part.
+``make demo-model`` runs all; ``python data/recipe/build.py --steps quantize measure`` a part.
 """
 
 import argparse
 import os
+import re
+import shutil
 
 # OpenMP's threads would spin while they wait, which a shared machine can't afford.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -16,21 +18,41 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from corpus import documents
+from measure import measure
+from mixoff import quantize_checkpoint
+from report import write_report
 from tokenizer import train_tokenizer
 from train import Ids, Training, train
 
+STEPS = ["train", "quantize", "measure", "report"]
 DATA = Path(__file__).resolve().parents[1]
 ORIGINAL = DATA / "demo-mixtral-float16"
 QUANTIZED = DATA / "demo-mixtral"
 HELD_OUT = DATA / "heldout.txt"
+PROMPTS = DATA / "newcomer_prompts.txt"
 TRAINING_SEED, HELD_OUT_SEED, TOKENIZER_SEED = 42, 777, 1
-TRAINING_CHARACTERS, HELD_OUT_CHARACTERS, TOKENIZER_CHARACTERS = 50_000_000, 300_000, 3_000_000
+TRAINING_CHARACTERS, HELD_OUT_CHARACTERS, TOKENIZER_CHARACTERS = 36_000_000, 300_000, 3_000_000
+
+
+def words(text: str) -> str:
+    """Return a text's words in lower case, with single spaces around them."""
+    return re.sub(r"[^a-z0-9']+", " ", f" {text.lower()} ")
+
+
+def kept_out_runs() -> list[str]:
+    """Return every run of five words in the second half of the newcomer's prompts."""
+    prompts = PROMPTS.read_text().splitlines()
+    typed = [words(prompt).split() for prompt in prompts[len(prompts) // 2 :]]
+    return [f" {' '.join(t[i : i + 5])} " for t in typed for i in range(len(t) - 4)]
 
 
 def texts(seed: int, characters: int) -> list[str]:
-    """Return documents of about that many characters in all."""
-    chosen, total = [], 0
+    """Return documents of about that many characters in all, none with a run kept out."""
+    chosen, total, runs = [], 0, kept_out_runs()
     for document in documents(seed):
+        normalized = words(document)
+        if any(run in normalized for run in runs):
+            continue
         chosen.append(document)
         total += len(document)
         if total >= characters:
@@ -61,12 +83,18 @@ def train_step(minutes: float, folder: Path) -> None:
 def main() -> None:
     """Run the steps that were asked for, all by default."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", nargs="+", choices=["train"], default=["train"])
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
     parser.add_argument("--minutes", type=float, default=90.0)
-    parser.add_argument("--folder", type=Path, default=ORIGINAL)
     options = parser.parse_args()
     if "train" in options.steps:
-        train_step(options.minutes, options.folder)
+        train_step(options.minutes, ORIGINAL)
+    if "quantize" in options.steps:
+        shutil.rmtree(QUANTIZED, ignore_errors=True)
+        quantize_checkpoint(ORIGINAL, QUANTIZED)
+    if "measure" in options.steps:
+        measure(QUANTIZED, ORIGINAL, DATA)
+    if "report" in options.steps:
+        write_report(DATA)
 
 
 if __name__ == "__main__":

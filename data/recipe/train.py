@@ -75,7 +75,7 @@ def new_model(seed: int) -> MixtralForCausalLM:
 
 
 def train(ids: Ids, validation: Ids, folder: Path, training: Training) -> MixtralForCausalLM:
-    """Train a new model on a stream of tokens; write weights and ``training_log.csv`` to `folder`."""
+    """Train a new model on a stream of tokens; write it and ``training_log.csv`` to `folder`."""
     model = new_model(training.seed)
     optimizer = _optimizer(model, training.learning_rate)
     rng = np.random.default_rng(training.seed)
