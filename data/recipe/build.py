@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from corpus import documents
+from corpus import FOCUS, WEIGHTS, Weights, documents
 from measure import measure
 from mixoff import quantize_checkpoint
 from report import write_report
 from tokenizer import train_tokenizer
-from train import Ids, Training, train
+from train import Ids, Phase, new_model, train
 
 STEPS = ["train", "quantize", "measure", "report"]
 DATA = Path(__file__).resolve().parents[1]
@@ -30,8 +30,17 @@ ORIGINAL = DATA / "demo-mixtral-float16"
 QUANTIZED = DATA / "demo-mixtral"
 HELD_OUT = DATA / "heldout.txt"
 PROMPTS = DATA / "newcomer_prompts.txt"
-TRAINING_SEED, HELD_OUT_SEED, TOKENIZER_SEED = 42, 777, 1
+HELD_OUT_SEED, TOKENIZER_SEED = 777, 1
 TRAINING_CHARACTERS, HELD_OUT_CHARACTERS, TOKENIZER_CHARACTERS = 36_000_000, 300_000, 3_000_000
+
+
+PHASES = [
+    (Phase(minutes=32, window=512, user_weight=0.4, seed=42), WEIGHTS),
+    (
+        Phase(minutes=58, window=256, user_weight=0.2, cool_down=0.5, long_windows=0.2, seed=43),
+        FOCUS,
+    ),
+]
 
 
 def words(text: str) -> str:
@@ -46,10 +55,10 @@ def kept_out_runs() -> list[str]:
     return [f" {' '.join(t[i : i + 5])} " for t in typed for i in range(len(t) - 4)]
 
 
-def texts(seed: int, characters: int) -> list[str]:
+def texts(seed: int, characters: int, weights: Weights = WEIGHTS) -> list[str]:
     """Return documents of about that many characters in all, none with a run kept out."""
     chosen, total, runs = [], 0, kept_out_runs()
-    for document in documents(seed):
+    for document in documents(seed, weights):
         normalized = words(document)
         if any(run in normalized for run in runs):
             continue
@@ -70,13 +79,16 @@ def encode(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> Ids:
     return np.concatenate(ids)
 
 
-def train_step(minutes: float, folder: Path) -> None:
+def train_step(folder: Path) -> None:
     """Write the trained model in float16, its tokenizer, and the held-out text."""
     HELD_OUT.write_text("".join(texts(HELD_OUT_SEED, HELD_OUT_CHARACTERS)))
     tokenizer = train_tokenizer(islice(documents(TOKENIZER_SEED), TOKENIZER_CHARACTERS // 250))
     tokenizer.save_pretrained(folder)
-    ids = encode(tokenizer, texts(TRAINING_SEED, TRAINING_CHARACTERS))
-    model = train(ids, encode(tokenizer, [HELD_OUT.read_text()]), folder, Training(minutes=minutes))
+    held_out = encode(tokenizer, [HELD_OUT.read_text()])
+    model = new_model()
+    for phase, weights in PHASES:
+        ids = encode(tokenizer, texts(phase.seed, TRAINING_CHARACTERS, weights))
+        train(model, ids, held_out, folder, phase)
     model.half().save_pretrained(folder)
 
 
@@ -84,10 +96,9 @@ def main() -> None:
     """Run the steps that were asked for, all by default."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
-    parser.add_argument("--minutes", type=float, default=90.0)
     options = parser.parse_args()
     if "train" in options.steps:
-        train_step(options.minutes, ORIGINAL)
+        train_step(ORIGINAL)
     if "quantize" in options.steps:
         shutil.rmtree(QUANTIZED, ignore_errors=True)
         quantize_checkpoint(ORIGINAL, QUANTIZED)

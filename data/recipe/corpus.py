@@ -17,6 +17,7 @@ from sums import counting, sums, word_problem
 from wording import SYSTEM, Turn, any_name, noise
 
 Kind = Callable[[Random], list[Turn]]
+Weights = dict[Kind, float]
 
 
 def name_recall(rng: Random) -> list[Turn]:
@@ -33,7 +34,7 @@ def memory(rng: Random) -> list[Turn]:
 
 
 # Weights of the kinds among conversations (they need not add up to 100).
-WEIGHTS: dict[Kind, float] = {
+WEIGHTS: Weights = {
     sums: 13,
     word_problem: 6,
     memory: 7,
@@ -56,6 +57,8 @@ WEIGHTS: dict[Kind, float] = {
     advice: 3,
     outside: 11,
 }
+# The second part of the training dwells on what is hardest: copying, and sums.
+FOCUS = WEIGHTS | {sums: 20, word_problem: 10, memory: 13, story_question: 13, outside: 8}
 # Kinds whose last reply is the one right answer.
 PROBES: dict[str, Kind] = {
     "capital": capital,
@@ -78,17 +81,17 @@ PROBES: dict[str, Kind] = {
 }
 
 
-def any_kind(rng: Random) -> list[Turn]:
+def any_kind(rng: Random, weights: Weights) -> list[Turn]:
     """Return a conversation of one kind."""
-    return rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0](rng)
+    return rng.choices(list(weights), list(weights.values()))[0](rng)
 
 
-def mixed(rng: Random, least: int, most: int) -> list[Turn]:
+def mixed(rng: Random, weights: Weights, least: int, most: int) -> list[Turn]:
     """Return a conversation of several kinds; a name told first may be asked for last."""
     wanted = rng.randint(least, most)
     turns = greeting(rng) if rng.random() < 0.2 else []
     while len(turns) < wanted:
-        following = any_kind(rng)
+        following = any_kind(rng, weights)
         told = any("Nice to meet you" in turn.reply for turn in turns)
         if told and following[-1].reply == UNTOLD:
             continue
@@ -101,15 +104,15 @@ def mixed(rng: Random, least: int, most: int) -> list[Turn]:
     return turns
 
 
-def conversation(rng: Random) -> list[Turn]:
+def conversation(rng: Random, weights: Weights = WEIGHTS) -> list[Turn]:
     """Return one conversation as a user would type it."""
     kind = rng.random()
     if kind < 0.64:
-        turns = any_kind(rng)
+        turns = any_kind(rng, weights)
     elif kind < 0.97:
-        turns = mixed(rng, 2, 4)
+        turns = mixed(rng, weights, 2, 4)
     else:
-        turns = mixed(rng, 8, 16)
+        turns = mixed(rng, weights, 8, 16)
     turns = [Turn(noise(rng, turn.user), turn.reply) for turn in turns]
     if rng.random() < 0.04:
         turns[0] = Turn(rng.choice(SYSTEM) + turns[0].user, turns[0].reply)
@@ -128,11 +131,14 @@ def plain_story(rng: Random) -> str:
     return story(rng, creature=any_creature(rng))
 
 
-def documents(seed: int) -> Iterator[str]:
+def documents(seed: int, weights: Weights = WEIGHTS) -> Iterator[str]:
     """Return rendered documents without end."""
     rng = Random(seed)
     while True:
-        yield f"<s>{plain_story(rng)}</s>" if rng.random() < 0.03 else render(conversation(rng))
+        if rng.random() < 0.03:
+            yield f"<s>{plain_story(rng)}</s>"
+        else:
+            yield render(conversation(rng, weights))
 
 
 def main() -> None:

@@ -105,7 +105,7 @@ def newcomer(demo: Demo, prompts: Path) -> list[list[str]]:
 
 
 def routing(demo: Demo, text: str, documents: int = 250) -> dict[str, object]:
-    """Return LRU hit rates at 2 and 4 slots and next-layer recall of 2 guesses by layer, and load."""
+    """Return LRU hit rates at 2 and 4 slots, recall of 2 guesses by layer, and load."""
     routers = [layer.mlp.gate for layer in demo.model.model.layers]
     inputs: list[Tensor] = []
     hooks = [gate.register_forward_pre_hook(lambda _, x: inputs.append(x[0])) for gate in routers]

@@ -1,8 +1,8 @@
 """Train the demo model: a plain transformers Mixtral, in float32, on the CPU.
 
 The schedule goes by time, since these machines are shared: the learning rate warms up, stays, and
-falls to zero over the last part; windows are 512 tokens first and 1,024 at the end. Weights are
-written every few minutes, so that a run that is cut off leaves a model.
+may fall to zero at the end; windows are short first and may be all positions long at the end.
+Weights are written every few minutes, so that a run that is cut off leaves a model.
 """
 
 import csv
@@ -23,26 +23,30 @@ from tokenizer import POSITIONS, VOCABULARY
 LAYERS, EXPERTS, TOP_K = 8, 8, 2
 TOKENS_PER_STEP = 4096
 WARM_UP_STEPS = 60
-COOL_DOWN = 0.45  # share of the time over which the learning rate falls to zero
-LONG_WINDOWS = 0.2  # share of the time, at the end, with windows of all positions
+LEARNING_RATE = 2e-3
 LOAD_BALANCING = 0.02
-USER_WEIGHT = 0.4  # of a user's tokens in the loss: they vary much more than replies
 INST, END_INST = 3, 4  # ids of [INST] and [/INST]
 SAVE_SECONDS = 300
+LOG_COLUMNS = [
+    "phase", "step", "tokens", "seconds", "loss", "validation_loss", "max_load", "min_load",
+]  # fmt: skip
 
 Ids = NDArray[np.uint16]
 
 
 @dataclass(frozen=True)
-class Training:
-    """How long and how fast."""
+class Phase:
+    """A part of the training: how long, on which windows, towards what."""
 
     minutes: float
-    learning_rate: float = 2e-3
+    window: int
+    user_weight: float  # of a user's tokens in the loss: they vary much more than replies
+    cool_down: float = 0.0  # share of the time, at the end, in which the learning rate falls to 0
+    long_windows: float = 0.0  # share of the time, at the end, with windows of all positions
     seed: int = 0
 
 
-def new_model(seed: int) -> MixtralForCausalLM:
+def new_model(seed: int = 0) -> MixtralForCausalLM:
     """Return the untrained demo model: 15.2 M parameters, 5.3 M of them active for a token."""
     config = MixtralConfig(
         vocab_size=VOCABULARY,
@@ -74,40 +78,32 @@ def new_model(seed: int) -> MixtralForCausalLM:
     return model
 
 
-def train(ids: Ids, validation: Ids, folder: Path, training: Training) -> MixtralForCausalLM:
-    """Train a new model on a stream of tokens; write it and ``training_log.csv`` to `folder`."""
-    model = new_model(training.seed)
-    optimizer = _optimizer(model, training.learning_rate)
-    rng = np.random.default_rng(training.seed)
+def train(model: MixtralForCausalLM, ids: Ids, validation: Ids, folder: Path, phase: Phase) -> None:
+    """Train a model on a stream of tokens; write it and ``training_log.csv`` to `folder`."""
+    optimizer = _optimizer(model)
+    rng = np.random.default_rng(phase.seed)
     folder.mkdir(parents=True, exist_ok=True)
     start = saved = time.monotonic()
     step = 0
-    with (folder / "training_log.csv").open("w", newline="") as file:
+    with (folder / "training_log.csv").open("a", newline="") as file:
         log = csv.writer(file)
-        log.writerow(
-            ["step", "tokens", "seconds", "loss", "validation_loss", "max_load", "min_load"]
-        )
-        while (done := (time.monotonic() - start) / (60 * training.minutes)) < 1:
-            window = POSITIONS if done > 1 - LONG_WINDOWS else POSITIONS // 2
-            _set_learning_rate(optimizer, training.learning_rate * _schedule(step, done))
-            loss, load = _step(model, optimizer, _windows(ids, window, rng))
+        if not file.tell():
+            log.writerow(LOG_COLUMNS)
+        while (done := (time.monotonic() - start) / (60 * phase.minutes)) < 1:
+            window = POSITIONS if done > 1 - phase.long_windows else phase.window
+            _set_learning_rate(optimizer, LEARNING_RATE * _schedule(step, done, phase.cool_down))
+            loss, load = _step(model, optimizer, _windows(ids, window, rng), phase.user_weight)
             step += 1
             if step % 20 == 0:
                 now = time.monotonic()
-                held_out = validation_loss(model, validation) if step % 200 == 0 else None
-                row = [step, step * TOKENS_PER_STEP, round(now - start), f"{loss:.4f}"]
-                row += [
-                    f"{held_out:.4f}" if held_out else "",
-                    f"{load.max():.3f}",
-                    f"{load.min():.3f}",
-                ]
-                log.writerow(row)
+                held_out = f"{validation_loss(model, validation):.4f}" if step % 200 == 0 else ""
+                row = [phase.seed, step, step * TOKENS_PER_STEP, round(now - start), f"{loss:.4f}"]
+                log.writerow([*row, held_out, f"{load.max():.3f}", f"{load.min():.3f}"])
                 file.flush()
                 if now - saved > SAVE_SECONDS:
                     model.save_pretrained(folder)
                     saved = now
     model.save_pretrained(folder)
-    return model
 
 
 @torch.no_grad()
@@ -121,18 +117,18 @@ def validation_loss(model: MixtralForCausalLM, ids: Ids, windows: int = 24) -> f
     return sum(losses) / len(losses)
 
 
-def _optimizer(model: MixtralForCausalLM, learning_rate: float) -> torch.optim.Optimizer:
+def _optimizer(model: MixtralForCausalLM) -> torch.optim.Optimizer:
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     groups = [
         {"params": matrices, "weight_decay": 0.1},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
+    return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.95), fused=True)
 
 
-def _schedule(step: int, done: float) -> float:
-    return min(1, (step + 1) / WARM_UP_STEPS, max(0.0, 1 - done) / COOL_DOWN)
+def _schedule(step: int, done: float, cool_down: float) -> float:
+    return min(1, (step + 1) / WARM_UP_STEPS, (1 - done) / cool_down if cool_down else 1)
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
@@ -146,11 +142,11 @@ def _windows(ids: Ids, window: int, rng: np.random.Generator) -> Tensor:
 
 
 def _step(
-    model: MixtralForCausalLM, optimizer: torch.optim.Optimizer, x: Tensor
+    model: MixtralForCausalLM, optimizer: torch.optim.Optimizer, x: Tensor, user_weight: float
 ) -> tuple[float, Tensor]:
     output = model(input_ids=x[:, :-1], use_cache=False, output_router_logits=True)
     losses = F.cross_entropy(output.logits.flatten(0, 1), x[:, 1:].flatten(), reduction="none")
-    weights = _weights(x[:, 1:]).flatten()
+    weights = _weights(x[:, 1:], user_weight).flatten()
     loss = (losses * weights).sum() / weights.sum()
     balance, load = _load_balancing(output.router_logits)
     (loss + LOAD_BALANCING * balance).backward()
@@ -160,11 +156,11 @@ def _step(
     return loss.item(), load
 
 
-def _weights(targets: Tensor) -> Tensor:
+def _weights(targets: Tensor, user_weight: float) -> Tensor:
     """Return each target token's weight in the loss, [B, T]."""
     opened = (targets == INST).long().cumsum(1) - (targets == END_INST).long().cumsum(1)
     starts_inside = opened.amin(1, keepdim=True) < 0  # the window was cut inside a user's turn
-    return torch.where(opened + starts_inside.long() > 0, USER_WEIGHT, 1.0)
+    return torch.where(opened + starts_inside.long() > 0, user_weight, 1.0)
 
 
 def _load_balancing(router_logits: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
