@@ -67,6 +67,7 @@ setup(
             "nbformat>=5.10",
             "ipykernel>=6.17",
             "packaging>=24",
+            "build>=1.2",
         ],
     },
     entry_points={"console_scripts": ["mixoff = mixoff.cli:main"]},

@@ -17,14 +17,12 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from mixoff.cache import ExpertCache, cache_of
 from mixoff.checkpoint import QUANT_METHOD, Checkpoint, quantization_settings, scheme_from_settings
 from mixoff.config import OffloadConfig, parse_nbytes
-from mixoff.errors import CheckpointError, MixoffError
+from mixoff.errors import CheckpointError, ConfigError, MixoffError
 from mixoff.hub import checkpoint_folder
 from mixoff.layers import OffloadedExperts, QuantizedLinear
 from mixoff.plan import compute_dtype
 from mixoff.records import RecordLayout
 from mixoff.store import RecordStore
-
-_OFFLOAD_KEY = "offload"
 
 
 def build_model(
@@ -53,16 +51,18 @@ def build_model(
     CheckpointError
         If the checkpoint is missing, damaged or of another format.
     ConfigError
-        If `offload` can't be met by this model.
+        If `offload` can't be met by this model, or the device can't be used.
     """
     path = checkpoint_folder(name_or_path)
-    Checkpoint.open(path)  # says what is wrong before transformers stumbles over it
+    checkpoint = Checkpoint.open(path)  # says what is wrong before transformers stumbles over it
+    (offload or OffloadConfig()).slots_per_layer(checkpoint.num_experts)
+    device = _usable(device)
     register()
     config = AutoConfig.from_pretrained(path)
-    config.quantization_config[_OFFLOAD_KEY] = offload
+    config.quantization_config |= {"offload": offload, "dtype": dtype}
     options: dict[str, Any] = {"dtype": dtype} if dtype is not None else {}
-    if torch.device(device).type != "cpu":
-        options["device_map"] = {"": torch.device(device)}
+    if device.type != "cpu":
+        options["device_map"] = {"": device}
     model = AutoModelForCausalLM.from_pretrained(path, config=config, **options)
     return model, cache_of(model)
 
@@ -78,15 +78,22 @@ def register() -> None:
 
 
 class MixoffQuantizationConfig(QuantizationConfigMixin):
-    """What ``config.json`` holds of a mixoff checkpoint, and how this run offloads."""
+    """What ``config.json`` holds of a mixoff checkpoint, and how this run offloads and computes."""
 
-    def __init__(self, *, offload: OffloadConfig | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        offload: OffloadConfig | None = None,
+        dtype: torch.dtype | None = None,
+        **settings: Any,
+    ) -> None:
         self.quant_method = QUANT_METHOD  # type: ignore[assignment]  # an enum of transformers' own
         self.scheme = scheme_from_settings(settings)
         self.offload = offload or OffloadConfig()
+        self.dtype = dtype
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what ``config.json`` holds; how a run offloads is no part of it."""
+        """Return what ``config.json`` holds; how a run goes is no part of it."""
         return quantization_settings(self.scheme)
 
 
@@ -98,12 +105,24 @@ class MixoffQuantizer(HfQuantizer):
     quantization_config: MixoffQuantizationConfig
 
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
-        """Note whether the model will lie on a CPU."""
+        """Note whether the model will lie on a CPU.
+
+        Raises
+        ------
+        ConfigError
+            If it is to lie on several devices, or transformers is to choose.
+        """
+        if isinstance(device_map, str) or len(set(map(str, (device_map or {}).values()))) > 1:
+            raise ConfigError(
+                f"device_map={device_map!r}: mixoff keeps a model on one device, "
+                "so name one, as 'cpu' or 'cuda'."
+            )
         self._on_cpu = device_map is None or set(map(str, device_map.values())) <= {"cpu"}
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """Return the type to compute in: float32 instead of float16 on a CPU."""
-        return compute_dtype(dtype, torch.device("cpu" if self._on_cpu else "cuda"))
+        """Return what `build_model` was asked for, else float32 for float16 on a CPU."""
+        asked = self.quantization_config.dtype
+        return asked or compute_dtype(dtype, torch.device("cpu" if self._on_cpu else "cuda"))
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         """Refuse to be saved again.
@@ -148,6 +167,16 @@ class MixoffQuantizer(HfQuantizer):
         return model
 
 
+def _usable(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch knows no such device, or has none
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(
+            f"device={str(device)!r}: {reason}; give cpu, or cuda with a GPU."
+        ) from None
+
+
 def _replace_attention(model: nn.Module, checkpoint: Checkpoint) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and ".self_attn." in name:
@@ -167,7 +196,9 @@ def _replace_experts(model: nn.Module) -> None:
 def _check_names(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Refuse a checkpoint without all tensors: transformers would make the others up."""
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    if missing := set(dict(model.named_parameters())) - checkpoint.trunk_names - tied:
+    prefix = f"{model.base_model_prefix}."
+    known = checkpoint.trunk_names | {n.removeprefix(prefix) for n in checkpoint.trunk_names}
+    if missing := set(dict(model.named_parameters())) - known - tied:
         raise CheckpointError(
             f"{checkpoint.path}: lacks {sorted(missing)[0]} and {len(missing) - 1} others: "
             "convert the checkpoint again."

@@ -136,17 +136,20 @@ class ExpertCache:
         ------
         CheckpointError
             If a record can't be read; the cache stays usable.
+        MixoffError
+            If the cache was closed.
         """
+        if not self._slots:
+            raise MixoffError("this expert cache was closed: build the model again.")
         residency, slots = self._residency[layer], self._slots[layer]
         hits, misses = residency.demand(needed)
         self._hits[layer] += len(hits)
         self._misses[layer] += len(misses)
-        for expert in hits:
+        for expert in (demand := (*hits, *misses)):
+            if expert not in residency:
+                self._fetch(layer, expert, demand)
+                self._bytes_moved += self._store.nbytes(layer, expert)
             yield expert, slots[residency.slot(expert)].expert
-        for expert in misses:
-            slot = self._fetch(layer, expert, demand=(*hits, *misses))
-            self._bytes_moved += self._store.nbytes(layer, expert)
-            yield expert, slot.expert
 
     def residents(self, layer: int) -> frozenset[int]:
         """Return the experts that a layer has on the device now."""
@@ -171,13 +174,11 @@ class ExpertCache:
     def __reduce__(self) -> NoReturn:
         raise MixoffError("an expert cache can't be pickled: build the model again.")
 
-    def _fetch(self, layer: int, expert: int, demand: Sequence[int] = ()) -> _Slot:
+    def _fetch(self, layer: int, expert: int, demand: Sequence[int] = ()) -> None:
         residency = self._residency[layer]
-        number, _ = residency.vacate(demand)
-        slot = self._slots[layer][number]
-        self._copy(layer, expert, slot.buffer)
-        residency.occupy(number, expert)
-        return slot
+        slot, _ = residency.vacate(demand)
+        self._copy(layer, expert, self._slots[layer][slot].buffer)
+        residency.occupy(slot, expert)
 
     def _copy(self, layer: int, expert: int, buffer: Tensor) -> None:
         if self._staging is None:

@@ -202,8 +202,9 @@ class Checkpoint:
 
     def _check_experts(self) -> None:
         try:
-            layout = self.expert_layout
-            expected = (self.num_experts, layout.stride)
+            if len(self.shards) != 1 + self.num_layers:
+                raise ValueError(f"{len(self.shards)} files for {self.num_layers} layers")
+            expected = (self.num_experts, self.expert_layout.stride)
             for layer in range(self.num_layers):
                 shard = self.shards[layer_file(layer)]
                 found = shard.tensors[experts_tensor(layer)].shape
@@ -213,7 +214,7 @@ class Checkpoint:
                         f"{shard.path}: experts of {found} bytes where config.json's settings "
                         f"ask for {expected}: config.json was changed or is of another checkpoint."
                     )
-        except (KeyError, ValueError, TypeError, ConfigError) as error:
+        except (KeyError, ValueError, TypeError, ArithmeticError, ConfigError) as error:
             raise CheckpointError(
                 f"{self.path}: config.json and the files don't fit together ({error})."
             ) from None
@@ -229,10 +230,13 @@ def _kind_of(path: Path, settings: object) -> str:
 
 def _read_shards(path: Path) -> dict[str, Shard]:
     index = read_json(path / INDEX_NAME)
-    weight_map = index.get("weight_map")
-    headers = (index.get("metadata") or {}).get("header_crc32")
+    weight_map, metadata = index.get("weight_map"), index.get("metadata")
+    headers = metadata.get("header_crc32") if isinstance(metadata, dict) else None
     if not isinstance(weight_map, dict) or not isinstance(headers, dict):
         raise CheckpointError(f"{path / INDEX_NAME}: lists no files.")
+    strange = [f for f in weight_map.values() if not isinstance(f, str) or f not in headers]
+    if strange:
+        raise CheckpointError(f"{path / INDEX_NAME}: {strange[0]!r} is no file of this checkpoint.")
     shards = {}
     for name in sorted(headers):
         if Path(name).name != name:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 
 from mixoff.errors import ConfigError
 from mixoff.policies import POLICIES, Policy
@@ -27,7 +28,7 @@ def parse_nbytes(size: int | str) -> int:
     unit = match and next((u for u in _UNITS if u.lower() == match[2].lower()), None)
     if match is None or unit is None:
         raise ConfigError(f"{size!r} is not a size: write bytes or a number and a unit, as 10GiB.")
-    return int(float(match[1]) * _UNITS[unit])
+    return int(Decimal(match[1]) * _UNITS[unit])
 
 
 def format_nbytes(nbytes: float) -> str:
@@ -71,7 +72,7 @@ class OffloadConfig:
                 f"offload_per_layer={self.offload_per_layer!r}: give a whole number from 0 "
                 "(every expert on the device) up."
             )
-        if not isinstance(self.policy, Policy) and self.policy not in POLICIES:
+        if not isinstance(self.policy, Policy) and self.policy not in tuple(POLICIES):
             raise ConfigError(
                 f"policy={self.policy!r}: give one of {', '.join(POLICIES)}, or a Policy."
             )

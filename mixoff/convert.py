@@ -3,14 +3,14 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -23,7 +23,7 @@ from mixoff.checkpoint import (
     read_json,
 )
 from mixoff.errors import CheckpointError, ConfigError
-from mixoff.quantization import QuantizedTensor, Scheme
+from mixoff.quantization import QuantizedTensor, Scheme, Shape
 from mixoff.records import RecordLayout
 from mixoff.shards import NewTensor, Shard, read_shard, write_shard
 
@@ -37,7 +37,7 @@ _COPIED = (
     "generation_config.json",
 )
 _ATTENTION = re.compile(r"\.self_attn\.[qkvo]_proj\.weight$")
-_LAYER = re.compile(r"^model\.layers\.(\d+)\.")
+_FLOATS = ("F32", "F16", "BF16")
 
 
 def quantize_checkpoint(
@@ -69,9 +69,8 @@ def quantize_checkpoint(
     source, target, scheme = Path(source), Path(target), scheme or Scheme()
     if target.exists():
         raise ConfigError(f"{target}: exists already; give a new folder or remove it first.")
-    with ExitStack() as stack:
-        reader = stack.enter_context(_open_source(source))
-        folder = stack.enter_context(_new_folder(target))
+    reader = _open_source(source)
+    with _new_folder(target) as folder:
         shards = [_write_trunk(reader, folder)]
         layers = range(reader.num_layers)
         for layer in tqdm(layers, desc="quantizing", unit="layer", disable=not progress):
@@ -86,87 +85,122 @@ def quantize_checkpoint(
 
 
 class _Source:
-    """A Hugging Face folder's tensors, under the names that transformers' models have for them."""
+    """A Hugging Face Mixtral's tensors, under the names that transformers' models have for them."""
 
-    def __init__(self, path: Path, config: Mapping[str, Any], files: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, config: Mapping[str, Any], shards: Iterable[Shard]) -> None:
         self.path = path
         self.config = config
-        self._files = files
-        self._names = {_model_name(name): name for name in files}
+        self._home = {
+            _model_name(name): (shard, name) for shard in shards for name in shard.tensors
+        }
+        self._check()
 
     @property
     def num_layers(self) -> int:
-        return int(self.config["num_hidden_layers"])
+        return self._setting("num_hidden_layers")
 
     @property
     def num_experts(self) -> int:
-        return int(self.config["num_local_experts"])
+        return self._setting("num_local_experts")
 
-    @property
-    def trunk_names(self) -> list[str]:
-        return [name for name in self._names if ".experts." not in name]
+    def trunk_shapes(self) -> Iterator[tuple[str, Shape]]:
+        """Yield name and shape of every tensor that is no expert."""
+        vocab, hidden = self._setting("vocab_size"), self._setting("hidden_size")
+        heads, kv_heads = self._setting("num_attention_heads"), self._setting("num_key_value_heads")
+        head_dim = self._setting("head_dim", default=hidden // heads)
+        yield "model.embed_tokens.weight", (vocab, hidden)
+        yield "model.norm.weight", (hidden,)
+        if not self.config.get("tie_word_embeddings"):
+            yield "lm_head.weight", (vocab, hidden)
+        for layer in range(self.num_layers):
+            prefix = f"model.layers.{layer}."
+            yield prefix + "input_layernorm.weight", (hidden,)
+            yield prefix + "self_attn.q_proj.weight", (heads * head_dim, hidden)
+            yield prefix + "self_attn.k_proj.weight", (kv_heads * head_dim, hidden)
+            yield prefix + "self_attn.v_proj.weight", (kv_heads * head_dim, hidden)
+            yield prefix + "self_attn.o_proj.weight", (hidden, heads * head_dim)
+            yield prefix + "post_attention_layernorm.weight", (hidden,)
+            yield prefix + "mlp.gate.weight", (self.num_experts, hidden)
 
-    def tensor(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise CheckpointError(f"{self.path}: {name} is missing: fetch the checkpoint again.")
-        stored = self._names[name]
-        tensor: Tensor = self._files[stored].get_tensor(stored)
-        return tensor
+    def tensor(self, name: str, row: int | None = None) -> Tensor:
+        shard, stored = self._home[name]
+        return shard.read(stored, row)
 
     def expert(self, layer: int, expert: int) -> dict[str, Tensor]:
         """Return gate and up [2I, H] as one matrix, and down [H, I]."""
         prefix = f"model.layers.{layer}.mlp.experts."
-        if prefix + "gate_up_proj" in self._names:
-            stacked = {
-                name: self._slice(prefix + name, expert) for name in ("gate_up_proj", "down_proj")
-            }
-            return stacked
+        if self._is_stacked(layer):
+            return {n: self.tensor(prefix + n, expert) for n in ("gate_up_proj", "down_proj")}
         gate, down, up = (self.tensor(f"{prefix}{expert}.w{number}.weight") for number in (1, 2, 3))
         return {"gate_up_proj": torch.cat([gate, up]), "down_proj": down}
 
-    def _slice(self, name: str, expert: int) -> Tensor:
-        stored = self._names[name]
-        tensor: Tensor = self._files[stored].get_slice(stored)[expert]
-        return tensor
+    def _expert_shapes(self) -> Iterator[tuple[str, Shape]]:
+        hidden, inner = self._setting("hidden_size"), self._setting("intermediate_size")
+        for layer in range(self.num_layers):
+            prefix = f"model.layers.{layer}.mlp.experts."
+            if self._is_stacked(layer):
+                yield prefix + "gate_up_proj", (self.num_experts, 2 * inner, hidden)
+                yield prefix + "down_proj", (self.num_experts, hidden, inner)
+                continue
+            for expert in range(self.num_experts):
+                for number, shape in enumerate([(inner, hidden), (hidden, inner), (inner, hidden)]):
+                    yield f"{prefix}{expert}.w{number + 1}.weight", shape
+
+    def _is_stacked(self, layer: int) -> bool:
+        return experts_tensor(layer) in self._home
+
+    def _setting(self, name: str, default: int | None = None) -> int:
+        value = self.config.get(name) or default
+        if not isinstance(value, int) or value < 1:
+            raise CheckpointError(
+                f"{self.path / 'config.json'}: {name}={value!r}: a Mixtral has a whole number above "
+                "0 there: fetch the checkpoint again."
+            )
+        return value
+
+    def _check(self) -> None:
+        for name, shape in chain(self.trunk_shapes(), self._expert_shapes()):
+            if name not in self._home:
+                raise CheckpointError(
+                    f"{self.path}: {name} is missing: fetch the checkpoint again."
+                )
+            shard, stored = self._home[name]
+            entry = shard.tensors[stored]
+            if entry.shape != shape or entry.dtype not in _FLOATS:
+                raise CheckpointError(
+                    f"{shard.path}: {name} is {entry.dtype} {entry.shape}; config.json asks for "
+                    f"{shape}, unquantized ({', '.join(_FLOATS)}): fetch the checkpoint again."
+                )
 
 
 def _model_name(name: str) -> str:
     return name.replace(".block_sparse_moe.", ".mlp.")
 
 
-@contextmanager
-def _open_source(path: Path) -> Iterator[_Source]:
+def _open_source(path: Path) -> _Source:
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder.")
     config = read_json(path / "config.json")
     if config.get("model_type") != "mixtral" or config.get("quantization_config"):
         kind = config.get("quantization_config") or config.get("model_type")
         raise CheckpointError(f"{path}: no unquantized Mixtral ({kind}).")
-    try:
-        with ExitStack() as stack:
-            files: dict[str, Any] = {}
-            for shard in _source_shards(path):
-                read_shard(shard)  # says clearly what is wrong with a file
-                file = stack.enter_context(safe_open(shard, "pt"))
-                files |= dict.fromkeys(file.keys(), file)
-            yield _Source(path, config, files)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: a safetensors file is damaged ({error}).") from error
+    return _Source(path, config, [read_shard(shard) for shard in _source_shards(path)])
 
 
 def _source_shards(path: Path) -> list[Path]:
     if not (path / INDEX_NAME).exists():
         return [path / "model.safetensors"]
     weight_map = read_json(path / INDEX_NAME).get("weight_map")
-    names = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
-    if not names or any(Path(str(name)).name != name for name in names):
+    names = [*weight_map.values()] if isinstance(weight_map, dict) else []
+    if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
         raise CheckpointError(f"{path / INDEX_NAME}: lists no files, or files outside the folder.")
-    return [path / name for name in names]
+    return [path / name for name in sorted(set(names))]
 
 
 @contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
     """Yield a new folder beside the target; what is left of it at the end is removed."""
+    absent = [parent for parent in target.parents if not parent.exists()]  # the nearest first
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -179,19 +213,21 @@ def _new_folder(target: Path) -> Iterator[Path]:
         raise CheckpointError(f"{target}: can't be written ({error.strerror}).") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # the first that isn't empty, since the target is there
+            for parent in absent:
+                parent.rmdir()
 
 
 def _write_trunk(reader: _Source, folder: Path) -> Shard:
-    names = [name for name in reader.trunk_names if not _LAYER.match(name)]
-    return _write(
-        folder / TRUNK_NAME, {name: NewTensor.whole(reader.tensor(name)) for name in names}
-    )
+    names = [name for name, _ in reader.trunk_shapes() if not name.startswith("model.layers.")]
+    tensors = {name: NewTensor.whole(reader.tensor(name)) for name in names}
+    return _write(folder / TRUNK_NAME, tensors)
 
 
 def _write_layer(reader: _Source, folder: Path, layer: int, scheme: Scheme) -> Shard:
     tensors = {experts_tensor(layer): _expert_records(reader, layer, scheme)}
-    for name in reader.trunk_names:
-        if (match := _LAYER.match(name)) and int(match[1]) == layer:
+    for name, _ in reader.trunk_shapes():
+        if name.startswith(f"model.layers.{layer}."):
             tensor = reader.tensor(name)
             tensors[name] = NewTensor.whole(
                 _attention_record(tensor, scheme) if _ATTENTION.search(name) else tensor

@@ -9,6 +9,7 @@ import secrets
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 Finish = Literal["stop", "length", "stopped"]
 
 _CHUNK = 512  # ids of a prompt that are read at once: bounds the memory of activations
-_BUSY = "A reply is running: read it to its end, close its iterator, or call stop() and read on."
 
 _log = logging.getLogger(__name__)
 
@@ -38,14 +38,14 @@ class ReplyStats:
     Attributes
     ----------
     prompt_tokens, prefilled_tokens
-        Length of the context before the reply; how much of it the KV cache didn't have yet.
+        The context before the reply; the part of it that had to be computed.
     new_tokens
         Tokens drawn, the end of sequence included.
     seconds, seconds_to_first_token
         Time, without what the reader of the pieces spent.
     finish
-        "stop" at the model's own end, "length" at `max_new_tokens` or at the context's end,
-        "stopped" when the user, or an error, ended it earlier.
+        "stop" at the model's own end, "length" at `max_new_tokens` or the context's end, "stopped"
+        when the user, or an error, ended it earlier.
     cache
         What the expert cache did; None if the model has none.
     dropped_turns, notice
@@ -78,14 +78,11 @@ class _Turn:
 
 @dataclass
 class _Run:
-    """A reply in the making."""
-
-    turns: list[_Turn]  # the last one is its own
+    turns: list[_Turn]  # the last one is this reply's
     prompt: list[int]
     stream: TextStream
-    generator: torch.Generator
     cache_before: "CacheStats | None"
-    started: float  # moved on by the time between pieces
+    started: float = field(default_factory=perf_counter)  # later by the reader's time
     seconds_to_first: float | None = None
     prefilled: int = 0
     drawn: int = 0
@@ -111,10 +108,7 @@ class Chat:
     seed
         The same seed gives the same replies to the same messages; None draws one.
 
-    Raises
-    ------
-    ConfigError
-        If a setting is out of range, or the tokenizer has no usable chat template.
+    A setting out of range, or a tokenizer without a usable chat template, raises ConfigError.
     """
 
     def __init__(
@@ -130,12 +124,9 @@ class Chat:
     ) -> None:
         if not (isinstance(max_new_tokens, int) and max_new_tokens >= 1):
             raise ConfigError(
-                f"max_new_tokens={max_new_tokens}: a reply has at least one token, so give a whole "
-                "number from 1 up."
+                f"max_new_tokens={max_new_tokens}: a reply has a token at least, so give 1 or more."
             )
-        self._model = model
-        self._tokenizer = tokenizer
-        self._system = system
+        self._model, self._tokenizer, self._system = model, tokenizer, system
         self._sampler = Sampler(temperature, top_p)
         self._template = Template(tokenizer, system)
         self._max_new_tokens = max_new_tokens
@@ -150,7 +141,7 @@ class Chat:
         self._context = Context(self._model)
         self._turns: list[_Turn] = []
         self._replies = 0
-        self._replies_seed = secrets.randbits(64) if self._seed is None else self._seed
+        self._chat_seed = secrets.randbits(64) if self._seed is None else self._seed
         self.last: ReplyStats | None = None
 
     @property
@@ -168,18 +159,11 @@ class Chat:
 
         However the reply ends (by itself, by `stop`, by closing the iterator, by an interrupt or an
         error), what was streamed of it is kept and the conversation can go on. Only an error before
-        the first token takes the message back, as if never sent.
-
-        Raises
-        ------
-        ConfigError
-            If the message doesn't fit the model's context.
-        MixoffError
-            If another reply is running.
+        the first token takes the message back. A message that the model's context can't hold
+        raises ConfigError; one sent while a reply is running, MixoffError.
         """
-        if self._busy.locked():
-            raise MixoffError(_BUSY)
-        self._fit(text)
+        with self._alone():
+            self._fit(text)
         self._stopping.clear()
         return self._reply(text)
 
@@ -188,21 +172,25 @@ class Chat:
         self._stopping.set()
 
     def reset(self) -> None:
-        """Forget the conversation, as if the chat were new.
+        """Forget the conversation, as if the chat were new; MixoffError while a reply runs."""
+        with self._alone():
+            self._begin()
 
-        MixoffError is raised if a reply is running.
-        """
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
         if not self._busy.acquire(blocking=False):
-            raise MixoffError(_BUSY)
-        self._begin()
-        self._busy.release()
+            raise MixoffError(
+                "A reply is running: read it to its end, close its iterator, or stop() and read on."
+            )
+        try:
+            yield
+        finally:
+            self._busy.release()
 
     def _reply(self, text: str) -> Iterator[str]:
-        if not self._busy.acquire(blocking=False):
-            raise MixoffError(_BUSY)
-        try:
+        with self._alone():
             before = self._turns
-            run = self._start(text)
+            run = _Run(*self._fit(text), TextStream(self._tokenizer), _cache_stats(self._model))
             self._turns = run.turns
             keep = False
             try:
@@ -221,24 +209,10 @@ class Chat:
                     self._finish(run, dropped=len(before) + 1 - len(run.turns))
                 else:
                     self._turns = before
-        finally:
-            self._busy.release()
-
-    def _start(self, text: str) -> _Run:
-        turns, prompt = self._fit(text)
-        seed = random.Random(f"{self._replies_seed} {self._replies}").getrandbits(63)
-        return _Run(
-            turns,
-            prompt,
-            stream=TextStream(self._tokenizer),
-            generator=torch.Generator().manual_seed(seed),
-            started=perf_counter(),
-            cache_before=_cache_stats(self._model),
-        )
 
     def _fit(self, text: str) -> tuple[list[_Turn], list[int]]:
         """Return the latest turns that the context holds, the new one with them, and their ids."""
-        room = min(self._max_new_tokens, self._limit // 4)
+        room = max(1, min(self._max_new_tokens, self._limit // 4))
         for dropped in range(len(self._turns) + 1):
             turns = [*self._turns[dropped:], _Turn(text)]
             users, replies = [turn.user for turn in turns], [turn.reply for turn in turns[:-1]]
@@ -252,25 +226,27 @@ class Chat:
 
     def _pieces(self, run: _Run) -> Iterator[str]:
         longest = min(self._max_new_tokens, self._limit - len(run.prompt))
+        seeds = random.Random(f"{self._chat_seed} {self._replies}")  # each reply has its own seed
+        generator = torch.Generator().manual_seed(seeds.getrandbits(63))
         logits = self._prefill(run)
         while logits is not None:
-            token = self._sampler.draw(logits, run.generator)
+            token = self._sampler.draw(logits, generator)
             run.drawn += 1
             run.seconds_to_first = run.seconds_to_first or perf_counter() - run.started
             if token in self._ends:
                 run.finish = "stop"
-            elif piece := run.stream.push(token):
+                break
+            if piece := run.stream.push(token):
                 yield piece
-            if run.finish != "stop" and run.drawn == longest:
+            if run.drawn == longest:
                 run.finish = "length"
-            if run.finish != "stopped":
                 break
             logits = None if self._stopping.is_set() else self._context.read([token])
         if run.finish != "stopped" and (piece := run.stream.finish()):
             yield piece
 
     def _prefill(self, run: _Run) -> torch.Tensor | None:
-        """Read what is new of the prompt; None if the reply was stopped meanwhile."""
+        """Read what is new in the prompt; None if the reply was stopped meanwhile."""
         logits = None
         for start in range(self._context.rewind(run.prompt), len(run.prompt), _CHUNK):
             if self._stopping.is_set():
@@ -284,9 +260,8 @@ class Chat:
         turn, seconds = run.turns[-1], perf_counter() - run.started
         turn.reply, turn.text = run.stream.ids, run.stream.text
         self._replies += 1
-        notice = None
+        notice = f"The context is full: the {dropped} oldest turn(s) were forgotten."
         if dropped:
-            notice = f"The context is full: the oldest {dropped} turn(s) were forgotten."
             _log.info(notice)
         after = _cache_stats(self._model)
         self.last = ReplyStats(
@@ -298,7 +273,7 @@ class Chat:
             finish=run.finish,
             cache=after - run.cache_before if after and run.cache_before else None,
             dropped_turns=dropped,
-            notice=notice,
+            notice=notice if dropped else None,
         )
 
 

@@ -1,4 +1,4 @@
-"""A name on the Hugging Face hub to a folder here. Knows the hub's errors, and what not to fetch."""
+"""A name on the Hugging Face hub to a folder here. Knows the hub's errors, and what to refuse."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,20 +30,22 @@ def checkpoint_folder(name_or_path: str | Path) -> Path:
         If there is no such folder and no such repository, the hub can't be reached, or the
         repository holds no mixoff checkpoint.
     """
-    path = Path(name_or_path).expanduser()
     name = str(name_or_path)
-    if path.is_dir():
-        return path
-    if (
-        isinstance(name_or_path, Path)
-        or path.is_absolute()
-        or name.count("/") != 1
-        or name[0] in ".~"
-    ):
+    if not is_on_hub(name_or_path):
+        if (path := Path(name).expanduser()).is_dir():
+            return path
         raise CheckpointError(f"{name}: no such folder.")
     require_mixoff_checkpoint(name)
     with _plain_errors(name):
         return Path(snapshot_download(name, allow_patterns=_FETCHED))
+
+
+def is_on_hub(name_or_path: str | Path) -> bool:
+    """Return whether this is no folder here, but may be the name of a repository on the hub."""
+    name = str(name_or_path)
+    if isinstance(name_or_path, Path) or Path(name).is_dir():
+        return False
+    return name.count("/") == 1 and name[0] not in "/.~"
 
 
 def require_mixoff_checkpoint(name: str) -> None:

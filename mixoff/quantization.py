@@ -20,6 +20,7 @@ Parts = dict[str, Tensor]
 
 _GROUPS_PER_PAIR = 128
 _SCALE_BITS = (16, 8)
+_MAX_ZERO = torch.finfo(torch.float16).max
 
 
 class Quantization(ABC):
@@ -99,7 +100,7 @@ class HQQ(Quantization):
     scale_nbits: int = 16
 
     def __post_init__(self) -> None:
-        if self.nbits not in BITS:
+        if not isinstance(self.nbits, int) or self.nbits not in BITS:
             raise ConfigError(f"nbits={self.nbits!r}: give one of {', '.join(map(str, BITS))}.")
         if not isinstance(self.group_size, int) or self.group_size < 1:
             raise ConfigError(f"group_size={self.group_size!r}: give a whole number above 0.")
@@ -143,6 +144,11 @@ class HQQ(Quantization):
         codes = pack(W_q.to(torch.uint8).reshape(rows, columns), self.nbits)
         scale = meta["scale"].float().reshape(rows, -1)  # [N, G]
         zero = meta["zero"].float().reshape(rows, -1)  # [N, G]
+        if not (scale.isfinite() & (zero.abs() <= _MAX_ZERO)).all():
+            raise ConfigError(
+                f"a {rows} x {columns} matrix has weights that aren't finite, or groups too narrow "
+                "and too far from zero for HQQ: store it with Unquantized()."
+            )
         if self.scale_nbits == 16:
             return {"W_q": codes, "scale": scale.half(), "zero": zero.half()}
         scale_codes, scale_pairs = _quantize_to_bytes(scale)
@@ -180,9 +186,11 @@ def quantization_from_dict(settings: Mapping[str, Any]) -> Quantization:
     ConfigError
         If the method or one of its settings is unknown.
     """
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"quantization {settings!r}: give a method and its settings.")
     options = dict(settings)
     name = options.pop("method", None)
-    if name not in METHODS:
+    if name not in tuple(METHODS):
         raise ConfigError(f"quantization method {name!r}: this mixoff knows {', '.join(METHODS)}.")
     try:
         return METHODS[name](**options)

@@ -32,6 +32,9 @@ class Residency:
         """The experts in a slot now."""
         return frozenset(self._slots)
 
+    def __contains__(self, expert: int) -> bool:
+        return expert in self._slots
+
     def slot(self, expert: int) -> int:
         """Return the slot of a resident expert."""
         return self._slots[expert]

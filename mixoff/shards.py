@@ -6,6 +6,7 @@ chunk written in the header's metadata.
 """
 
 import json
+import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -42,18 +43,33 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class Shard:
-    """A file's tensors, its metadata, and the CRC-32 of its header."""
+    """A file's tensors, the CRC-32 of each chunk that each was written in, and the header's own."""
 
     path: Path
     tensors: Mapping[str, TensorEntry]
-    metadata: Mapping[str, str]
+    checksums: Mapping[str, Sequence[int]]
     header_crc32: int
 
-    @property
-    def checksums(self) -> dict[str, list[int]]:
-        """The CRC-32 of each chunk that each tensor was written in."""
-        written = json.loads(self.metadata.get("crc32", "{}"))
-        return {name: [int(crc, 16) for crc in crcs] for name, crcs in written.items()}
+    def read(self, name: str, row: int | None = None) -> Tensor:
+        """Return a tensor, or one row along its first axis, in memory of its own.
+
+        Raises
+        ------
+        CheckpointError
+            If the file can't be read, or not any more as far as its header tells.
+        """
+        entry = self.tensors[name]
+        shape = entry.shape if row is None else entry.shape[1:]
+        tensor = torch.empty(shape, dtype=DTYPES[entry.dtype])
+        view = tensor.view(-1).view(torch.uint8).numpy().data
+        try:
+            with self.path.open("rb") as file:
+                file.seek(entry.offset + (row or 0) * tensor.nbytes)
+                if file.readinto(view) != tensor.nbytes:
+                    raise CheckpointError(f"{self.path}: the file ends inside {name}.")
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: can't be read ({error.strerror}).") from error
+        return tensor
 
     def verify(self, names: Iterable[str]) -> None:
         """Compare tensors' bytes, each written in one chunk, with their checksums.
@@ -100,12 +116,19 @@ def read_shard(path: Path) -> Shard:
         raise CheckpointError(f"{path}: can't be read ({error.strerror}).") from error
     try:
         header = json.loads(raw)
-        metadata = header.pop("__metadata__", {})
+        checksums = _checksums(header.pop("__metadata__", {}))
         tensors = {name: _entry(entry, 8 + length) for name, entry in header.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise CheckpointError(f"{path}: its header is damaged ({error}).") from None
     _check_extent(path, tensors, start=8 + length, size=size)
-    return Shard(path, tensors, metadata, zlib.crc32(raw))
+    return Shard(path, tensors, checksums, zlib.crc32(raw))
 
 
 @dataclass(frozen=True)
@@ -172,13 +195,18 @@ def _header(
     return length.to_bytes(8, "little") + text.encode().ljust(length)
 
 
+def _checksums(metadata: Mapping[str, str]) -> dict[str, list[int]]:
+    written = json.loads(metadata.get("crc32", "{}"))
+    return {name: [int(crc, 16) for crc in crcs] for name, crcs in written.items()}
+
+
 def _entry(entry: Mapping[str, Any], data_start: int) -> TensorEntry:
     begin, end = entry["data_offsets"]
     shape = tuple(int(size) for size in entry["shape"])
     dtype = str(entry["dtype"])
     if not 0 <= begin <= end or any(size < 0 for size in shape):
         raise ValueError(f"offsets {begin} to {end}, shape {shape}")
-    if dtype in DTYPES and torch.Size(shape).numel() * DTYPES[dtype].itemsize != end - begin:
+    if dtype in DTYPES and math.prod(shape) * DTYPES[dtype].itemsize != end - begin:
         raise ValueError(f"{end - begin} bytes for {dtype} {shape}")
     return TensorEntry(dtype, shape, data_start + begin, end - begin)
 

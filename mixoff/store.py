@@ -1,5 +1,6 @@
 """Records below the device: on disk, and in host memory within a budget. Knows nothing of slots."""
 
+import weakref
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ class RecordStore:
         self._host: dict[tuple[int, int], Tensor] = {}
         self._verified: set[tuple[int, int]] = set()
         self._files: dict[Path, BinaryIO] = {}
+        weakref.finalize(self, _close, self._files)  # a store that is dropped leaves no file open
 
     def nbytes(self, layer: int, expert: int) -> int:
         """Return the bytes of a record."""
@@ -73,9 +75,7 @@ class RecordStore:
 
     def close(self) -> None:
         """Close the files and drop what host memory holds."""
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
+        _close(self._files)
         self._host.clear()
 
     def _read_from_disk(self, location: RecordLocation, record: Tensor) -> None:
@@ -95,3 +95,9 @@ class RecordStore:
                 view = view[count:]
         except OSError as error:
             raise CheckpointError(f"{location.file}: can't be read ({error.strerror}).") from error
+
+
+def _close(files: dict[Path, BinaryIO]) -> None:
+    for file in files.values():
+        file.close()
+    files.clear()

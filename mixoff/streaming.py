@@ -21,16 +21,16 @@ from mixoff.errors import ConfigError, MixoffError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 _UNFINISHED = "\ufffd"  # what a decoder writes for the bytes of a character that isn't whole yet
 
 
 class Template:
     """Encodes a conversation with the tokenizer's chat template.
 
-    Ordinary text gets exactly the ids of `apply_chat_template`. Control tokens (special tokens, and
-    added ones that the template writes) come from the template alone: where somebody typed the name
-    of one, it is spelled out as plain text. A system prompt goes before the first message where the
-    template has no system role.
+    Ordinary text gets the ids of `apply_chat_template`. Control tokens (special ones, and those
+    added ones that the template writes) come from the template alone: their names, typed by
+    somebody, are spelled out. A system prompt goes before the first message if it has no role.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", system: str | None) -> None:
@@ -53,11 +53,7 @@ class Template:
             )
 
     def encode(self, users: Sequence[str], replies: Sequence[Sequence[int]]) -> list[int]:
-        """Return the ids of a conversation, up to where the reply to the last user's text begins.
-
-        Replies are ids as generated, without the end of sequence. ConfigError is raised if the
-        tokenizer can't spell out a control token's name.
-        """
+        """Return the ids up to where the next reply begins; replies lack their end of sequence."""
         contents = [self._system or "", *users]
         texts = self._render(contents)
         forms = self._render([self._mark(index) for index in range(len(contents))])
@@ -88,11 +84,10 @@ class Template:
         except jinja2.TemplateError:
             return False
         found = [self._marks.findall(part) for part in parts]
-        system = [] if self._system is None else ["0"]
+        systems = sum(part.count("0") for part in found)  # it may stand in any turn
         users = [[index for index in part if index != "0"] for part in found]
-        return users == [[str(turn)] for turn in range(1, turns + 1)] and system == [
-            index for part in found for index in part if index == "0"
-        ]
+        expected = [[str(turn)] for turn in range(1, turns + 1)]
+        return (systems, users) == (self._system is not None, expected)
 
     def _render(self, contents: Sequence[str]) -> list[str]:
         """Return what stands before each reply; contents are the system prompt and the users'."""
@@ -105,10 +100,9 @@ class Template:
         for user in users:
             messages.append({"role": "user", "content": user})
             messages.append({"role": "assistant", "content": self._mark("reply")})
-        text = self._tokenizer.apply_chat_template(
-            messages[:-1], tokenize=False, add_generation_prompt=True
-        )
-        *parts, last = str(text).split(self._mark("reply"))
+        render = self._tokenizer.apply_chat_template
+        text = str(render(messages[:-1], tokenize=False, add_generation_prompt=True))
+        *parts, last = text.split(self._mark("reply"))
         if not last[-1:].isspace():  # then the space before a reply was generated with it
             parts = [part.rstrip() for part in parts]
         return [*parts, last]
@@ -171,15 +165,13 @@ class Context:
 
     def __init__(self, model: "PreTrainedModel") -> None:
         self._model = model
-        takes_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._options = {"logits_to_keep": 1} if takes_keep else {}
+        self._options: dict[str, Any] = {"use_cache": True}
+        if "logits_to_keep" in inspect.signature(model.forward).parameters:
+            self._options["logits_to_keep"] = 1
         self._forget()
 
     def rewind(self, ids: Sequence[int]) -> int:
-        """Keep the longest beginning shared with `ids` and return how many of them it has.
-
-        One id at least is left to read, since logits come from reading.
-        """
+        """Keep the beginning shared with `ids`, except their last, and return its length."""
         pairs = zip(self.ids, ids[:-1], strict=False)
         shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         if shared == 0 or not self._crop(shared):
@@ -191,9 +183,7 @@ class Context:
         new = torch.tensor([ids], device=self._model.device)  # [1, T]
         self._torn = True
         with torch.inference_mode():
-            out = self._model(
-                input_ids=new, past_key_values=self._cache, use_cache=True, **self._options
-            )
+            out = self._model(input_ids=new, past_key_values=self._cache, **self._options)
         self.ids.extend(ids)
         self._torn = False
         logits: Tensor = out.logits[0, -1]  # [V]
@@ -224,43 +214,38 @@ class Context:
 class Sampler:
     """Draws the next token: the most probable at temperature 0, else from the top-p nucleus.
 
-    The nucleus is the smallest set of tokens whose probability reaches `top_p` (Holtzman et al.,
-    "The Curious Case of Neural Text Degeneration", arXiv 1904.09751), with those as probable as
-    its last. One random number decides, in the order of the vocabulary, so that rounding in the
-    logits hardly ever changes a draw.
+    The nucleus is the smallest set of tokens whose probability reaches `top_p` (arXiv 1904.09751),
+    with those as probable as its last. One random number decides, in the order of the vocabulary,
+    so that rounding in the logits hardly ever changes a draw.
     """
 
     def __init__(self, temperature: float, top_p: float) -> None:
         if not 0 <= temperature < math.inf:
             raise ConfigError(
-                f"temperature={temperature}: it divides the logits, so give a finite number from 0 "
-                "up; 0 always takes the most probable token."
+                f"temperature={temperature}: it divides the logits, so give a finite number, 0 or "
+                "more; 0 always takes the most probable token."
             )
         if not 0 < top_p <= 1:
             raise ConfigError(
-                f"top_p={top_p}: it is a share of probability, so give more than 0 and at most 1; "
-                "1 keeps every token."
+                f"top_p={top_p}: it is a share of probability, so give more than 0 and at most 1."
             )
         self._temperature = temperature
         self._top_p = top_p
 
     def draw(self, logits: Tensor, generator: torch.Generator) -> int:
         """Draw a token from logits [V] with a generator of the CPU."""
-        scores = logits.float().cpu()  # [V]; waits for the device: the next step needs the token
-        top = scores.max()
+        scores = logits.cpu().double()  # [V]; waits for the device, as the next step needs a token
+        top = scores.max().item()
         if not math.isfinite(top):
             raise MixoffError(
-                f"The model's highest logit is {top.item()}, so no token can be drawn: load the "
-                "model with dtype=torch.bfloat16 or torch.float32."
+                f"The highest logit is {top}, so no token can be drawn: load the model in bfloat16."
             )
         if self._temperature == 0:
             return int(scores.argmax())
         probs = torch.softmax((scores - top) / self._temperature, dim=0)
-        mass = torch.where(probs >= self._least(probs), probs, 0).double().cumsum(0)
+        mass = torch.where(probs >= self._least(probs), probs, 0).cumsum(0)
         point = (1 - torch.rand((), generator=generator, dtype=torch.float64)) * mass[-1]
-        return int(
-            torch.searchsorted(mass, point)
-        )  # 0 < point <= mass[-1]: never a token of mass 0
+        return int(torch.searchsorted(mass, point))  # 0 < point <= mass[-1]: none of mass 0
 
     def _least(self, probs: Tensor) -> Tensor:
         """The probability of the nucleus's last token."""
@@ -290,7 +275,9 @@ class TextStream:
         """Return the text that a further id completes; it may be empty."""
         self._ids.append(token)
         unseen = self._unseen()
-        if not unseen or unseen.endswith(_UNFINISHED):
+        # One wrong byte in a row of byte tokens, and a decoder shows none of their characters.
+        in_bytes = _BYTE.fullmatch(str(self._tokenizer.convert_ids_to_tokens(token)))
+        if in_bytes or unseen.endswith(_UNFINISHED) or not self._decode([token]):
             return ""
         return self._hand_out(unseen)
 
@@ -306,13 +293,8 @@ class TextStream:
     def _unseen(self) -> str:
         seen = self._decode(self._ids[self._start : self._shown])
         both = self._decode(self._ids[self._start :])
-        # A byte-fallback decoder gives up all bytes in a row when the last one is no character's.
-        return (
-            both[len(seen) :] if both.startswith(seen) else self._decode(self._ids[self._shown :])
-        )
+        return both[len(seen) :]
 
     def _decode(self, ids: list[int]) -> str:
-        text = self._tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return str(text)
+        options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        return str(self._tokenizer.decode(ids, **options))

@@ -1,35 +1,23 @@
-"""A chat in a terminal, through a pipe or as JSON lines. Knows replies and text; no models or files.
-
-Whatever others wrote (a model, a checkpoint, the name of a file) passes `printable` first.
-"""
+"""A chat in a terminal, through a pipe or as JSON lines. Knows replies and text; no models."""
 
 import json
-import math
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import asdict
-from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from mixoff.config import format_nbytes
+from mixoff.cli.printable import one_line, printable
+from mixoff.cli.report import layer_table, statistics_line, statistics_object
 from mixoff.errors import MixoffError
 
 if TYPE_CHECKING:
-    from mixoff.cache import CacheStats, ExpertCache
-    from mixoff.generate import Chat, ReplyStats
+    from mixoff.cache import ExpertCache
+    from mixoff.generate import Chat
 
-_UNPRINTABLE = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls but \t and \n, so every escape sequence's start
-    r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u206f"  # what reorders text
-    r"\ud800-\udfff\U000e0000-\U000e007f]"  # halves of characters; tags, which nobody sees
-)
 _COMMANDS = {
     "/reset": "forget the conversation",
     "/stats": "hits, misses and hit rate of each layer",
@@ -38,79 +26,11 @@ _COMMANDS = {
 }
 
 
-def printable(text: str) -> str:
-    """Return the text without the characters that steer a terminal, \\t and \\n excepted.
-
-    Each character is judged by itself, so a stream may be cut anywhere.
-    """
-    return _UNPRINTABLE.sub("", text)
-
-
-def one_line(text: object) -> str:
-    """Return what an object says as one printable line."""
-    return " ".join(printable(str(text)).split())
-
-
 def progress(text: str) -> AbstractContextManager[object]:
     """Return a context that shows what is being waited for, on stderr if that is a terminal."""
-    console = Console(stderr=True)
-    return console.status(Text(one_line(text))) if console.is_terminal else nullcontext()
-
-
-def percent(share: float) -> str:
-    """Return a share of 0 to 1 as "82.8 %", and NaN as "unknown"."""
-    return "unknown" if math.isnan(share) else f"{100 * share:.1f} %"
-
-
-def statistics_line(stats: "ReplyStats") -> str:
-    """Return what one reply took, in a line."""
-    parts = []
-    if (cache := stats.cache) is not None:
-        parts += [
-            f"hits {cache.hits}",
-            f"misses {cache.misses}",
-            f"hit rate {percent(cache.hit_rate)}",
-            f"bytes read {format_nbytes(cache.bytes_moved)}",
-        ]
-    rate = f"{stats.tokens_per_second:.1f}" if stats.new_tokens > 1 else "unknown"
-    parts.append(f"tokens/s {rate}")
-    if stats.new_tokens:
-        parts.append(f"first token after {stats.seconds_to_first_token:.2f} s")
-    if stats.finish != "stop":
-        why = "stopped" if stats.finish == "stopped" else "cut"
-        parts.append(f"{why} after {stats.new_tokens} tokens")
-    return ", ".join(parts)
-
-
-def statistics_object(stats: "ReplyStats") -> dict[str, Any]:
-    """Return what one reply took, as JSON holds it: what is unknown is null."""
-    rate = stats.tokens_per_second if stats.new_tokens > 1 else None
-    statistics = asdict(stats) | {"tokens_per_second": rate}
-    if (cache := stats.cache) is not None:
-        rates = [None if math.isnan(rate) else rate for rate in cache.hit_rate_per_layer]
-        demanded = cache.hits + cache.misses
-        statistics["cache"] |= {
-            "hits": cache.hits,
-            "misses": cache.misses,
-            "hit_rate": cache.hit_rate if demanded else None,
-            "hit_rate_per_layer": rates,
-        }
-    return statistics
-
-
-def layer_table(stats: "CacheStats") -> Table:
-    """Return hits, misses and hit rate of each layer."""
-    table = Table("layer", "hits", "misses", "hit rate", title="since the model was loaded")
-    for column in table.columns:
-        column.justify = "right"
-    rows = zip(
-        stats.hits_per_layer, stats.misses_per_layer, stats.hit_rate_per_layer, strict=True
-    )
-    for layer, (hits, misses, rate) in enumerate(rows):
-        table.add_row(str(layer), str(hits), str(misses), percent(rate))
-    table.add_section()
-    table.add_row("all", str(stats.hits), str(stats.misses), percent(stats.hit_rate))
-    return table
+    if not sys.stderr.isatty():
+        return nullcontext()
+    return Console(stderr=True).status(Text(one_line(text)))
 
 
 def answer_text(chat: "Chat", prompt: str) -> None:

@@ -1,0 +1,279 @@
+"""The commands. Knows what each one is given and prints; what they do is elsewhere.
+
+torch and transformers are imported inside commands only, so that help and completion are quick.
+"""
+
+import json
+import os
+import sys
+import warnings
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from mixoff import __version__
+from mixoff.cli.loading import load, named_device, named_folder, read_text, stored_type
+from mixoff.cli.options import (
+    MIXTRAL,
+    RELEASED,
+    Bits,
+    CheckpointName,
+    Device,
+    DeviceOption,
+    HostMemory,
+    Json,
+    MaxNewTokens,
+    ModelName,
+    OffloadPerLayer,
+    PolicyName,
+    Prompt,
+    QuantizedModelName,
+    Seed,
+    System,
+    Temperature,
+    TopP,
+)
+from mixoff.cli.printable import one_line
+from mixoff.cli.report import checkpoint_facts, checkpoint_table, memory_table
+from mixoff.cli.terminal import Session, answer_json, answer_text, progress, turns
+from mixoff.config import OffloadConfig, format_nbytes
+from mixoff.errors import MixoffError
+
+if TYPE_CHECKING:
+    from mixoff.quantization import Quantization
+
+_INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended
+
+
+class _OneLineErrors(TyperGroup):
+    """Commands that refuse with one line on stderr."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # here a closed pipe can still be handled
+            return result
+        except MixoffError as error:
+            _complain(one_line(error))
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            _complain("interrupted")
+            raise typer.Exit(_INTERRUPTED) from None
+
+
+def _complain(line: str) -> None:
+    typer.echo(f"mixoff: {line}", err=True)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mixoff {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    name="mixoff",
+    cls=_OneLineErrors,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Run mixture-of-experts models larger than fast memory, and see the cache at work."""
+
+
+@app.command()
+def demo(
+    offload_per_layer: OffloadPerLayer = 4,
+    policy: PolicyName = "lru",
+    host_memory: HostMemory = "0",
+    device: DeviceOption = Device.auto,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 0.9,
+    max_new_tokens: MaxNewTokens = 256,
+    seed: Seed = 0,
+    system: System = None,
+    prompt: Prompt = None,
+    as_json: Json = False,
+) -> None:
+    """Chat with the demo model, which needs no network; through a pipe, each line is a message."""
+    from mixoff import demo_path
+
+    chat(
+        quantized_model_name=str(demo_path()),
+        offload_per_layer=offload_per_layer,
+        temperature=temperature,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        policy=policy,
+        host_memory=host_memory,
+        device=device,
+        seed=seed,
+        system=system,
+        prompt=prompt,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def chat(
+    model_name: ModelName = MIXTRAL,
+    quantized_model_name: QuantizedModelName = RELEASED,
+    offload_per_layer: OffloadPerLayer = 5,
+    temperature: Temperature = 0.9,
+    top_p: TopP = 0.9,
+    max_new_tokens: MaxNewTokens = 512,
+    policy: PolicyName = "lru",
+    host_memory: HostMemory = "0",
+    device: DeviceOption = Device.auto,
+    seed: Seed = None,
+    system: System = None,
+    prompt: Prompt = None,
+    as_json: Json = False,
+) -> None:
+    """Chat with a quantized checkpoint; through a pipe, each line is a message.
+
+    The default is what mixtral-offloading released,
+    lavawolfiee/Mixtral-8x7B-Instruct-v0.1-offloading-demo, with the tokenizer of
+    mistralai/Mixtral-8x7B-Instruct-v0.1.
+    """
+    offload = OffloadConfig(
+        offload_per_layer=offload_per_layer, policy=policy, host_memory=host_memory
+    )
+    model, cache, tokenizer = load(quantized_model_name, offload, device, model_name)
+    from mixoff import Chat
+
+    conversation = Chat(
+        model,
+        tokenizer,
+        system=system,
+        temperature=temperature,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+    if prompt is None and not as_json and sys.stdin.isatty() and sys.stdout.isatty():
+        Session(conversation, cache, quantized_model_name).run()
+        return
+    answer = answer_json if as_json else answer_text
+    for message in turns(sys.stdin) if prompt is None else [prompt]:
+        answer(conversation, message)
+
+
+@app.command()
+def info(
+    checkpoint: CheckpointName,
+    offload_per_layer: OffloadPerLayer = 4,
+    host_memory: HostMemory = "0",
+    device: DeviceOption = Device.auto,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="Tokens that the KV cache holds.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a checkpoint holds, and how many bytes a run takes in which memory."""
+    offload = OffloadConfig(offload_per_layer=offload_per_layer, host_memory=host_memory)
+    with progress("importing torch"):
+        from mixoff import plan_memory
+        from mixoff.checkpoint import Checkpoint
+    opened = Checkpoint.open(named_folder(checkpoint))
+    plan = plan_memory(opened, offload, device=named_device(device, planned=True), context=context)
+    facts = checkpoint_facts(opened)
+    if as_json:
+        typer.echo(json.dumps({"checkpoint": facts, "run": asdict(plan) | {"total": plan.total}}))
+        return
+    console = Console(highlight=False)
+    console.print(checkpoint_table(facts))
+    console.print(memory_table(plan, opened.num_experts))
+
+
+@app.command("eval")
+def evaluate(
+    checkpoint: CheckpointName,
+    text: Annotated[Path, typer.Option(help="A text file in UTF-8.", show_default=False)],
+    offload_per_layer: OffloadPerLayer = 4,
+    device: DeviceOption = Device.auto,
+    model_name: ModelName = MIXTRAL,
+    as_json: Json = False,
+) -> None:
+    """Measure how well a checkpoint predicts a text that it was not trained on."""
+    offload, content = OffloadConfig(offload_per_layer=offload_per_layer), read_text(text)
+    model, _, tokenizer = load(checkpoint, offload, device, model_name)
+    from mixoff import held_out_loss
+
+    started = perf_counter()
+    found = held_out_loss(model, tokenizer, content, progress=sys.stderr.isatty())
+    seconds = perf_counter() - started
+    if as_json:
+        facts = {"loss": found.loss, "perplexity": found.perplexity, "tokens": found.tokens}
+        typer.echo(json.dumps(facts | {"seconds": seconds}))
+        return
+    typer.echo(
+        f"loss {found.loss:.4f} nats/token, perplexity {found.perplexity:.4f}, "
+        f"tokens {found.tokens}, seconds {seconds:.1f}"
+    )
+
+
+@app.command()
+def quantize(
+    source: Annotated[Path, typer.Argument(help="A Mixtral in Hugging Face's form: a folder.")],
+    target: Annotated[Path, typer.Argument(help="The folder to make; it must not exist yet.")],
+    attention: Annotated[Bits, typer.Option(help="Bits of attention weights.")] = Bits.four,
+    experts: Annotated[Bits, typer.Option(help="Bits of experts' weights.")] = Bits.two,
+    attention_group_size: Annotated[
+        int, typer.Option(min=1, help="Attention weights that share a scale.")
+    ] = 64,
+    experts_group_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Experts' weights that share a scale.",
+            show_default="16 for 2 bits, else 64",
+        ),
+    ] = None,
+) -> None:
+    """Quantize a Mixtral into a new checkpoint; "none" keeps the type that its weights have."""
+    with progress("importing torch"):
+        from mixoff import Scheme, quantize_checkpoint
+    group_size = experts_group_size or (16 if experts is Bits.two else 64)
+    scheme = Scheme(
+        attention=_quantization(attention, attention_group_size, 16, source),
+        experts=_quantization(experts, group_size, 8 if experts is Bits.two else 16, source),
+    )
+    folder = quantize_checkpoint(source, target, scheme, progress=sys.stderr.isatty())
+    nbytes = sum(file.stat().st_size for file in folder.iterdir())
+    typer.echo(f"{one_line(folder)}: {format_nbytes(nbytes)}")
+
+
+def _quantization(bits: Bits, group_size: int, scale_nbits: int, source: Path) -> "Quantization":
+    from mixoff import HQQ, Unquantized
+
+    if bits is Bits.none:
+        return Unquantized(stored_type(source))
+    return HQQ(nbits=int(bits.value), group_size=group_size, scale_nbits=scale_nbits)
+
+
+def main() -> None:
+    """Run the command line, with other libraries' remarks turned off."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # a stream that was closed, or put in place of it
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    app(prog_name="mixoff")

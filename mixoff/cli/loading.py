@@ -1,0 +1,91 @@
+"""From what a person named to what a command works on. Knows names, folders and slow imports."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from mixoff.cli.options import Device
+from mixoff.cli.printable import one_line
+from mixoff.cli.terminal import progress
+from mixoff.config import OffloadConfig
+from mixoff.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from mixoff.cache import ExpertCache
+
+
+def load(
+    name: str, offload: OffloadConfig, device: Device, tokenizer_name: str
+) -> "tuple[PreTrainedModel, ExpertCache, PreTrainedTokenizerBase]":
+    """Return a checkpoint's model, its cache and its tokenizer, or that of the model named."""
+    with progress("importing torch and transformers"):
+        from transformers.utils import logging
+
+        from mixoff import build_model
+        from mixoff.checkpoint import Checkpoint
+    folder, where = named_folder(name), named_device(device)
+    offload.slots_per_layer(Checkpoint.open(folder).num_experts)  # refuse before a long load
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    with progress(f"loading {folder}"):
+        tokenizer = _tokenizer(folder, tokenizer_name)
+        model, cache = build_model(folder, offload, device=where)
+    return model, cache, tokenizer
+
+
+def named_folder(name: str) -> Path:
+    """Return a checkpoint's folder, fetched from the hub where it is no folder here."""
+    from mixoff.hub import checkpoint_folder, is_on_hub
+
+    if is_on_hub(name) and sys.stderr.isatty():
+        typer.echo(f"looking for {one_line(name)} on the Hugging Face hub", err=True)
+    return checkpoint_folder(name)
+
+
+def _tokenizer(folder: Path, name: str) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    files = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+    source = folder if any((folder / file).is_file() for file in files) else name
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"{source}: no tokenizer could be loaded ({reason}): put tokenizer.json into "
+            f"{folder}, or name a model that has one with --model-name."
+        ) from error
+
+
+def named_device(device: Device, *, planned: bool = False) -> str:
+    """Return the device's name; one that is only planned for needn't be here."""
+    import torch
+
+    here = torch.cuda.is_available()
+    if device is Device.auto:
+        return "cuda" if here else "cpu"
+    if device is Device.cuda and not (here or planned):
+        raise ConfigError("device='cuda': torch finds no GPU here, so give cpu or auto.")
+    return "cuda" if device is Device.cuda else "cpu"
+
+
+def read_text(path: Path) -> str:
+    """Return what a text file holds."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read ({error.strerror}): give a text file.") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: no UTF-8: give a text file in that encoding.") from None
+
+
+def stored_type(source: Path) -> str:
+    """Return the type that a Hugging Face folder says its weights have."""
+    from mixoff.checkpoint import read_json
+
+    config = read_json(source / "config.json")
+    return str(config.get("dtype") or config.get("torch_dtype") or "float32")

@@ -1,0 +1,97 @@
+"""What a person may type. Knows options, their meaning and completion; does nothing with them."""
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mixoff.policies import POLICIES
+
+MIXTRAL = "mistralai/Mixtral-8x7B-Instruct-v0.1"
+RELEASED = "lavawolfiee/Mixtral-8x7B-Instruct-v0.1-offloading-demo"
+
+
+class Device(str, Enum):
+    """Where to compute."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Bits(str, Enum):
+    """Bits of a quantized weight."""
+
+    none = "none"
+    eight = "8"
+    four = "4"
+    three = "3"
+    two = "2"
+
+
+def complete_policy(incomplete: str) -> list[str]:
+    """Return the policies whose names begin so."""
+    return [name for name in POLICIES if name.startswith(incomplete)]
+
+
+def complete_checkpoint(incomplete: str) -> list[str]:
+    """Return the folders whose names begin so, and the released checkpoint's name if it does."""
+    pattern = Path(f"{incomplete}*")
+    folders = (str(path) for path in pattern.parent.glob(pattern.name) if path.is_dir())
+    names = [RELEASED, *sorted(folders)]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def whole_text(text: str | None) -> str | None:
+    """Return the text with what was no UTF-8 on the command line replaced."""
+    return text if text is None else text.encode("utf-8", "replace").decode()
+
+
+CheckpointName = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="A mixoff checkpoint: a folder, or a name on the Hugging Face hub.",
+        autocompletion=complete_checkpoint,
+    ),
+]
+ModelName = Annotated[
+    str, typer.Option(help="Where the tokenizer comes from if the checkpoint has none.")
+]
+QuantizedModelName = Annotated[
+    str,
+    typer.Option(
+        help="The checkpoint: a folder, or a name on the Hugging Face hub.",
+        autocompletion=complete_checkpoint,
+    ),
+]
+OffloadPerLayer = Annotated[
+    int, typer.Option(help="How many of a layer's experts start outside the device.")
+]
+PolicyName = Annotated[
+    str,
+    typer.Option(
+        help=f"Which resident expert leaves first: {', '.join(POLICIES)}.",
+        autocompletion=complete_policy,
+    ),
+]
+HostMemory = Annotated[
+    str, typer.Option(help="Host memory for records off the device, such as 10GiB.")
+]
+DeviceOption = Annotated[
+    Device, typer.Option(help="Where to compute; auto takes CUDA where there is a GPU for it.")
+]
+Temperature = Annotated[float, typer.Option(min=0, help="0 always takes the most probable token.")]
+TopP = Annotated[
+    float, typer.Option(min=0, max=1, help="Draw from the most probable tokens of this share.")
+]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="The longest reply.")]
+Seed = Annotated[
+    int | None, typer.Option(help="The same seed gives the same replies; without it one is drawn.")
+]
+System = Annotated[
+    str | None, typer.Option(callback=whole_text, help="Instructions for the whole conversation.")
+]
+Prompt = Annotated[str | None, typer.Option(callback=whole_text, help="Answer this, and end.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]

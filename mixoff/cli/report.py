@@ -1,0 +1,156 @@
+"""Numbers as a person or a program reads them. Knows statistics, checkpoints and plans."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from mixoff.cli.printable import one_line
+from mixoff.config import format_nbytes
+
+if TYPE_CHECKING:
+    from mixoff.cache import CacheStats
+    from mixoff.checkpoint import Checkpoint
+    from mixoff.generate import ReplyStats
+    from mixoff.plan import MemoryPlan
+
+
+def percent(share: float) -> str:
+    """Return a share of 0 to 1 as "82.8 %", and NaN as "unknown"."""
+    return "unknown" if math.isnan(share) else f"{100 * share:.1f} %"
+
+
+def statistics_line(stats: "ReplyStats") -> str:
+    """Return what one reply took, in a line."""
+    parts = []
+    if (cache := stats.cache) is not None:
+        parts += [
+            f"hits {cache.hits}",
+            f"misses {cache.misses}",
+            f"hit rate {percent(cache.hit_rate)}",
+            f"bytes read {format_nbytes(cache.bytes_moved)}",
+        ]
+    rate = f"{stats.tokens_per_second:.1f}" if stats.new_tokens > 1 else "unknown"
+    parts.append(f"tokens/s {rate}")
+    if stats.new_tokens:
+        parts.append(f"first token after {stats.seconds_to_first_token:.2f} s")
+    if stats.finish != "stop":
+        why = "stopped" if stats.finish == "stopped" else "cut"
+        parts.append(f"{why} after {stats.new_tokens} token{'s' * (stats.new_tokens != 1)}")
+    return ", ".join(parts)
+
+
+def statistics_object(stats: "ReplyStats") -> dict[str, Any]:
+    """Return what one reply took, as JSON holds it: what is unknown is null."""
+    rate = stats.tokens_per_second if stats.new_tokens > 1 else None
+    statistics = asdict(stats) | {"tokens_per_second": rate}
+    if (cache := stats.cache) is not None:
+        rates = [None if math.isnan(rate) else rate for rate in cache.hit_rate_per_layer]
+        demanded = cache.hits + cache.misses
+        statistics["cache"] |= {
+            "hits": cache.hits,
+            "misses": cache.misses,
+            "hit_rate": cache.hit_rate if demanded else None,
+            "hit_rate_per_layer": rates,
+        }
+    return statistics
+
+
+def layer_table(stats: "CacheStats") -> Table:
+    """Return hits, misses and hit rate of each layer."""
+    table = Table("layer", "hits", "misses", "hit rate", title="since the model was loaded")
+    for column in table.columns:
+        column.justify = "right"
+    rows = zip(stats.hits_per_layer, stats.misses_per_layer, stats.hit_rate_per_layer, strict=True)
+    for layer, (hits, misses, rate) in enumerate(rows):
+        table.add_row(str(layer), str(hits), str(misses), percent(rate))
+    table.add_section()
+    table.add_row("all", str(stats.hits), str(stats.misses), percent(stats.hit_rate))
+    return table
+
+
+def checkpoint_facts(checkpoint: "Checkpoint") -> dict[str, Any]:
+    """Return what a checkpoint holds, as JSON holds it; sizes are in bytes."""
+    entries = [(n, e) for shard in checkpoint.shards.values() for n, e in shard.tensors.items()]
+    config, layout = checkpoint.config, checkpoint.expert_layout
+    experts = checkpoint.num_layers * checkpoint.num_experts
+    expert_weights = sum(rows * columns for _, (rows, columns) in layout.shapes)
+    attention_weights = _attention_weights(config)
+    plain = sum(math.prod(entry.shape) for _, entry in entries if entry.dtype != "U8")
+    packed = sum(e.nbytes for n, e in entries if ".self_attn." in n and e.dtype == "U8")
+    return {
+        "folder": str(checkpoint.path),
+        "format_version": config["quantization_config"]["format_version"],
+        "model_type": config.get("model_type"),
+        "layers": checkpoint.num_layers,
+        "experts_per_layer": checkpoint.num_experts,
+        "top_k": config.get("num_experts_per_tok"),
+        "parameters": plain + attention_weights + experts * expert_weights,
+        "attention": checkpoint.scheme.attention.to_dict(),
+        "attention_bits_per_weight": 8 * packed / attention_weights,
+        "experts": checkpoint.scheme.experts.to_dict(),
+        "experts_bits_per_weight": 8 * layout.nbytes / expert_weights,
+        "trunk_nbytes": checkpoint.trunk_nbytes,
+        "experts_nbytes": experts * layout.stride,
+        "expert_nbytes": layout.nbytes,
+    }
+
+
+def checkpoint_table(facts: dict[str, Any]) -> Table:
+    """Return the facts of `checkpoint_facts` for a person."""
+    rows = [
+        ("folder", facts["folder"]),
+        ("format version", facts["format_version"]),
+        ("model type", facts["model_type"]),
+        ("layers", facts["layers"]),
+        ("experts", f"{facts['experts_per_layer']} in each layer, {facts['top_k']} for a token"),
+        ("parameters", f"{facts['parameters']:,}"),
+        ("attention", _scheme(facts["attention"], facts["attention_bits_per_weight"])),
+        ("experts stored as", _scheme(facts["experts"], facts["experts_bits_per_weight"])),
+        ("trunk", format_nbytes(facts["trunk_nbytes"])),
+        ("all experts", format_nbytes(facts["experts_nbytes"])),
+        ("one expert", f"{format_nbytes(facts['expert_nbytes'])} ({facts['expert_nbytes']:,} B)"),
+    ]
+    return _table("The checkpoint", rows)
+
+
+def memory_table(plan: "MemoryPlan", num_experts: int) -> Table:
+    """Return where a run's bytes lie, for a person."""
+    rows = [
+        (f"slots, {plan.slots_per_layer} of {num_experts} experts in each layer", plan.slots),
+        ("staging, on the way to a GPU", plan.staging),
+        ("trunk", plan.trunk),
+        (f"KV cache, {plan.context} tokens", plan.kv_cache),
+        ("workspace", plan.workspace),
+        ("host memory for records", plan.host),
+    ]
+    table = _table("A run", [(name, format_nbytes(nbytes)) for name, nbytes in rows])
+    table.columns[1].justify = "right"
+    table.add_section()
+    table.add_row("memory in all", format_nbytes(plan.total))
+    table.add_row("experts on disk, not in it", format_nbytes(plan.disk))
+    return table
+
+
+def _table(title: str, rows: Iterable[tuple[str, object]]) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, Text(one_line(value)))
+    return table
+
+
+def _scheme(settings: dict[str, Any], bits_per_weight: float) -> str:
+    said = [f"{name} {value}" for name, value in settings.items() if name != "method"]
+    return f"{', '.join([settings['method'], *said])}: {bits_per_weight:.2f} bits a weight"
+
+
+def _attention_weights(config: Any) -> int:
+    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+    head_dim = int(config.get("head_dim") or hidden // heads)
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    return int(config["num_hidden_layers"]) * 2 * (heads + kv_heads) * head_dim * hidden

@@ -1,0 +1,45 @@
+"""Folders that many tests read: tiny Mixtrals in Hugging Face's form, and converted by mixoff."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+from tiny import MIXED, random_mixtral
+
+from mixoff.convert import quantize_checkpoint
+from mixoff.quantization import Scheme
+
+torch.set_num_threads(1)  # the models are tiny, and machines that run tests are busy
+settings.register_profile("seeded", derandomize=True, deadline=None, database=None)
+settings.load_profile("seeded")
+
+
+@pytest.fixture(scope="session")
+def tiny_mixtral(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Save `random_mixtral(...)` as transformers does; don't change what is in the folder."""
+
+    @cache
+    def save(**settings: Any) -> Path:
+        folder = tmp_path_factory.mktemp("source")
+        random_mixtral(**settings).save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def quantized(
+    tiny_mixtral: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Convert `tiny_mixtral(...)` with a scheme; don't change what is in the folder."""
+
+    @cache
+    def convert(scheme: Scheme = MIXED, **settings: Any) -> Path:
+        folder = tmp_path_factory.mktemp("converted") / "model"
+        return quantize_checkpoint(tiny_mixtral(**settings), folder, scheme, progress=False)
+
+    return convert

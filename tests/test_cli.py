@@ -1,0 +1,584 @@
+"""The command line answers, refuses in one line, and never lets a text steer the terminal."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub.errors import RemoteEntryNotFoundError
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
+from typer.core import TyperGroup
+from typer.main import get_command
+from typer.testing import CliRunner, Result
+
+import mixoff
+from mixoff.cache import CacheStats
+from mixoff.cli import app
+from mixoff.cli.printable import one_line, printable
+from mixoff.cli.report import statistics_line, statistics_object
+from mixoff.cli.terminal import Session
+from mixoff.errors import ConfigError, MixoffError
+from mixoff.generate import ReplyStats
+
+RELEASED = "lavawolfiee/Mixtral-8x7B-Instruct-v0.1-offloading-demo"
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}"
+    "{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+ESCAPES = (
+    "\x1b[31mred",
+    "\x1b]0;title\x07",
+    "\x1b]52;c;cm0gLXJm\x1b\\",
+    "\x1b]8;;http://example.org\x07link\x1b]8;;\x07",
+    "\x1bPdcs\x1b\\",
+    "\x1b_apc\x1b\\",
+    "\x9b2Jcleared",
+    "safe\rEVIL\b\b",
+    "\u202egnp.exe",
+    "a\U000e0041\U000e007fb",
+)
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Mixtral in Hugging Face's form, with a tokenizer of bytes."""
+    folder = tmp_path_factory.mktemp("cli") / "source"
+    config = MixtralConfig(
+        vocab_size=300,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        max_position_embeddings=256,
+        bos_token_id=0,
+        eos_token_id=1,
+        sliding_window=None,
+    )
+    torch.manual_seed(0)
+    MixtralForCausalLM(config).save_pretrained(folder)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["[INST] Hello! Who are you? [/INST]"] * 4, trainer)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=TEMPLATE
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(source: Path) -> Path:
+    whole = mixoff.Unquantized("float32")
+    scheme = mixoff.Scheme(attention=whole, experts=whole)
+    return mixoff.quantize_checkpoint(source, source.parent / "whole", scheme, progress=False)
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def mixoff_says(*words: object, piped: str | bytes = "") -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words], input=piped)
+
+
+def answers(checkpoint: Path, *words: object, piped: str | bytes = "") -> str:
+    options = ("--quantized-model-name", checkpoint, "--offload-per-layer", 2)
+    limits = ("--max-new-tokens", 4, "--temperature", 0, "--device", "cpu")
+    result = mixoff_says("chat", *options, *limits, *words, piped=piped)
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    return result.stdout
+
+
+def refusal(result: Result) -> str:
+    """Return the one line that a refused command leaves behind."""
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("mixoff: ")
+    assert result.stderr.count("\n") == 1
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+# ---- options
+
+
+def test_help_and_completion_import_nothing_slow() -> None:
+    code = """
+import os, sys
+from mixoff.cli import main
+def run(*words):
+    sys.argv = ["mixoff", *words]
+    try:
+        main()
+    except SystemExit:
+        pass
+run("--help")
+run("chat", "-h")
+os.environ |= {"COMP_WORDS": "mixoff chat --policy l", "COMP_CWORD": "3"}
+os.environ |= {"_MIXOFF_COMPLETE": "complete_bash"}
+run()
+print("slow:", {"torch", "transformers", "pandas", "matplotlib"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "quantize" in done.stdout
+    assert "--quantized-model-name" in done.stdout
+    assert done.stdout.endswith("lru\nslow: set()\n")
+
+
+def test_chat_has_the_options_and_defaults_of_mixtral_offloading() -> None:
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    defaults = {param.opts[0]: param.default for param in group.commands["chat"].params}
+    assert (
+        defaults.items()
+        >= {
+            "--model-name": "mistralai/Mixtral-8x7B-Instruct-v0.1",
+            "--quantized-model-name": RELEASED,
+            "--offload-per-layer": 5,
+            "--temperature": 0.9,
+            "--top-p": 0.9,
+            "--max-new-tokens": 512,
+        }.items()
+    )
+    shared = {param.opts[0] for param in group.params}
+    assert {"--install-completion", "--show-completion"} <= shared
+
+
+def test_every_option_of_demo_is_one_of_chat() -> None:
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    names = {name: {param.name for param in group.commands[name].params} for name in group.commands}
+    assert names["chat"] - names["demo"] == {"model_name", "quantized_model_name"}
+    assert not names["demo"] - names["chat"]
+
+
+def test_the_version_is_the_packages_own() -> None:
+    assert mixoff_says("--version").stdout == f"mixoff {mixoff.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["chat", "--top-p", "2"], ["info"], ["nonsense"], ["quantize", ".", "x", "--experts", 5]],
+)
+def test_what_no_command_understands_exits_with_2(words: list[str]) -> None:
+    assert mixoff_says(*words).exit_code == 2
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize(
+    ("words", "value", "way_out"),
+    [
+        (["info", "/nowhere/at/all"], "/nowhere/at/all", "no such folder"),
+        (["chat", "--quantized-model-name", "{source}"], "{source}", "mixoff.quantize_checkpoint"),
+        (["chat", "--quantized-model-name", "{whole}"], "offload_per_layer=5", "0 to 3"),
+        (["info", "{whole}", "--offload-per-layer", "4"], "offload_per_layer=4", "0 to 3"),
+        (["info", "{whole}", "--offload-per-layer", "-1"], "offload_per_layer=-1", "from 0"),
+        (["info", "{whole}", "--host-memory", "lots"], "'lots'", "10GiB"),
+        (["chat", "--policy", "oracle"], "policy='oracle'", "lru"),
+        (["eval", "{whole}", "--text", "/no/text"], "/no/text", "give a text file"),
+        (["eval", "{whole}", "--text", "{whole}"], "{whole}", "give a text file"),
+        (["quantize", "{source}", "{whole}"], "{whole}", "give a new folder"),
+        (["quantize", "/nowhere", "{whole}/new"], "/nowhere", "no such folder"),
+        (["quantize", "{source}", "{source}-7", "--experts-group-size", "7"], "=7", "divisor"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line(
+    words: list[str], value: str, way_out: str, source: Path, checkpoint: Path
+) -> None:
+    names = {"source": source, "whole": checkpoint}
+    line = refusal(mixoff_says(*(word.format(**names) for word in words)))
+    assert value.format(**names) in line
+    assert way_out in line
+
+
+@pytest.mark.usefixtures("offline")
+def test_without_a_network_a_name_on_the_hub_is_refused_in_one_line() -> None:
+    line = refusal(mixoff_says("chat", "--quantized-model-name", "somebody/something"))
+    assert "somebody/something" in line
+    assert "give a folder" in line
+
+
+def hub_of(folder: Path) -> Callable[[str, str], str]:
+    """Return a download that has a folder's small files and would fail at any other."""
+
+    def download(name: str, filename: str) -> str:
+        assert filename in ("config.json", "model.safetensors.index.json")
+        if not (folder / filename).exists():
+            raise RemoteEntryNotFoundError.__new__(RemoteEntryNotFoundError)
+        return str(folder / filename)
+
+    return download
+
+
+def test_the_released_checkpoint_is_refused_without_fetching_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"model.layers.0.block_sparse_moe.experts.0.w1.W_q": "model-layer0-expert0.safetensors"}
+    (tmp_path / "config.json").write_text('{"model_type": "mixtral"}')
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    monkeypatch.setattr("mixoff.hub.hf_hub_download", hub_of(tmp_path))
+    monkeypatch.delattr("mixoff.hub.snapshot_download")
+    line = refusal(mixoff_says("chat"))
+    assert RELEASED in line
+    assert "layout of mixtral-offloading, which this version doesn't read yet" in line
+    assert "mixoff quantize" in line
+
+
+def test_a_model_that_is_not_quantized_is_refused_without_fetching_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "mixtral"}')
+    monkeypatch.setattr("mixoff.hub.hf_hub_download", hub_of(tmp_path))
+    monkeypatch.delattr("mixoff.hub.snapshot_download")
+    line = refusal(mixoff_says("info", "somebody/original"))
+    assert "somebody/original: no mixoff checkpoint (it isn't quantized)" in line
+
+
+def test_a_checkpoint_on_the_hub_is_fetched_and_read(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mixoff.hub.hf_hub_download", hub_of(checkpoint))
+    monkeypatch.setattr("mixoff.hub.snapshot_download", lambda name, **_: str(checkpoint))
+    result = mixoff_says("info", "somebody/quantized", "--offload-per-layer", 1, "--json")
+    assert json.loads(result.stdout)["checkpoint"]["folder"] == str(checkpoint)
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_checkpoint_without_tokenizer_says_which_option_names_one(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(checkpoint, bare, ignore=shutil.ignore_patterns("*token*"))
+    options = ("--quantized-model-name", bare, "--offload-per-layer", 1)
+    line = refusal(mixoff_says("chat", *options, "--model-name", "somebody/tokens"))
+    assert "somebody/tokens" in line
+    assert "--model-name" in line
+
+
+def test_a_refusal_shows_no_escape_sequence_of_a_name() -> None:
+    line = refusal(mixoff_says("info", "/no\x1b[2J/\u202efolder\n"))
+    assert line == "mixoff: /no[2J/folder : no such folder.\n"
+
+
+def test_an_interrupt_outside_of_a_chat_ends_with_one_line(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mixoff.builder.AutoModelForCausalLM.from_pretrained", interrupted)
+    words = ("--quantized-model-name", checkpoint, "--offload-per-layer", 1, "--prompt", "Hello")
+    result = mixoff_says("chat", *words)
+    assert (result.exit_code, result.stderr) == (130, "mixoff: interrupted\n")
+
+
+def test_a_closed_pipe_is_no_error_to_talk_about() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "mixoff", "--help"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writing)
+    assert done.stderr == ""
+
+
+# ---- answers
+
+
+def test_piped_input_is_answered_once_a_line(checkpoint: Path) -> None:
+    said = answers(checkpoint, piped="Hello!\n\n   \nWho are you?\n")
+    assert said.count("hits ") == 2
+    for word in ("hits", "misses", "hit rate", "bytes read", "tokens/s"):
+        assert said.count(f"{word} ") >= 2
+    assert said == printable(said)
+
+
+def test_no_input_is_answered_with_nothing(checkpoint: Path) -> None:
+    assert answers(checkpoint, piped="\n \n") == ""
+
+
+def test_a_prompt_is_answered_and_the_input_left_alone(checkpoint: Path) -> None:
+    assert answers(checkpoint, "--prompt", "Hello!", piped="more\n").count("hits ") == 1
+
+
+def test_the_demo_answers_without_a_checkpoint_being_named(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mixoff.demo.first_checkpoint", lambda *_: checkpoint)
+    words = ("--offload-per-layer", 2, "--max-new-tokens", 4, "--device", "cpu")
+    said = mixoff_says("demo", *words, piped="Hello! Who are you?\n").stdout
+    assert "hits " in said
+    assert said == mixoff_says("demo", *words, "--prompt", "Hello! Who are you?").stdout
+
+
+def test_a_prompt_that_is_no_utf_8_is_answered(checkpoint: Path) -> None:
+    assert "hits " in answers(checkpoint, "--prompt", os.fsdecode(b"caf\xe9"))
+    assert "hits " in answers(checkpoint, piped="caf\n")
+
+
+def test_the_same_seed_gives_the_same_reply(checkpoint: Path) -> None:
+    drawn = ("--prompt", "Hello!", "--temperature", 2, "--json", "--max-new-tokens", 16, "--seed")
+    replies = [json.loads(answers(checkpoint, *drawn, seed))["reply"] for seed in (1, 1, 2)]
+    assert replies[0] == replies[1] != replies[2]
+
+
+def test_json_is_one_object_a_reply_and_nothing_else(checkpoint: Path) -> None:
+    said = answers(checkpoint, "--json", piped="Hello!\nWho are you?\n")
+    replies = [json.loads(line) for line in said.splitlines()]
+    assert [reply["prompt"] for reply in replies] == ["Hello!", "Who are you?"]
+    for reply in replies:
+        cache = reply["statistics"]["cache"]
+        assert cache["hits"] == sum(cache["hits_per_layer"])
+        assert cache["misses"] == sum(cache["misses_per_layer"])
+        assert len(cache["hit_rate_per_layer"]) == 2
+        assert reply["statistics"]["new_tokens"] <= 4
+
+
+def test_json_holds_the_reply_as_it_is_and_stays_ascii(checkpoint: Path) -> None:
+    said = answers(checkpoint, "--json", "--prompt", "\u202eHi\x7f", "--max-new-tokens", 64)
+    assert json.loads(said)["prompt"] == "\u202eHi\x7f"
+    assert said == printable(said)
+    assert said.isascii()
+
+
+def test_what_was_not_measured_is_said_to_be_unknown() -> None:
+    nothing = ReplyStats(5, 0, 0, 0.5, 0.5, "stopped", CacheStats((0, 0), (0, 0), 0), 0, None)
+    line = statistics_line(nothing)
+    assert "hit rate unknown" in line
+    assert "tokens/s unknown" in line
+    assert "first token" not in line
+    facts = statistics_object(nothing)
+    assert facts["tokens_per_second"] is None
+    assert facts["cache"]["hit_rate"] is None
+    json.dumps(facts, allow_nan=False)
+
+
+# ---- info, eval, quantize
+
+
+def test_the_memory_in_all_is_the_sum_of_its_parts(checkpoint: Path) -> None:
+    sizes = ("--offload-per-layer", 3, "--host-memory", "100 KB")
+    run = json.loads(mixoff_says("info", checkpoint, *sizes, "--json").stdout)["run"]
+    tiers = ("slots", "staging", "trunk", "kv_cache", "workspace", "host")
+    assert run["total"] == sum(run[tier] for tier in tiers)
+    assert run["slots_per_layer"] == 1
+
+
+def test_info_counts_the_parameters_of_the_model(checkpoint: Path, source: Path) -> None:
+    said = json.loads(mixoff_says("info", checkpoint, "--offload-per-layer", 1, "--json").stdout)
+    facts = said["checkpoint"]
+    model = MixtralForCausalLM.from_pretrained(source)
+    assert facts["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert facts["attention_bits_per_weight"] == facts["experts_bits_per_weight"] == 32
+
+
+def test_info_shows_a_person_all_it_knows(checkpoint: Path) -> None:
+    result = mixoff_says("info", checkpoint, "--offload-per-layer", 1)
+    assert result.exit_code == 0
+    for words in ("mixtral", "4 in each layer", "KV cache", "memory in all", "32.00 bits a weight"):
+        assert words in result.stdout
+
+
+def test_eval_prints_the_loss_with_four_decimals(checkpoint: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Hello! Who are you? " * 4)
+    words = ("eval", checkpoint, "--text", text, "--offload-per-layer", 2)
+    facts = json.loads(mixoff_says(*words, "--json").stdout)
+    assert f"loss {facts['loss']:.4f} nats/token" in mixoff_says(*words).stdout
+
+
+def test_quantize_makes_a_checkpoint_that_chat_reads(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "small"
+    bits = ("--attention", 8, "--experts", 2)
+    result = mixoff_says("quantize", source, target, *bits, "--attention-group-size", 32)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith(str(target))
+    scheme = json.loads((target / "config.json").read_text())["quantization_config"]
+    hqq = {"method": "hqq", "nbits": 2, "group_size": 16, "scale_nbits": 8}
+    assert scheme["experts"] == hqq
+    assert scheme["attention"] == hqq | {"nbits": 8, "group_size": 32, "scale_nbits": 16}
+    assert "hits " in answers(target, "--prompt", "Hello!")
+
+
+def test_quantize_to_none_keeps_the_type_of_the_weights(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "same"
+    mixoff_says("quantize", source, target, "--attention", "none", "--experts", "none")
+    scheme = json.loads((target / "config.json").read_text())["quantization_config"]
+    assert scheme["attention"] == {"method": "none", "dtype": "float32"}
+
+
+# ---- what reaches the terminal
+
+
+def test_no_character_that_steers_a_terminal_is_printable() -> None:
+    everything = "".join(map(chr, (*range(0xD800), *range(0xE000, 0x110000))))
+    controls = {*range(0x20), 0x7F, *range(0x80, 0xA0)} - {0x09, 0x0A}
+    order = {0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x2070)}
+    tags = {*range(0xE0000, 0xE0080)}
+    kept = printable(everything)
+    assert {*everything} - {*kept} == {chr(code) for code in controls | order | tags}
+    assert printable(kept) == kept
+
+
+def test_half_a_character_is_not_printable() -> None:
+    assert printable("a\ud83db") == "ab"
+
+
+@pytest.mark.parametrize("text", ESCAPES)
+def test_an_escape_sequence_is_broken_wherever_the_stream_is_cut(text: str) -> None:
+    whole = printable(text)
+    assert not set(whole) & set("\x1b\x9b\x07\x08\r\u202e\U000e0041")
+    for cut in range(len(text)):
+        assert printable(text[:cut]) + printable(text[cut:]) == whole
+
+
+def test_one_line_is_one_line() -> None:
+    assert one_line("a\n b\r\n\tc\x1b") == "a b c"
+
+
+# ---- a chat at a terminal
+
+
+class FakeCache:
+    """A cache that has done something."""
+
+    num_experts, slots_per_layer, device = 4, 2, "cpu"
+
+    def stats(self) -> CacheStats:
+        return CacheStats((3, 0), (1, 4), 5000)
+
+
+class FakeChat:
+    """A chat whose replies do what a test says, until they are stopped."""
+
+    def __init__(self, *pieces: str | Exception | int) -> None:
+        self.pieces = pieces
+        self.sent: list[str] = []
+        self.resets = 0
+        self.stopped = False
+        self.last = ReplyStats(5, 5, 3, 1.0, 0.5, "stop", FakeCache().stats(), 0, None)
+
+    def send(self, text: str) -> Iterator[str]:
+        self.sent.append(text)
+        self.stopped = False
+        for piece in self.pieces:
+            if self.stopped:
+                return
+            if isinstance(piece, Exception):
+                raise piece
+            if isinstance(piece, int):
+                for _ in range(piece):
+                    signal.raise_signal(signal.SIGINT)
+            else:
+                yield piece
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def reset(self) -> None:
+        self.resets += 1
+
+
+@pytest.fixture
+def at_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Somebody who types lines, then Ctrl-D, and what they see."""
+
+    def typed(chat: Any, *lines: str | BaseException) -> str:
+        left = list(lines)
+
+        def type_line(_: str) -> str:
+            line = left.pop(0) if left else EOFError()
+            if isinstance(line, BaseException):
+                raise line
+            return line
+
+        monkeypatch.setattr("builtins.input", type_line)
+        before = signal.getsignal(signal.SIGINT)
+        cache: Any = FakeCache()
+        Session(chat, cache, "the\x1b[2Jmodel").run()
+        assert signal.getsignal(signal.SIGINT) is before
+        return capsys.readouterr().out
+
+    return typed
+
+
+def test_a_session_answers_each_line_and_says_what_the_cache_did(
+    at_a_terminal: Callable[..., str],
+) -> None:
+    chat = FakeChat(" Good ", "day\x1b[31m.")
+    seen = at_a_terminal(chat, "Hello!", "", "Who are you?")
+    assert chat.sent == ["Hello!", "Who are you?"]
+    assert seen.count("\nGood day[31m.\nhits 3, misses 5, hit rate 37.5 %") == 2
+    assert "the[2Jmodel: 2 layers of 4 experts, 2 of each layer in slots on cpu" in seen
+    assert "\x1b" not in seen
+
+
+def test_ctrl_c_stops_the_reply_and_keeps_the_chat(at_a_terminal: Callable[..., str]) -> None:
+    chat = FakeChat("begun", 1, "never seen")
+    seen = at_a_terminal(chat, "one", "two")
+    assert chat.sent == ["one", "two"]
+    assert seen.count("begun") == 2
+    assert "never seen" not in seen
+
+
+def test_ctrl_c_while_a_reply_is_stopping_leaves(at_a_terminal: Callable[..., str]) -> None:
+    chat = FakeChat("begun", 2, "never seen")
+    at_a_terminal(chat, "one", "two")
+    assert chat.sent == ["one"]
+
+
+@pytest.mark.parametrize("leave", ["/exit", EOFError(), KeyboardInterrupt()])
+def test_there_are_three_ways_to_leave(
+    leave: str | BaseException, at_a_terminal: Callable[..., str]
+) -> None:
+    chat = FakeChat("day")
+    at_a_terminal(chat, "one", leave, "two")
+    assert chat.sent == ["one"]
+
+
+def test_commands_are_obeyed_and_not_sent(at_a_terminal: Callable[..., str]) -> None:
+    chat = FakeChat("day")
+    seen = at_a_terminal(chat, "/reset", "/stats", "/nonsense")
+    assert (chat.sent, chat.resets) == ([], 1)
+    assert "75.0 %" in seen
+    assert "/nonsense: no such command" in seen
+    assert "forget the conversation" in seen
+
+
+@pytest.mark.parametrize("error", [ConfigError("too long"), MixoffError("damaged")])
+def test_a_reply_that_is_refused_does_not_end_the_chat(
+    error: MixoffError, at_a_terminal: Callable[..., str]
+) -> None:
+    chat = FakeChat("begun", error)
+    seen = at_a_terminal(chat, "one", "two")
+    assert chat.sent == ["one", "two"]
+    assert seen.count(f"begun\n{error}\n") == 2

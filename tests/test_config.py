@@ -1,0 +1,98 @@
+"""Settings are checked when they are made, and sizes mean what a person wrote."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mixoff.config import OffloadConfig, format_nbytes, parse_nbytes
+from mixoff.errors import ConfigError, MixoffError
+from mixoff.policies import LRU
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"),
+    [
+        (0, 0),
+        (4096, 4096),
+        ("4096", 4096),
+        ("7B", 7),
+        ("10GiB", 10 * 1024**3),
+        ("500 MB", 500_000_000),
+        ("1.5KiB", 1536),
+        (" 2tib ", 2 * 1024**4),
+        ("9007199254740993", 9007199254740993),
+        ("1" + "0" * 400, 10**400),
+    ],
+)
+def test_a_size_is_parsed_to_bytes(text, nbytes):
+    assert parse_nbytes(text) == nbytes
+
+
+@given(st.integers(0, 2**70))
+def test_a_whole_number_of_bytes_is_taken_exactly(nbytes):
+    assert parse_nbytes(nbytes) == parse_nbytes(str(nbytes)) == nbytes
+
+
+@pytest.mark.parametrize(
+    "text", ["", "GiB", "-1", -1, "1e3", "10 K", "10GiBs", "1,5GB", "1.GB", "nan", None, True]
+)
+def test_what_is_no_size_is_refused_with_an_example(text):
+    with pytest.raises(ConfigError, match="is not a size: write bytes or a number and a unit, as"):
+        parse_nbytes(text)
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1536, "1.50 KiB"), (66_060_288, "63.00 MiB")],
+)
+def test_bytes_are_shown_in_binary_units(nbytes, text):
+    assert format_nbytes(nbytes) == text
+
+
+@pytest.mark.parametrize("offload", [-1, 1.5, "4", None])
+def test_an_offload_that_is_no_count_is_refused_with_the_value(offload):
+    with pytest.raises(ConfigError, match=rf"offload_per_layer={offload!r}: give a whole number"):
+        OffloadConfig(offload_per_layer=offload)
+
+
+@pytest.mark.parametrize("policy", ["mru", "", None, LRU, ["lru"]])
+def test_an_unknown_policy_is_refused_with_the_known_ones(policy):
+    with pytest.raises(ConfigError, match="give one of lru, or a Policy"):
+        OffloadConfig(policy=policy)
+
+
+def test_a_policy_of_ones_own_is_taken():
+    assert isinstance(OffloadConfig(policy=LRU()).policy, LRU)
+
+
+def test_a_host_memory_that_is_no_size_is_refused_when_the_settings_are_made():
+    with pytest.raises(ConfigError, match="'lots' is not a size"):
+        OffloadConfig(host_memory="lots")
+
+
+@pytest.mark.parametrize(("offload", "slots"), [(0, 8), (4, 4), (7, 1)])
+def test_slots_are_the_experts_less_those_outside(offload, slots):
+    assert OffloadConfig(offload_per_layer=offload).slots_per_layer(8) == slots
+
+
+@pytest.mark.parametrize("offload", [8, 9])
+def test_an_offload_that_leaves_no_slot_is_refused_with_what_would_do(offload):
+    with pytest.raises(
+        ConfigError, match=rf"offload_per_layer={offload}: .* 8 experts .* give 0 to 7"
+    ):
+        OffloadConfig(offload_per_layer=offload).slots_per_layer(8)
+
+
+def test_a_setting_cannot_be_changed_afterwards():
+    with pytest.raises(AttributeError):
+        OffloadConfig().offload_per_layer = 3  # type: ignore[misc]
+
+
+def test_an_unknown_setting_is_refused():
+    with pytest.raises(TypeError, match="offload_per_layers"):
+        OffloadConfig(offload_per_layers=3)  # type: ignore[call-arg]
+
+
+def test_a_wrong_setting_is_a_value_error_and_one_of_mixoffs_own():
+    assert issubclass(ConfigError, ValueError)
+    assert issubclass(ConfigError, MixoffError)
