@@ -146,7 +146,7 @@ class MixoffQuantizer(HfQuantizer):
         self._checkpoint.verify_trunk()
         _replace_attention(model, self._checkpoint)
         _replace_experts(model)
-        _check_names(model, self._checkpoint)
+        _check_tensors(model, self._checkpoint)
         ignored = set(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
         model._keys_to_ignore_on_load_unexpected = ignored | {r"\.mlp\.experts\."}  # type: ignore[assignment]
 
@@ -193,13 +193,16 @@ def _replace_experts(model: nn.Module) -> None:
         model.set_submodule(name, OffloadedExperts(model.get_submodule(name), layer))
 
 
-def _check_names(model: nn.Module, checkpoint: Checkpoint) -> None:
+def _check_tensors(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Refuse a checkpoint without all tensors: transformers would make the others up."""
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     prefix = f"{model.base_model_prefix}."
-    known = checkpoint.trunk_names | {n.removeprefix(prefix) for n in checkpoint.trunk_names}
-    if missing := set(dict(model.named_parameters())) - known - tied:
-        raise CheckpointError(
-            f"{checkpoint.path}: lacks {sorted(missing)[0]} and {len(missing) - 1} others: "
-            "convert the checkpoint again."
-        )
+    entries = [item for shard in checkpoint.shards.values() for item in shard.tensors.items()]
+    found = {name: entry.shape for name, entry in entries}
+    found |= {name.removeprefix(prefix): shape for name, shape in found.items()}
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    for name, parameter in model.named_parameters():
+        if name not in tied and found.get(name) != tuple(parameter.shape):
+            raise CheckpointError(
+                f"{checkpoint.path}: {name} is {found.get(name, 'missing')}; config.json asks for "
+                f"{tuple(parameter.shape)}: fetch or convert the checkpoint again."
+            )

@@ -93,7 +93,8 @@ class Chat:
     """A conversation with a model, whose replies stream and whose KV cache is kept between turns.
 
     Only what is new since the last turn is prefilled. What a user writes is plain text to the
-    model: names of special tokens, in messages or in the system prompt, are spelled out.
+    model: names of special tokens, in messages or in the system prompt, are spelled out. A setting
+    out of range, or a tokenizer without a usable chat template, raises ConfigError.
 
     Parameters
     ----------
@@ -107,8 +108,6 @@ class Chat:
         The longest reply.
     seed
         The same seed gives the same replies to the same messages; None draws one.
-
-    A setting out of range, or a tokenizer without a usable chat template, raises ConfigError.
     """
 
     def __init__(

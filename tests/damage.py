@@ -20,11 +20,11 @@ def each_flip(path: Path, positions: range | None = None, bits: int = 8) -> Iter
                     _write_at(file, position, content[position])
 
 
-def each_truncation(path: Path) -> Iterator[int]:
-    """Yield every length that is too short while the file has it."""
+def each_truncation(path: Path, step: int = 1) -> Iterator[int]:
+    """Yield every length, or one in `step`, that is too short while the file has it."""
     content = path.read_bytes()
     try:
-        for length in reversed(range(len(content))):
+        for length in range(len(content) - 1, -1, -step):
             with path.open("r+b") as file:
                 file.truncate(length)
             yield length

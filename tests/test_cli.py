@@ -332,15 +332,12 @@ def test_the_demo_answers_without_a_checkpoint_being_named(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mixoff.demo.first_checkpoint", lambda *_: checkpoint)
-    words = ("--offload-per-layer", 2, "--max-new-tokens", 4, "--device", "cpu")
-    said = mixoff_says("demo", *words, piped="Hello! Who are you?\n").stdout
-    assert "hits " in said
-    assert said == mixoff_says("demo", *words, "--prompt", "Hello! Who are you?").stdout
+    words = ("demo", "--offload-per-layer", 2, "--max-new-tokens", 4, "--device", "cpu")
+    assert "hits " in mixoff_says(*words, piped="Hello! Who are you?\n").stdout
 
 
 def test_a_prompt_that_is_no_utf_8_is_answered(checkpoint: Path) -> None:
     assert "hits " in answers(checkpoint, "--prompt", os.fsdecode(b"caf\xe9"))
-    assert "hits " in answers(checkpoint, piped="caf\n")
 
 
 def test_the_same_seed_gives_the_same_reply(checkpoint: Path) -> None:
@@ -438,13 +435,14 @@ def test_quantize_to_none_keeps_the_type_of_the_weights(source: Path, tmp_path: 
 
 
 def test_no_character_that_steers_a_terminal_is_printable() -> None:
-    everything = "".join(map(chr, (*range(0xD800), *range(0xE000, 0x110000))))
     controls = {*range(0x20), 0x7F, *range(0x80, 0xA0)} - {0x09, 0x0A}
     order = {0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x2070)}
-    tags = {*range(0xE0000, 0xE0080)}
-    kept = printable(everything)
-    assert {*everything} - {*kept} == {chr(code) for code in controls | order | tags}
-    assert printable(kept) == kept
+    steering = controls | order | {*range(0xE0000, 0xE0080)}  # and tags
+    scalars = (*range(0xD800), *range(0xE000, 0x110000))
+    kept = "".join(chr(code) for code in scalars if code not in steering)
+    same = printable("".join(map(chr, scalars))) == kept  # too long to be shown
+    assert same
+    assert len(scalars) == 1_112_064
 
 
 def test_half_a_character_is_not_printable() -> None:

@@ -1,4 +1,4 @@
-"""Chat with a tiny random Mixtral: streams, the KV cache between turns, interrupts, full context."""
+"""Chat with a tiny random Mixtral: streams, KV reuse between turns, interrupts, full contexts."""
 
 import gc
 import itertools
@@ -47,6 +47,7 @@ SYSTEM_LAST = (
     "{{ '[INST] ' + (sys if loop.last else '') + m['content'] + '[/INST]' }}"
     "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
 )  # as Mixtral 8x22B's: what was said before changes when the conversation goes on
+STEPS = 4
 QUESTIONS = ["Hello there", "What is a cache, é?", "Say more, please"]
 
 
@@ -398,7 +399,7 @@ def assert_continues(model, tokenizer, chat, streamed, expected):
     ]
     assert chat.last.finish == "stopped"
     context = prompt + reply[:kept] + question_ids(tokenizer, "Go on")
-    assert say(chat, "Go on") == decode(tokenizer, greedy(model, context, chat._max_new_tokens))
+    assert say(chat, "Go on") == decode(tokenizer, greedy(model, context, STEPS))
     assert chat.last.prompt_tokens == len(context)
 
 
@@ -409,12 +410,12 @@ def test_an_interrupt_at_any_call_of_the_model_leaves_a_chat_that_goes_on(
 ):
     monkeypatch.setattr(mixoff.generate, "_CHUNK", 6)
     model = tiny_model(tokenizer, sliding_window=window)
-    expected = converse(model, tokenizer, QUESTIONS[:1], 4)[0]
+    expected = converse(model, tokenizer, QUESTIONS[:1], STEPS)[0]
     calls = math.ceil(len(expected[0]) / 6) + 3  # the last token is drawn, not read
     for call in range(calls):
         module = model if where == "before" else model.model.layers[1].self_attn
         spy = Spy(model, module, at=call)
-        chat = Chat(model, tokenizer, temperature=0, max_new_tokens=4)
+        chat = Chat(model, tokenizer, temperature=0, max_new_tokens=STEPS)
         streamed = []
         with pytest.raises(KeyboardInterrupt):
             streamed.extend(chat.send(QUESTIONS[0]))
@@ -424,13 +425,13 @@ def test_an_interrupt_at_any_call_of_the_model_leaves_a_chat_that_goes_on(
             reused = chat.last.prompt_tokens - chat.last.prefilled_tokens
             assert reused == sum(map(len, spy.read[:call]))
     Spy(model, at=calls)
-    assert say(Chat(model, tokenizer, temperature=0, max_new_tokens=4), QUESTIONS[0])
+    assert say(Chat(model, tokenizer, temperature=0, max_new_tokens=STEPS), QUESTIONS[0])
 
 
 def test_closing_the_iterator_anywhere_leaves_a_chat_that_goes_on(model, tokenizer):
-    expected = converse(model, tokenizer, QUESTIONS[:1], 5)[0]
-    for taken in (1, 3, 5):
-        chat = Chat(model, tokenizer, temperature=0, max_new_tokens=5)
+    expected = converse(model, tokenizer, QUESTIONS[:1], STEPS)[0]
+    for taken in range(1, STEPS + 1):
+        chat = Chat(model, tokenizer, temperature=0, max_new_tokens=STEPS)
         pieces = chat.send(QUESTIONS[0])
         streamed = "".join(itertools.islice(pieces, taken))
         pieces.close()
@@ -438,8 +439,8 @@ def test_closing_the_iterator_anywhere_leaves_a_chat_that_goes_on(model, tokeniz
 
 
 def test_a_loop_that_breaks_leaves_a_chat_that_goes_on(model, tokenizer):
-    expected = converse(model, tokenizer, QUESTIONS[:1], 5)[0]
-    chat = Chat(model, tokenizer, temperature=0, max_new_tokens=5)
+    expected = converse(model, tokenizer, QUESTIONS[:1], STEPS)[0]
+    chat = Chat(model, tokenizer, temperature=0, max_new_tokens=STEPS)
     for piece in chat.send(QUESTIONS[0]):  # noqa: B007
         break
     gc.collect()
@@ -447,8 +448,8 @@ def test_a_loop_that_breaks_leaves_a_chat_that_goes_on(model, tokenizer):
 
 
 def test_stop_ends_the_reply_before_the_model_is_called_again(model, tokenizer):
-    expected = converse(model, tokenizer, QUESTIONS[:1], 5)[0]
-    chat = Chat(model, tokenizer, temperature=0, max_new_tokens=5)
+    expected = converse(model, tokenizer, QUESTIONS[:1], STEPS)[0]
+    chat = Chat(model, tokenizer, temperature=0, max_new_tokens=STEPS)
     spy = Spy(model)
     pieces = []
     for piece in chat.send(QUESTIONS[0]):
@@ -480,8 +481,8 @@ def test_stop_from_another_thread_ends_the_reply(model, tokenizer):
 
 def test_stop_during_a_prefill_leaves_an_empty_reply(model, tokenizer, monkeypatch):
     monkeypatch.setattr(mixoff.generate, "_CHUNK", 3)
-    expected = converse(model, tokenizer, QUESTIONS[:1], 5)[0]
-    chat = Chat(model, tokenizer, temperature=0, max_new_tokens=5)
+    expected = converse(model, tokenizer, QUESTIONS[:1], STEPS)[0]
+    chat = Chat(model, tokenizer, temperature=0, max_new_tokens=STEPS)
     handle = model.register_forward_hook(lambda *_: chat.stop())
     assert say(chat, QUESTIONS[0]) == ""
     handle.remove()
@@ -506,8 +507,8 @@ def test_half_a_character_isnt_kept_when_a_reply_is_cut_short(model, tokenizer):
 
 def test_an_error_during_prefill_takes_the_message_back(model, tokenizer, monkeypatch):
     monkeypatch.setattr(mixoff.generate, "_CHUNK", 3)
-    expected = converse(model, tokenizer, QUESTIONS, 4)
-    chat = Chat(model, tokenizer, temperature=0, max_new_tokens=4)
+    expected = converse(model, tokenizer, QUESTIONS, STEPS)
+    chat = Chat(model, tokenizer, temperature=0, max_new_tokens=STEPS)
     say(chat, QUESTIONS[0])
     before, last = chat.messages, chat.last
     spy = Spy(model, model.model.layers[1], at=1, error=RuntimeError)
@@ -521,9 +522,9 @@ def test_an_error_during_prefill_takes_the_message_back(model, tokenizer, monkey
 
 
 def test_an_error_in_the_middle_of_a_reply_keeps_what_was_streamed(model, tokenizer):
-    expected = converse(model, tokenizer, QUESTIONS[:1], 5)[0]
+    expected = converse(model, tokenizer, QUESTIONS[:1], STEPS)[0]
     spy = Spy(model, model.model.layers[1], at=3, error=RuntimeError)
-    chat = Chat(model, tokenizer, temperature=0, max_new_tokens=5)
+    chat = Chat(model, tokenizer, temperature=0, max_new_tokens=STEPS)
     streamed = []
     with pytest.raises(RuntimeError, match="injected"):
         streamed.extend(chat.send(QUESTIONS[0]))
@@ -533,7 +534,7 @@ def test_an_error_in_the_middle_of_a_reply_keeps_what_was_streamed(model, tokeni
 
 
 def test_a_second_reply_while_one_runs_is_refused(model, tokenizer):
-    chat = Chat(model, tokenizer, temperature=0, max_new_tokens=5)
+    chat = Chat(model, tokenizer, temperature=0, max_new_tokens=STEPS)
     early = chat.send("Early")
     running = chat.send("Hello")
     first = next(running)
@@ -546,7 +547,7 @@ def test_a_second_reply_while_one_runs_is_refused(model, tokenizer):
 
 
 def test_a_reply_never_asked_for_was_never_sent(model, tokenizer):
-    chat = Chat(model, tokenizer, max_new_tokens=5)
+    chat = Chat(model, tokenizer, max_new_tokens=STEPS)
     chat.send("Hello")
     assert chat.messages == []
     assert say(chat, "Hi there") == chat.messages[-1]["content"]

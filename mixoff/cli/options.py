@@ -91,7 +91,12 @@ Seed = Annotated[
     int | None, typer.Option(help="The same seed gives the same replies; without it one is drawn.")
 ]
 System = Annotated[
-    str | None, typer.Option(callback=whole_text, help="Instructions for the whole conversation.")
+    str | None,
+    typer.Option(
+        callback=whole_text, show_default=False, help="Instructions for the whole conversation."
+    ),
 ]
-Prompt = Annotated[str | None, typer.Option(callback=whole_text, help="Answer this, and end.")]
+Prompt = Annotated[
+    str | None, typer.Option(callback=whole_text, show_default=False, help="Answer this, and end.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]

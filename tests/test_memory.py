@@ -1,0 +1,122 @@
+"""A run takes the memory that was planned for it, on a model of several times its slots."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import MixtralConfig, MixtralForCausalLM
+
+from mixoff.checkpoint import (
+    INDEX_NAME,
+    TRUNK_NAME,
+    Checkpoint,
+    experts_tensor,
+    layer_file,
+    quantization_settings,
+)
+from mixoff.config import OffloadConfig
+from mixoff.plan import plan_memory
+from mixoff.quantization import HQQ, Scheme
+from mixoff.records import RecordLayout
+from mixoff.shards import NewTensor, write_shard, read_shard
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+SCHEME = Scheme(attention=HQQ(4, 64), experts=HQQ(4, 64))
+CONFIG = MixtralConfig(
+    vocab_size=4000,
+    hidden_size=2048,
+    intermediate_size=4096,
+    num_hidden_layers=4,
+    num_attention_heads=16,
+    num_key_value_heads=4,
+    num_local_experts=8,
+    max_position_embeddings=1024,
+    dtype="float16",
+    eos_token_id=None,
+)
+PROMPT, REPLY = 128, 16
+
+RUN = """
+import sys
+from pathlib import Path
+import torch
+import transformers
+import mixoff.builder
+
+def memory(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+path, prompt, reply = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+torch.set_num_threads(1)
+imports = memory("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+model, cache = mixoff.build_model(path, mixoff.OffloadConfig(offload_per_layer=6))
+ids = torch.randint(4000, (1, prompt), generator=torch.Generator().manual_seed(0))
+model.generate(ids, max_new_tokens=reply, do_sample=False)
+assert cache.stats().misses > 6 * 4, "too few experts passed through the slots"
+print(memory("VmHWM") - imports)
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """Write 450 MB of experts whose weights are all zero, and a trunk that routes at random."""
+    folder = tmp_path_factory.mktemp("large")
+    settings = CONFIG.to_dict() | {"quantization_config": quantization_settings(SCHEME)}
+    (folder / "config.json").write_text(json.dumps(settings))
+    files = {TRUNK_NAME: trunk_tensors("")}
+    for layer in range(CONFIG.num_hidden_layers):
+        experts = {experts_tensor(layer): zero_experts()}
+        files[layer_file(layer)] = experts | trunk_tensors(f"model.layers.{layer}.")
+    for name, tensors in files.items():
+        write_shard(folder / name, tensors, {})
+    headers = {name: f"{read_shard(folder / name).header_crc32:08x}" for name in files}
+    weight_map = {tensor: name for name, tensors in files.items() for tensor in tensors}
+    index = {"metadata": {"header_crc32": headers}, "weight_map": weight_map}
+    (folder / INDEX_NAME).write_text(json.dumps(index))
+    return Checkpoint.open(folder)
+
+
+def zero_experts() -> NewTensor:
+    hidden, inner = CONFIG.hidden_size, CONFIG.intermediate_size
+    shapes = (("gate_up_proj", (2 * inner, hidden)), ("down_proj", (hidden, inner)))
+    stride, experts = RecordLayout(SCHEME.experts, shapes).stride, CONFIG.num_local_experts
+    record = torch.zeros(stride, dtype=torch.uint8)
+    return NewTensor(torch.uint8, (experts, stride), experts, (record for _ in range(experts)))
+
+
+def trunk_tensors(prefix: str) -> dict[str, NewTensor]:
+    """Return a layer's tensors that are no experts, or those outside the layers."""
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in MixtralForCausalLM(CONFIG).named_parameters()}
+    return {
+        name: NewTensor.whole(trunk_tensor(name, tuple(shape)))
+        for name, shape in shapes.items()
+        if name.startswith(prefix or ("model.embed", "model.norm", "lm_head"))
+        and ".experts." not in name
+    }
+
+
+def trunk_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
+    if "self_attn" in name:
+        layout = RecordLayout(SCHEME.attention, (("weight", shape),))
+        return torch.zeros(layout.nbytes, dtype=torch.uint8)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).half()
+
+
+def test_peak_memory_is_the_planned_one_within_15_percent(checkpoint):
+    plan = plan_memory(checkpoint, OffloadConfig(offload_per_layer=6), context=PROMPT + REPLY)
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(checkpoint.path), str(PROMPT), str(REPLY)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert plan.disk > 3 * plan.slots
+    assert int(done.stdout) == pytest.approx(plan.total, rel=0.15)
