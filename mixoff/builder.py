@@ -151,8 +151,8 @@ class MixoffQuantizer(HfQuantizer):
         model._keys_to_ignore_on_load_unexpected = ignored | {r"\.mlp\.experts\."}  # type: ignore[assignment]
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        offload = self.quantization_config.offload
-        checkpoint = self._checkpoint
+        _settle_parameters(model)
+        offload, checkpoint = self.quantization_config.offload, self._checkpoint
         store = RecordStore(checkpoint.expert_locations(), parse_nbytes(offload.host_memory))
         cache = ExpertCache(
             store,
@@ -191,6 +191,13 @@ def _replace_experts(model: nn.Module) -> None:
         raise CheckpointError(f"{type(model).__name__} has no experts that mixoff knows.")
     for layer, name in enumerate(found):
         model.set_submodule(name, OffloadedExperts(model.get_submodule(name), layer))
+
+
+def _settle_parameters(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)  # or a step would keep every matrix that it dequantized
+        if parameter.is_cpu:  # transformers leaves it in the file, which may change or shrink
+            parameter.data = parameter.data.clone()
 
 
 def _check_tensors(model: nn.Module, checkpoint: Checkpoint) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 BITS = (8, 4, 3, 2)
 _PLANES = {8: (8,), 4: (4,), 3: (2, 1), 2: (2,)}  # bits of each plane, the low bits first
+_PIECE = 1 << 18  # bytes that a CPU unpacks at a time, so that temporary tensors stay small
 
 
 def packed_shape(rows: int, columns: int, nbits: int) -> tuple[int, int]:
@@ -36,12 +37,7 @@ def unpack(packed: Tensor, nbits: int, rows: int, dtype: torch.dtype = torch.uin
     start, shift = 0, 0
     for plane_bits in _PLANES[nbits]:
         plane = packed[start : start + padded_rows * plane_bits // 8]
-        for block, part in enumerate(codes.chunk(8 // plane_bits)):
-            bits = (plane >> (8 - plane_bits * (block + 1))) & (2**plane_bits - 1)
-            if shift:
-                part.add_(bits << shift)
-            else:
-                part.copy_(bits)
+        _unpack_plane(plane, plane_bits, codes, shift)
         start += plane.shape[0]
         shift += plane_bits
     return codes[:rows]
@@ -52,3 +48,17 @@ def _pack_plane(codes: Tensor, nbits: int) -> Tensor:
     for block, part in enumerate(codes.chunk(8 // nbits)):
         packed |= part << (8 - nbits * (block + 1))
     return packed
+
+
+def _unpack_plane(plane: Tensor, nbits: int, codes: Tensor, shift: int) -> None:
+    """Write a plane's bits into codes, or add them above the `shift` bits that codes have."""
+    rows, columns = plane.shape
+    step = max(1, _PIECE // max(1, columns)) if plane.is_cpu else rows
+    for first in range(0, rows, step):
+        piece = plane[first : first + step]
+        for block, part in enumerate(codes.chunk(8 // nbits)):
+            bits = (piece >> (8 - nbits * (block + 1))) & (2**nbits - 1)
+            if shift:
+                part[first : first + step].add_(bits << shift)
+            else:
+                part[first : first + step].copy_(bits)

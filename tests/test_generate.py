@@ -7,6 +7,7 @@ import math
 import random
 import threading
 import time
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -361,6 +362,12 @@ def test_a_reset_chat_repeats_its_replies(model, tokenizer):
     assert [say(chat, question) for question in QUESTIONS] == before
 
 
+def test_two_replies_of_a_chat_dont_draw_the_same_numbers(model, tokenizer):
+    model.register_forward_hook(lambda module, args, out: replace(out, logits=0 * out.logits))
+    chat = Chat(model, tokenizer, seed=1, top_p=1, max_new_tokens=8)
+    assert say(chat, "Hello") != say(chat, "Hello")
+
+
 def test_draws_follow_the_probabilities_of_the_nucleus():
     logits = torch.tensor([0.1, 0.4, 0.05, 0.25, 0.2]).log()
     generator = torch.Generator().manual_seed(0)
@@ -519,6 +526,20 @@ def test_an_error_during_prefill_takes_the_message_back(model, tokenizer, monkey
     assert [say(chat, q) for q in QUESTIONS[1:]] == [
         decode(tokenizer, reply) for _, reply in expected[1:]
     ]
+
+
+def test_a_message_whose_first_token_couldnt_be_drawn_can_be_sent_again(model, tokenizer):
+    expected = converse(model, tokenizer, QUESTIONS[:1], STEPS)[0]
+    broken = model.register_forward_hook(
+        lambda _, args, out: replace(out, logits=math.nan * out.logits)
+    )
+    chat = Chat(model, tokenizer, temperature=0, max_new_tokens=STEPS)
+    with pytest.raises(MixoffError, match="nan"):
+        say(chat, QUESTIONS[0])
+    broken.remove()
+    assert chat.messages == []
+    assert say(chat, QUESTIONS[0]) == decode(tokenizer, expected[1])
+    assert chat.last.prefilled_tokens == 1  # the last one is read again, for its logits
 
 
 def test_an_error_in_the_middle_of_a_reply_keeps_what_was_streamed(model, tokenizer):

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +21,7 @@ from mixoff.config import OffloadConfig
 from mixoff.plan import plan_memory
 from mixoff.quantization import HQQ, Scheme
 from mixoff.records import RecordLayout
-from mixoff.shards import NewTensor, write_shard, read_shard
+from mixoff.shards import NewTensor, read_shard, write_shard
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -31,10 +30,10 @@ CONFIG = MixtralConfig(
     vocab_size=4000,
     hidden_size=2048,
     intermediate_size=4096,
-    num_hidden_layers=4,
+    num_hidden_layers=2,
     num_attention_heads=16,
     num_key_value_heads=4,
-    num_local_experts=8,
+    num_local_experts=16,
     max_position_embeddings=1024,
     dtype="float16",
     eos_token_id=None,
@@ -43,7 +42,6 @@ PROMPT, REPLY = 128, 16
 
 RUN = """
 import sys
-from pathlib import Path
 import torch
 import transformers
 import mixoff.builder
@@ -56,10 +54,10 @@ path, prompt, reply = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(1)
 imports = memory("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
-model, cache = mixoff.build_model(path, mixoff.OffloadConfig(offload_per_layer=6))
+model, cache = mixoff.build_model(path, mixoff.OffloadConfig(offload_per_layer=12))
 ids = torch.randint(4000, (1, prompt), generator=torch.Generator().manual_seed(0))
 model.generate(ids, max_new_tokens=reply, do_sample=False)
-assert cache.stats().misses > 6 * 4, "too few experts passed through the slots"
+assert cache.stats().misses > 2 * 12, "too few experts passed through the slots"
 print(memory("VmHWM") - imports)
 """
 
@@ -111,12 +109,12 @@ def trunk_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def test_peak_memory_is_the_planned_one_within_15_percent(checkpoint):
-    plan = plan_memory(checkpoint, OffloadConfig(offload_per_layer=6), context=PROMPT + REPLY)
+    plan = plan_memory(checkpoint, OffloadConfig(offload_per_layer=12), context=PROMPT + REPLY)
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(checkpoint.path), str(PROMPT), str(REPLY)],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert plan.disk > 3 * plan.slots
+    assert plan.disk == 4 * plan.slots
     assert int(done.stdout) == pytest.approx(plan.total, rel=0.15)
