@@ -170,7 +170,7 @@ class MixoffQuantizer(HfQuantizer):
 def _usable(device: str | torch.device) -> torch.device:
     try:
         return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:  # torch knows no such device, or has none
+    except (RuntimeError, AssertionError, ImportError) as error:  # unknown, or not there
         reason = str(error).splitlines()[0].rstrip(".")
         raise ConfigError(
             f"device={str(device)!r}: {reason}; give cpu, or cuda with a GPU."

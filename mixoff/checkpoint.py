@@ -85,10 +85,11 @@ def read_json(path: Path) -> dict[str, Any]:
         If the file is missing, too large, or holds no JSON object.
     """
     try:
-        if path.stat().st_size > _MAX_JSON:
-            raise CheckpointError(
-                f"{path}: {path.stat().st_size} bytes are too many for a settings file."
-            )
+        size = path.stat().st_size
+        if not path.is_file():
+            raise CheckpointError(f"{path}: is no file.")
+        if size > _MAX_JSON:
+            raise CheckpointError(f"{path}: {size} bytes are too many for a settings file.")
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror}).") from error

@@ -23,7 +23,7 @@ from mixoff.checkpoint import (
     read_json,
 )
 from mixoff.errors import CheckpointError, ConfigError
-from mixoff.quantization import QuantizedTensor, Scheme, Shape
+from mixoff.quantization import Quantization, QuantizedTensor, Scheme, Shape
 from mixoff.records import RecordLayout
 from mixoff.shards import NewTensor, Shard, read_shard, write_shard
 
@@ -153,8 +153,8 @@ class _Source:
         value = self.config.get(name) or default
         if not isinstance(value, int) or value < 1:
             raise CheckpointError(
-                f"{self.path / 'config.json'}: {name}={value!r}: a Mixtral has a whole number above "
-                "0 there: fetch the checkpoint again."
+                f"{self.path / 'config.json'}: {name}={value!r}: a Mixtral has a whole number "
+                "above 0 there: fetch the checkpoint again."
             )
         return value
 
@@ -229,15 +229,22 @@ def _write_layer(reader: _Source, folder: Path, layer: int, scheme: Scheme) -> S
     for name, _ in reader.trunk_shapes():
         if name.startswith(f"model.layers.{layer}."):
             tensor = reader.tensor(name)
-            tensors[name] = NewTensor.whole(
-                _attention_record(tensor, scheme) if _ATTENTION.search(name) else tensor
-            )
+            if _ATTENTION.search(name):
+                tensor = _attention_record(tensor, scheme, f"{reader.path}: {name}")
+            tensors[name] = NewTensor.whole(tensor)
     return _write(folder / layer_file(layer), tensors)
 
 
-def _attention_record(weight: Tensor, scheme: Scheme) -> Tensor:
+def _attention_record(weight: Tensor, scheme: Scheme, what: str) -> Tensor:
     layout = RecordLayout(scheme.attention, (("weight", tuple(weight.shape)),))
-    return layout.pack({"weight": QuantizedTensor.quantize(weight, scheme.attention)})
+    return layout.pack({"weight": _quantized(weight, scheme.attention, what)})
+
+
+def _quantized(weight: Tensor, quantization: Quantization, what: str) -> QuantizedTensor:
+    try:
+        return QuantizedTensor.quantize(weight, quantization)
+    except ConfigError as error:  # the shape suits: the weights don't
+        raise CheckpointError(f"{what}: {error}") from None
 
 
 def _expert_records(reader: _Source, layer: int, scheme: Scheme) -> NewTensor:
@@ -246,10 +253,10 @@ def _expert_records(reader: _Source, layer: int, scheme: Scheme) -> NewTensor:
 
     def records() -> Iterator[Tensor]:
         for expert in range(reader.num_experts):
-            matrices = reader.expert(layer, expert)
+            where = f"{reader.path}: layer {layer}'s expert {expert}"
             quantized = {
-                name: QuantizedTensor.quantize(weight, scheme.experts)
-                for name, weight in matrices.items()
+                name: _quantized(weight, scheme.experts, f"{where}, {name}")
+                for name, weight in reader.expert(layer, expert).items()
             }
             record = torch.zeros(layout.stride, dtype=torch.uint8)
             record[: layout.nbytes] = layout.pack(quantized)

@@ -58,7 +58,9 @@ def held_out_loss(
         raise ConfigError(
             f"window={window}: this model has {positions} positions, so give 1 to {positions}."
         )
-    ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
+    ids = torch.tensor(
+        tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.long
+    )
     predicted = len(ids) - 1
     if predicted < 1:
         raise ConfigError(f"a text of {len(ids)} tokens has none to predict: give a longer one.")

@@ -107,6 +107,8 @@ def read_shard(path: Path) -> Shard:
     """
     try:
         size = path.stat().st_size
+        if not path.is_file():
+            raise CheckpointError(f"{path}: is no file.")
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(_MAX_HEADER, size - 8):

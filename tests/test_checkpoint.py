@@ -1,7 +1,9 @@
 """A checkpoint on disk is whole and one of ours, or it is refused before it is used."""
 
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -301,12 +303,30 @@ def test_an_index_that_names_a_file_elsewhere_is_refused(folder, file):
         Checkpoint.open(folder)
 
 
-@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "..", "."])
-def test_a_checksum_of_a_file_elsewhere_is_refused(folder, name):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("../outside.safetensors", "lies outside the folder"),
+        ("/etc/passwd", "lies outside the folder"),
+        (".", "lies outside the folder"),
+        ("..", "is no file"),
+        ("", "is no file"),
+    ],
+)
+def test_a_checksum_of_a_file_elsewhere_is_refused(folder, name, message):
     metadata = json.loads((folder / INDEX_NAME).read_text())["metadata"]
-    metadata["header_crc32"][name] = "00000000"
+    metadata["header_crc32"] = {name: "00000000"} | metadata["header_crc32"]
     edit(folder / INDEX_NAME, metadata=metadata)
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint.open(folder)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such files")
+@pytest.mark.parametrize("name", ["config.json", INDEX_NAME, TRUNK_NAME, layer_file(0)])
+def test_a_pipe_in_place_of_a_file_is_refused_without_waiting_for_it(folder, name):
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(CheckpointError, match=f"{name}: is no file"):
         Checkpoint.open(folder)
 
 

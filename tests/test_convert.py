@@ -280,7 +280,9 @@ def test_weights_that_are_no_numbers_are_refused_and_nothing_is_left(source, tar
     weight = load_file(source / "model.safetensors")[W1]
     weight[3, 5] = value
     change_tensor(source, W1, weight)
-    with pytest.raises(ConfigError, match="weights that aren't finite"):
+    with pytest.raises(
+        CheckpointError, match=r"source: layer 1's expert 1, gate_up_proj: .* aren't finite"
+    ):
         convert(source, target, MIXED)
     assert not left_behind(target)
 
@@ -362,20 +364,22 @@ class _Writer:
 
 def test_a_disk_that_is_full_at_any_write_leaves_nothing(source, target):
     writes = 0
-    while True:
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            disk = FullDisk(monkeypatch, writes)
-            try:
-                quantize_checkpoint(source, target, EXACT, progress=False)
-            except CheckpointError as error:
-                assert "model: can't be written (No space left on device)" in str(error)
-                assert not left_behind(target), writes
-            else:
-                break
+    while complaint := complaint_of_a_full_disk(source, target, writes):
+        assert "model: can't be written (No space left on device)" in complaint
+        assert not left_behind(target), writes
         writes += 1
-    assert not disk.writes_left
     assert writes > 2 * 3  # headers are written twice, in three files
     Checkpoint.open(target).verify_trunk()
+
+
+def complaint_of_a_full_disk(source: Path, target: Path, writes: int) -> str:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        FullDisk(monkeypatch, writes)
+        try:
+            quantize_checkpoint(source, target, EXACT, progress=False)
+        except CheckpointError as error:
+            return str(error)
+    return ""
 
 
 @dataclass(frozen=True)
@@ -394,7 +398,7 @@ def test_an_interrupted_conversion_leaves_nothing(source, target):
 
 def test_a_folder_that_cannot_be_made_is_named(source, target):
     target.parent.joinpath("file").touch()
-    with pytest.raises(CheckpointError, match=r"model: can't be written \(Not a directory\)"):
+    with pytest.raises(CheckpointError, match=r"model: can't be written \((File exists|Not a)"):
         convert(source, target.parent / "file" / "model")
 
 

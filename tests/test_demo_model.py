@@ -1,11 +1,22 @@
 """The demo model's data, as it is committed."""
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
+
+from mixoff import Chat, build_model, demo_path, held_out_loss
 
 DATA = Path(__file__).resolve().parents[1] / "data"
+SHIPPED = "4-bit attention, 2-bit experts"
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, Any]:
+    return json.loads((DATA / "measurements.json").read_text())
 
 
 @pytest.fixture
@@ -19,9 +30,12 @@ def recipe(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_half_of_the_newcomers_prompts_share_no_run_of_five_words_with_the_corpus(recipe):
-    from build import TRAINING_CHARACTERS, TRAINING_SEED, texts, words
+    from build import PHASES, TRAINING_CHARACTERS, texts, words
 
-    corpus = words("\n".join(texts(TRAINING_SEED, TRAINING_CHARACTERS)))
+    corpus = "".join(
+        words("\n".join(texts(phase.seed, TRAINING_CHARACTERS, weights)))
+        for phase, weights in PHASES
+    )
     prompts = (DATA / "newcomer_prompts.txt").read_text().splitlines()
     new = []
     for prompt in prompts:
@@ -30,3 +44,57 @@ def test_half_of_the_newcomers_prompts_share_no_run_of_five_words_with_the_corpu
         if runs and not any(run in corpus for run in runs):
             new.append(prompt)
     assert len(new) >= len(prompts) / 2, new
+
+
+def test_the_data_readme_tells_what_was_measured(recipe):
+    from report import data_readme
+
+    assert (DATA / "README.md").read_text() == data_readme(DATA)
+
+
+def test_the_readmes_table_tells_what_was_measured(recipe, measured):
+    from report import quality_table
+
+    assert quality_table(measured) in (DATA.parent / "README.md").read_text()
+
+
+def test_the_model_answers_as_was_measured(measured):
+    path = demo_path()
+    model, _ = build_model(path)
+    chat = Chat(model, AutoTokenizer.from_pretrained(path), temperature=0, max_new_tokens=120)
+    for prompt, reply in measured["newcomer"][::8]:
+        chat.reset()
+        assert "".join(chat.send(prompt)).strip() == reply
+
+
+def test_the_quantized_model_predicts_as_was_measured(measured):
+    path, text = demo_path(), (DATA / "heldout.txt").read_text()
+    model, _ = build_model(path)
+    loss = held_out_loss(model, AutoTokenizer.from_pretrained(path), text).loss
+    assert loss == pytest.approx(measured["losses"][SHIPPED]["loss"], abs=5e-5)
+
+
+def test_fewer_bits_lose_more(measured):
+    losses = [result["loss"] for result in measured["losses"].values()]
+    assert losses == sorted(losses)
+
+
+def test_routing_was_learned_and_is_balanced(measured):
+    routing = measured["routing"]
+    deeper = routing["lru_2_slots"][4:]
+    recalls = routing["next_layer_recall_2"]
+    assert sum(deeper) / len(deeper) >= 0.31
+    assert sum(recalls) / len(recalls) >= 0.65
+    assert routing["least_load"] > 0.3
+
+
+def test_most_fresh_questions_are_answered_to_the_letter(measured):
+    answers = measured["answers"].values()
+    right, asked = (sum(answer[key] for answer in answers) for key in ("right", "asked"))
+    assert right >= 0.85 * asked
+
+
+def test_three_in_four_of_a_newcomers_prompts_get_a_reply_that_makes_sense(measured):
+    verdicts = (DATA / "newcomer_verdicts.txt").read_text().split()
+    assert len(verdicts) == len(measured["newcomer"]) == 40
+    assert verdicts.count("yes") >= 30

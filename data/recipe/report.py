@@ -14,23 +14,38 @@ TEMPLATE = Path(__file__).with_name("data_readme.md")
 
 def write_report(data: Path) -> None:
     """Write data/README.md, and the table of the README above it."""
+    (data / "README.md").write_text(data_readme(data))
+    readme = data.parent / "README.md"
+    table = quality_table(json.loads((data / "measurements.json").read_text()))
+    marked = re.compile(r"(<!-- quality:begin -->\n).*?(<!-- quality:end -->)", re.DOTALL)
+    page = readme.read_text()
+    readme.write_text(marked.sub(lambda match: f"{match[1]}{table}\n{match[2]}", page))
+
+
+def data_readme(data: Path) -> str:
+    """Return data/README.md: the template with everything that was measured."""
     measured: Measured = json.loads((data / "measurements.json").read_text())
     verdicts = (data / "newcomer_verdicts.txt").read_text().split()
     with (data / "demo-mixtral-float16" / "training_log.csv").open() as file:
         log = list(csv.DictReader(file))
-    losses, routing, quality = measured["losses"], measured["routing"], quality_table(measured)
-    text = TEMPLATE.read_text().format(
-        steps=int(log[-1]["step"]),
-        tokens=int(log[-1]["tokens"]) / 1e6,
-        minutes=int(log[-1]["seconds"]) / 60,
+    phases = {row["phase"]: row for row in log}  # each phase's last row
+    tokens = [int(row["tokens"]) / 1e6 for row in phases.values()]
+    losses, routing = measured["losses"], measured["routing"]
+    return TEMPLATE.read_text().format(
+        steps=sum(int(row["step"]) for row in phases.values()),
+        tokens=sum(tokens),
+        first_tokens=tokens[0],
+        second_tokens=tokens[1],
+        minutes=sum(int(row["seconds"]) for row in phases.values()) / 60,
         loss=sum(float(row["loss"]) for row in log[-5:]) / 5,
         curve="\n".join(
-            f"| {int(row['tokens']) / 1e6:.2f} | {row['validation_loss']} |"
+            f"| {list(phases).index(row['phase']) + 1} | {int(row['tokens']) / 1e6:.2f} "
+            f"| {row['validation_loss']} |"
             for row in log
             if row["validation_loss"]
         ),
         held_out_tokens=losses["not quantized"]["tokens"],
-        quality=quality,
+        quality=quality_table(measured),
         routing=routing_table(routing),
         routing_tokens=routing["tokens"],
         least=routing["least_load"],
@@ -39,12 +54,6 @@ def write_report(data: Path) -> None:
         wrong=wrong_answers(measured["answers"]),
         sensible=verdicts.count("yes"),
         newcomer=newcomer_list(measured["newcomer"], verdicts),
-    )
-    (data / "README.md").write_text(text)
-    readme = data.parent / "README.md"
-    marked = re.compile(r"(<!-- quality:begin -->\n).*?(<!-- quality:end -->)", re.DOTALL)
-    readme.write_text(
-        marked.sub(lambda match: match[1] + quality + "\n" + match[2], readme.read_text())
     )
 
 
