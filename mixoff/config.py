@@ -7,6 +7,9 @@ from decimal import Decimal
 from mixoff.errors import ConfigError
 from mixoff.policies import POLICIES, Policy
 
+# What mixtral-offloading published, in a layout of its own; the command line's default.
+RELEASED_CHECKPOINT = "lavawolfiee/Mixtral-8x7B-Instruct-v0.1-offloading-demo"
+
 _UNITS: dict[str, int] = {"": 1, "B": 1} | {
     f"{prefix}{suffix}": base**power
     for power, prefix in enumerate("KMGT", start=1)

@@ -15,8 +15,10 @@ from huggingface_hub.errors import (
 )
 
 from mixoff.checkpoint import INDEX_NAME, QUANT_METHOD, read_json
+from mixoff.config import RELEASED_CHECKPOINT
 from mixoff.errors import CheckpointError
 
+_OTHER_LAYOUT = "it is in the layout of mixtral-offloading, which this version doesn't read yet"
 # Never pickles or code: weights, settings, and the tokenizer's own files.
 _FETCHED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
 
@@ -56,6 +58,8 @@ def require_mixoff_checkpoint(name: str) -> None:
     CheckpointError
         If it isn't one, or the hub can't be asked.
     """
+    if name == RELEASED_CHECKPOINT:  # known without asking the hub
+        raise _refusal(name, _OTHER_LAYOUT)
     with _plain_errors(name):
         config = read_json(Path(hf_hub_download(name, "config.json")))
         settings = config.get("quantization_config")
@@ -64,8 +68,12 @@ def require_mixoff_checkpoint(name: str) -> None:
             return
         kind = f"its quantization is {method!r}" if method else "it isn't quantized"
         if any(fnmatch(file, "model-layer*-expert*.safetensors") for file in _listed_files(name)):
-            kind = "it is in the layout of mixtral-offloading, which this version doesn't read yet"
-    raise CheckpointError(
+            kind = _OTHER_LAYOUT
+    raise _refusal(name, kind)
+
+
+def _refusal(name: str, kind: str) -> CheckpointError:
+    return CheckpointError(
         f"{name}: no mixoff checkpoint ({kind}), so its weights were not fetched: make one of a "
         "Mixtral in Hugging Face's form with `mixoff quantize`, or try `mixoff demo`."
     )

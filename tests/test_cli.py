@@ -233,7 +233,15 @@ def hub_of(folder: Path) -> Callable[[str, str], str]:
     return download
 
 
-def test_the_released_checkpoint_is_refused_without_fetching_its_weights(
+@pytest.mark.usefixtures("offline")
+def test_the_default_checkpoint_is_refused_in_one_line_without_asking_the_hub() -> None:
+    line = refusal(mixoff_says("chat"))
+    assert RELEASED in line
+    assert "layout of mixtral-offloading, which this version doesn't read yet" in line
+    assert "mixoff quantize" in line
+
+
+def test_another_checkpoint_in_the_released_layout_is_refused_without_fetching_its_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = {"model.layers.0.block_sparse_moe.experts.0.w1.W_q": "model-layer0-expert0.safetensors"}
@@ -241,10 +249,9 @@ def test_the_released_checkpoint_is_refused_without_fetching_its_weights(
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
     monkeypatch.setattr("mixoff.hub.hf_hub_download", hub_of(tmp_path))
     monkeypatch.delattr("mixoff.hub.snapshot_download")
-    line = refusal(mixoff_says("chat"))
-    assert RELEASED in line
+    line = refusal(mixoff_says("chat", "--quantized-model-name", "somebody/3-bit"))
+    assert "somebody/3-bit" in line
     assert "layout of mixtral-offloading, which this version doesn't read yet" in line
-    assert "mixoff quantize" in line
 
 
 def test_a_model_that_is_not_quantized_is_refused_without_fetching_its_weights(

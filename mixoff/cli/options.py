@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
+from mixoff.config import RELEASED_CHECKPOINT
 from mixoff.policies import POLICIES
 
 MIXTRAL = "mistralai/Mixtral-8x7B-Instruct-v0.1"
-RELEASED = "lavawolfiee/Mixtral-8x7B-Instruct-v0.1-offloading-demo"
+RELEASED = RELEASED_CHECKPOINT
 
 
 class Device(str, Enum):
