@@ -514,8 +514,9 @@ class FakeChat:
 @pytest.fixture
 def at_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., str]:
+) -> Iterator[Callable[..., str]]:
     """Somebody who types lines, then Ctrl-D, and what they see."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background
 
     def typed(chat: Any, *lines: str | BaseException) -> str:
         left = list(lines)
@@ -533,7 +534,8 @@ def at_a_terminal(
         assert signal.getsignal(signal.SIGINT) is before
         return capsys.readouterr().out
 
-    return typed
+    yield typed
+    signal.signal(signal.SIGINT, inherited)
 
 
 def test_a_session_answers_each_line_and_says_what_the_cache_did(
