@@ -196,7 +196,7 @@ def _replace_experts(model: nn.Module) -> None:
 def _settle_parameters(model: nn.Module) -> None:
     for parameter in model.parameters():
         parameter.requires_grad_(False)  # or a step would keep every matrix that it dequantized
-        if parameter.is_cpu:  # transformers leaves it in the file, which may change or shrink
+        if not parameter.untyped_storage().resizable():  # mapped: its file may change or shrink
             parameter.data = parameter.data.clone()
 
 

@@ -50,7 +50,7 @@ SOME_OFFLOADS = [
 HALF = Scheme(attention=Unquantized("float16"), experts=Unquantized("float16"))
 THREE_BITS = Scheme(attention=HQQ(8, 64), experts=HQQ(3, 32))
 
-prompt = torch.randint(VOCAB, (2, 12), generator=torch.Generator().manual_seed(0))
+prompt = torch.randint(VOCAB, (2, 8), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +89,11 @@ def logits_both_ways(
     model: PreTrainedModel, after_each: Callable[[], None] = lambda: None
 ) -> Tensor:
     """Return logits [2, B, T, V] of the prompt, at once and then token by token."""
-    at_once = model(prompt).logits
+    ids = prompt.to(model.device)
+    at_once = model(ids).logits
     past, steps = None, []
-    for position in range(prompt.shape[1]):
-        out = model(prompt[:, position : position + 1], past_key_values=past, use_cache=True)
+    for position in range(ids.shape[1]):
+        out = model(ids[:, position : position + 1], past_key_values=past, use_cache=True)
         past = out.past_key_values
         steps.append(out.logits)
         after_each()
@@ -140,6 +141,14 @@ def test_quantized_logits_are_stocks_with_the_dequantized_weights_to_the_bit(
 ):
     model, _ = build(quantized(scheme, **settings), offload)
     assert torch.equal(logits_both_ways(model), expected_of(scheme, **settings))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("scheme", [EXACT, MIXED], ids=["unquantized", "2 bits"])
+def test_on_a_gpu_too_logits_do_not_depend_on_how_many_experts_are_outside(quantized, scheme):
+    one, other = (build(quantized(scheme), offload, device="cuda")[0] for offload in (0, 7))
+    assert torch.equal(logits_both_ways(one), logits_both_ways(other))
 
 
 def test_the_skewed_model_sends_nearly_every_token_to_one_expert(quantized):

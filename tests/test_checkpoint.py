@@ -203,7 +203,7 @@ def is_opened(folder: Path) -> bool:
 
 def test_a_flipped_bit_of_the_index_is_found_or_changes_nothing(small):
     before = Checkpoint.open(small)
-    for position in each_flip(small / INDEX_NAME, bits=3):
+    for position in each_flip(small / INDEX_NAME):
         try:
             after = Checkpoint.open(small)
         except CheckpointError:

@@ -396,6 +396,28 @@ def test_an_interrupted_conversion_leaves_nothing(source, target):
     assert not left_behind(target)
 
 
+@dataclass(frozen=True)
+class Overtaken(Unquantized):
+    """Writes into a folder as another conversion would that was faster."""
+
+    folder: Path = Path()
+
+    def quantize(self, weight: Tensor) -> dict[str, Tensor]:
+        self.folder.mkdir(exist_ok=True)
+        (self.folder / "theirs").write_text("whole")
+        return super().quantize(weight)
+
+    def to_dict(self) -> dict[str, Any]:
+        return EXACT.experts.to_dict()
+
+
+def test_a_target_that_another_conversion_made_meanwhile_is_left_as_it_is(source, target):
+    with pytest.raises(CheckpointError, match=r"model: can't be written \(Directory not empty\)"):
+        convert(source, target, Scheme(EXACT.attention, Overtaken(folder=target)))
+    assert contents(target) == {"theirs": b"whole"}
+    assert left_behind(target) == [target]
+
+
 def test_a_folder_that_cannot_be_made_is_named(source, target):
     target.parent.joinpath("file").touch()
     with pytest.raises(CheckpointError, match=r"model: can't be written \((File exists|Not a)"):
