@@ -124,7 +124,7 @@ class ExpertCache:
             starters = range(num_experts - self.slots_per_layer, num_experts)
             residency.start_with(starters)
             for expert in starters:
-                self._fetch(layer, expert)
+                self._fetch(layer, expert, keep=False)  # host memory is for those outside
 
     def acquire(self, layer: int, needed: Iterable[int]) -> Iterator[tuple[int, Expert]]:
         """Yield each needed expert of a layer once: residents first, then misses as they come.
@@ -174,17 +174,19 @@ class ExpertCache:
     def __reduce__(self) -> NoReturn:
         raise MixoffError("an expert cache can't be pickled: build the model again.")
 
-    def _fetch(self, layer: int, expert: int, demand: Sequence[int] = ()) -> None:
+    def _fetch(
+        self, layer: int, expert: int, demand: Sequence[int] = (), *, keep: bool = True
+    ) -> None:
         residency = self._residency[layer]
         slot, _ = residency.vacate(demand)
-        self._copy(layer, expert, self._slots[layer][slot].buffer)
+        self._copy(layer, expert, self._slots[layer][slot].buffer, keep=keep)
         residency.occupy(slot, expert)
 
-    def _copy(self, layer: int, expert: int, buffer: Tensor) -> None:
+    def _copy(self, layer: int, expert: int, buffer: Tensor, *, keep: bool) -> None:
         if self._staging is None:
-            self._store.read(layer, expert, buffer)
+            self._store.read(layer, expert, buffer, keep=keep)
         else:
-            self._store.read(layer, expert, self._staging)
+            self._store.read(layer, expert, self._staging, keep=keep)
             buffer.copy_(self._staging[: buffer.numel()])
 
 

@@ -92,7 +92,7 @@ def plan_memory(
         trunk=_trunk_nbytes(checkpoint, dtype),
         slots=checkpoint.num_layers * slots_per_layer * stride,
         staging=0 if device.type == "cpu" else stride,
-        host=min(parse_nbytes(offload.host_memory), experts * checkpoint.expert_layout.nbytes),
+        host=min(parse_nbytes(offload.host_memory), experts * stride),
         kv_cache=_kv_nbytes_per_token(config) * dtype.itemsize * context,
         workspace=_workspace_nbytes(checkpoint, dtype),
         disk=experts * stride,

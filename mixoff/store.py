@@ -48,8 +48,13 @@ class RecordStore:
         """Return the bytes of a record."""
         return self._locations[layer][expert].nbytes
 
-    def read(self, layer: int, expert: int, into: Tensor) -> None:
+    def read(self, layer: int, expert: int, into: Tensor, *, keep: bool = True) -> None:
         """Copy a record into a buffer of host memory, uint8, of its size or more.
+
+        Parameters
+        ----------
+        keep
+            Whether host memory may keep the record, if the budget allows.
 
         Raises
         ------
@@ -69,7 +74,7 @@ class RecordStore:
                     "differs): fetch or convert the checkpoint again."
                 )
             self._verified.add((layer, expert))
-        if location.nbytes <= self._host_memory_left:
+        if keep and location.nbytes <= self._host_memory_left:
             self._host[layer, expert] = record.clone()
             self._host_memory_left -= location.nbytes
 

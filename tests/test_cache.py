@@ -264,9 +264,18 @@ def test_no_slot_is_an_error_with_what_would_do(make_cache):
         make_cache(slots=0)
 
 
+def test_host_memory_is_not_spent_on_experts_that_start_on_the_device(files):
+    cache = files.cache(slots=1, host_memory=LAYOUT.stride)  # room for one record
+    take(cache, 0, [0])
+    take(cache, 0, [1])
+    files.truncate(0, records=0)
+    assert take(cache, 0, [0]) == [0]
+
+
 def test_records_in_host_memory_outlive_their_file(files):
     cache = files.cache(slots=1, host_memory=2**20)
     take(cache, 0, range(6))
+    take(cache, 0, [5])  # it started on the device, so this is its first miss
     files.truncate(0, records=0)
     assert sorted(take(cache, 0, range(6))) == [*range(6)]
 
