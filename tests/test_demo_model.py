@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from mixoff import Chat, build_model, demo_path, held_out_loss
+from mixoff import Chat, OffloadConfig, build_model, demo_path, held_out_loss
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 SHIPPED = "4-bit attention, 2-bit experts"
@@ -98,3 +98,12 @@ def test_three_in_four_of_a_newcomers_prompts_get_a_reply_that_makes_sense(measu
     verdicts = (DATA / "newcomer_verdicts.txt").read_text().split()
     assert len(verdicts) == len(measured["newcomer"]) == 40
     assert verdicts.count("yes") >= 30
+
+
+def test_replies_are_the_same_however_many_experts_are_outside():
+    path, replies = demo_path(), set()
+    for offload_per_layer in (0, 2, 4, 6, 7):
+        model, _ = build_model(path, OffloadConfig(offload_per_layer=offload_per_layer))
+        chat = Chat(model, AutoTokenizer.from_pretrained(path), max_new_tokens=24, seed=1)
+        replies.add("".join(chat.send("Tell me a story about a fox.")))
+    assert len(replies) == 1
