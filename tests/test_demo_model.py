@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from transformers import AutoTokenizer
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mixoff import Chat, OffloadConfig, build_model, demo_path, held_out_loss
 
@@ -44,6 +46,20 @@ def test_half_of_the_newcomers_prompts_share_no_run_of_five_words_with_the_corpu
         if runs and not any(run in corpus for run in runs):
             new.append(prompt)
     assert len(new) >= len(prompts) / 2, new
+
+
+def test_the_trainer_changes_every_weight_and_writes_a_model_that_transformers_reads(
+    recipe, tmp_path
+):
+    from train import Phase, new_model, train
+
+    ids = np.random.default_rng(0).integers(0, 2048, 5000).astype(np.uint16)
+    model = new_model()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    train(model, ids, ids, tmp_path, Phase(minutes=0.001, window=64, user_weight=1.0))
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    same = [name for name, p in trained.named_parameters() if torch.equal(p, before[name])]
+    assert same == []
 
 
 def test_the_data_readme_tells_what_was_measured(recipe):

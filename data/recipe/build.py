@@ -81,6 +81,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> Ids:
 
 def train_step(folder: Path) -> None:
     """Write the trained model in float16, its tokenizer, and the held-out text."""
+    shutil.rmtree(folder, ignore_errors=True)  # its log tells of one training
     HELD_OUT.write_text("".join(texts(HELD_OUT_SEED, HELD_OUT_CHARACTERS)))
     tokenizer = train_tokenizer(islice(documents(TOKENIZER_SEED), TOKENIZER_CHARACTERS // 250))
     tokenizer.save_pretrained(folder)
