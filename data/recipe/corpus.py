@@ -1,9 +1,6 @@
 """The corpus of the demo model: rendered conversations without end, the same for the same seed."""
 
-import argparse
-import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from random import Random
 
 from animals import animal
@@ -139,23 +136,3 @@ def documents(seed: int, weights: Weights = WEIGHTS) -> Iterator[str]:
             yield f"<s>{plain_story(rng)}</s>"
         else:
             yield render(conversation(rng, weights))
-
-
-def main() -> None:
-    """Write documents, one JSON string per line, until the size is reached."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--megabytes", type=float, default=30)
-    parser.add_argument("out", type=Path)
-    arguments = parser.parse_args()
-    written = 0
-    with arguments.out.open("w", encoding="utf-8") as out:
-        for document in documents(arguments.seed):
-            out.write(json.dumps(document) + "\n")
-            written += len(document)
-            if written >= arguments.megabytes * 1e6:
-                break
-
-
-if __name__ == "__main__":
-    main()

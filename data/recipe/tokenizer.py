@@ -1,7 +1,6 @@
 """The demo model's byte-level BPE tokenizer and its chat template."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -50,11 +49,6 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         model_max_length=POSITIONS,
         chat_template=CHAT_TEMPLATE,
     )
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Load the tokenizer that `train_tokenizer(...).save_pretrained(folder)` wrote."""
-    return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def _without_special(text: str) -> str:
