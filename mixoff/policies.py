@@ -1,47 +1,190 @@
 """Which resident expert leaves first. Knows how experts were used; nothing of slots or bytes."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mixoff.errors import ConfigError
+
 Array = NDArray[Any]
+
+NEVER = -1  # the stamp of what never happened
 
 
 @dataclass
 class Usage:
-    """What a cache has seen of a layer's experts; the last axis of every array is the experts."""
+    """What was seen of experts; the last axis of every array is the experts.
 
-    last_used: Array  # [..., E] time of the last demand, in touches; -1 if never
+    A live cache holds one layer's [E]; a replay holds all layers' and all cache sizes' at once, in
+    arrays that broadcast together. Stamps order events of a layer, within a demand, too: hits come
+    before misses, and each part ascends.
+    """
+
+    last_used: Array  # [..., E] stamp of the last demand, NEVER if there was none
+    entered: Array  # [..., E] stamp of the last miss, which brought the expert in
     count: Array  # [..., E] demands so far
+    clock: Array  # [..., 1] demands of the layer so far, the present one included
+    layer: Array  # [..., 1] number of the layer
+    next_use: Array | None = None  # [..., E] clock of the next demand; only a replay knows it
 
     @classmethod
-    def unseen(cls, num_experts: int) -> "Usage":
+    def unseen(cls, num_experts: int, layer: int = 0) -> "Usage":
         """Return the usage of a layer that nothing was asked of yet."""
-        return cls(np.full(num_experts, -1, np.int64), np.zeros(num_experts, np.int64))
+        return cls(
+            last_used=np.full(num_experts, NEVER, np.int64),
+            entered=np.full(num_experts, NEVER, np.int64),
+            count=np.zeros(num_experts, np.int64),
+            clock=np.zeros(1, np.int64),
+            layer=np.array([layer]),
+        )
+
+    @property
+    def now(self) -> Array:
+        """[..., 1] a stamp later than all that were given so far."""
+        return (self.clock + 1) * (2 * self.last_used.shape[-1])
+
+    def touch(self, needed: Array, missed: Array) -> None:
+        """Note a demand: which experts were needed, and which of them missed, masks [..., E]."""
+        experts = self.last_used.shape[-1]
+        self.clock += 1
+        stamps = missed * experts + (self.clock * (2 * experts) + np.arange(experts))
+        np.copyto(self.last_used, stamps, where=needed)
+        np.copyto(self.entered, stamps, where=missed)
+        self.count += needed
 
 
 class Policy(ABC):
     """Ranks experts for eviction; a subclass is one small class with one method."""
 
+    bypass = False  # whether a missed expert may be the one that leaves, before it got a slot
+
     @abstractmethod
     def scores(self, seen: Usage) -> Array:
-        """Return a score per expert, of the shape of `seen`'s arrays; the lowest leaves first."""
+        """Return a score per expert, [..., E], of the demand that `seen` ends with.
+
+        The lowest leaves first, and of equal ones the expert with the lowest number.
+        """
 
 
 class LRU(Policy):
     """Evict the least recently used expert (the report, section 3.1)."""
 
     def scores(self, seen: Usage) -> Array:
-        """Return the time of each expert's last use."""
+        """Return the stamp of each expert's last use."""
         return seen.last_used  # [..., E]
 
 
-POLICIES: dict[str, type[Policy]] = {"lru": LRU}
+class LFU(Policy):
+    """Evict the least frequently used expert, of several the least recently used one."""
+
+    def scores(self, seen: Usage) -> Array:
+        """Return each expert's demands, and how recent the last was as a fraction of one."""
+        return seen.count + seen.last_used / seen.now  # [..., E]
+
+
+class FIFO(Policy):
+    """Evict the expert that has been in a slot for the longest time."""
+
+    def scores(self, seen: Usage) -> Array:
+        """Return the stamp of each expert's last miss."""
+        return seen.entered  # [..., E]
+
+
+class Random(Policy):
+    """Evict any expert; the same seed evicts the same ones, live and in a replay."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def scores(self, seen: Usage) -> Array:
+        """Return a hash of seed, layer, demand and expert (SplitMix64's finalizer)."""
+        experts = np.arange(seen.last_used.shape[-1], dtype=np.uint64)
+        key = np.uint64(self.seed) * np.uint64(0x9E3779B97F4A7C15)
+        state = (seen.clock.astype(np.uint64) << np.uint64(32)) + experts  # [..., E]
+        state = (state ^ key) + (seen.layer.astype(np.uint64) << np.uint64(20))
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            state = (state ^ (state >> np.uint64(shift))) * np.uint64(factor)
+        return (state ^ (state >> np.uint64(31))) >> np.uint64(11)  # 53 bits: exact as a float
+
+
+class Static(Policy):
+    """Keep fixed experts in the slots and let all others pass through without one.
+
+    Parameters
+    ----------
+    worth
+        [L, E]: of each layer the experts with the highest worth stay, such as those that were used
+        most in a recording. By default those with the highest numbers, which start inside.
+    """
+
+    bypass = True
+
+    def __init__(self, worth: Array | None = None) -> None:
+        self.worth = worth
+
+    def scores(self, seen: Usage) -> Array:
+        """Return the worth of each expert."""
+        experts = seen.last_used.shape[-1]
+        if self.worth is None:
+            return np.arange(experts)
+        return np.asarray(self.worth)[seen.layer[..., 0]]  # [..., E]
+
+
+class Belady(Policy):
+    """Evict the expert that is needed again last: the best a cache can do that must admit (MIN).
+
+    Belady (1966), "A study of replacement algorithms for a virtual-storage computer". It knows the
+    future, so it serves replays only.
+    """
+
+    def scores(self, seen: Usage) -> Array:
+        """Return how near each expert's next use is.
+
+        Raises
+        ------
+        ConfigError
+            In a live cache, which can't know.
+        """
+        if seen.next_use is None:
+            raise ConfigError(
+                "policy 'belady' needs to know the future, which only a replay does: record a "
+                "trace and give it to mixoff.sweep, or run with another policy."
+            )
+        return -seen.next_use  # [..., E]
+
+
+class BeladyBypass(Belady):
+    """Keep what is needed again soonest, a missed expert only if it is: MIN with bypass."""
+
+    bypass = True
+
+
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "lru": LRU,
+    "lfu": LFU,
+    "fifo": FIFO,
+    "random": Random,
+    "static": Static,
+    "belady": Belady,
+    "belady-bypass": BeladyBypass,
+}
+LIVE_POLICIES = tuple(name for name in POLICIES if not name.startswith("belady"))
 
 
 def policy_named(policy: "str | Policy") -> Policy:
-    """Return the policy of that name, or the given policy itself."""
-    return policy if isinstance(policy, Policy) else POLICIES[policy]()
+    """Return the policy of that name, or the given policy itself.
+
+    Raises
+    ------
+    ConfigError
+        If there is no policy of that name.
+    """
+    if isinstance(policy, Policy):
+        return policy
+    if policy not in tuple(POLICIES):
+        raise ConfigError(f"policy={policy!r}: give one of {', '.join(POLICIES)}, or a Policy.")
+    return POLICIES[policy]()
