@@ -1,76 +1,48 @@
-"""The expert cache: slots on the device, filled from a store, counted. Knows nothing of models."""
+"""The expert cache: who is resident, where their bytes are, and what is fetched next.
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn
+Deciding is `residency`'s and moving a `Mover`'s; this module joins the two, so that a demand's
+misses come while its hits are computed, and guesses of later demands come behind them. It serves
+one thread at a time, and knows nothing of models.
+"""
+
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from time import perf_counter_ns
+from typing import Any, Literal, NoReturn
 
 import torch
-from torch import Tensor
 
-from mixoff.config import OffloadConfig
-from mixoff.errors import MixoffError
-from mixoff.policies import policy_named
-from mixoff.quantization import QuantizedTensor
-from mixoff.records import RecordLayout, aligned_buffer
-from mixoff.residency import Residency
-from mixoff.store import RecordStore
-
-Expert = Mapping[str, QuantizedTensor]
-
-
-@dataclass(frozen=True)
-class CacheStats:
-    """What a cache did: one entry per layer, from the first layer to the last.
-
-    A demand is the set of experts that a layer needed in one step, so an expert counts once in it,
-    however many tokens chose it. `bytes_moved` are those copied into slots to serve misses; what
-    was loaded before the first demand is not in it. ``later - earlier`` is what happened between.
-    """
-
-    hits_per_layer: tuple[int, ...]
-    misses_per_layer: tuple[int, ...]
-    bytes_moved: int
-
-    @property
-    def hits(self) -> int:
-        """Demanded experts found in a slot."""
-        return sum(self.hits_per_layer)
-
-    @property
-    def misses(self) -> int:
-        """Demanded experts that had to be copied into a slot."""
-        return sum(self.misses_per_layer)
-
-    @property
-    def hit_rate(self) -> float:
-        """Hits over demanded experts, 0 to 1; NaN if nothing was demanded."""
-        demanded = self.hits + self.misses
-        return self.hits / demanded if demanded else float("nan")
-
-    @property
-    def hit_rate_per_layer(self) -> tuple[float, ...]:
-        """The hit rate of each layer; NaN where nothing was demanded."""
-        return tuple(
-            hits / (hits + misses) if hits + misses else float("nan")
-            for hits, misses in zip(self.hits_per_layer, self.misses_per_layer, strict=True)
-        )
-
-    def __sub__(self, earlier: "CacheStats") -> "CacheStats":
-        return CacheStats(
-            tuple(a - b for a, b in zip(self.hits_per_layer, earlier.hits_per_layer, strict=True)),
-            tuple(
-                a - b for a, b in zip(self.misses_per_layer, earlier.misses_per_layer, strict=True)
-            ),
-            self.bytes_moved - earlier.bytes_moved,
-        )
+from mixoff.buffers import Buffer, Expert, Pool
+from mixoff.errors import ConfigError, MixoffError
+from mixoff.events import Demand, Missed, Observer, Snapshot
+from mixoff.policies import Policy, policy_name, policy_named
+from mixoff.records import RecordLayout
+from mixoff.residency import Decision, Residency
+from mixoff.staging import Coming, Staging, fetch_into
+from mixoff.stats import CacheStats
+from mixoff.tiers import Fetch, Mover
+from mixoff.trace import Recorder, Trace
 
 
-class _Slot:
-    """A device buffer for one record of a layer, and its tensors as views."""
+class _Serving:
+    """A demand that is being served."""
 
-    def __init__(self, layout: RecordLayout, device: torch.device) -> None:
-        self.buffer = aligned_buffer(layout.stride, device)
-        self.expert: Expert = layout.tensors(self.buffer)
+    def __init__(self, layer: int, tokens: int, decision: Decision, staying: frozenset[int]):
+        self.layer = layer
+        self.tokens = tokens
+        self.decision = decision
+        self.staying = staying
+        victims = [victim for _, victim in decision.evictions if victim is not None]
+        self.leaving = [victim for victim in victims if victim not in decision.misses]
+        self.unserved = [*decision.hits, *decision.misses]
+        self.coming: dict[int, Coming] = {}
+        self.arrivals: list[Missed] = []
+        self.start_ns = perf_counter_ns()
+        self.is_over = False
+        # Who of the demand stays depends on the misses' order then, so that they are taken in it.
+        self.in_order = not staying.issuperset(self.unserved)
 
 
 class ExpertCache:
@@ -78,59 +50,80 @@ class ExpertCache:
 
     Parameters
     ----------
-    store
-        Holds every record.
+    mover
+        Moves records between the device and what is below it.
     layouts
-        The record layout of each layer.
-    num_experts
-        Experts of a layer.
-    offload
-        How many start outside, and who leaves first.
+        ``layouts[layer][expert]``: where a record's tensors lie in it.
+    slots_per_layer
+        How many experts of a layer are resident.
+    policy
+        Who leaves first: a name in `mixoff.policies.POLICIES` or a `Policy`.
+    staging
+        Buffers that belong to no layer, through which misses and guesses come.
     device
-        Where slots lie. On ``cpu`` they are a budget of host memory and the disk is the far tier.
+        Where slots lie.
 
     Raises
     ------
-    ConfigError
-        If no slot would be left.
     CheckpointError
         If a record that starts on the device can't be read.
     """
 
     def __init__(
         self,
-        store: RecordStore,
-        layouts: Sequence[RecordLayout],
+        mover: Mover,
+        layouts: Sequence[Sequence[RecordLayout]],
         *,
-        num_experts: int,
-        offload: OffloadConfig,
-        device: torch.device,
+        slots_per_layer: int,
+        policy: str | Policy = "lru",
+        staging: int = 4,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.num_experts = num_experts
-        self.slots_per_layer = offload.slots_per_layer(num_experts)
-        self.device = device
-        self._store = store
-        policy = policy_named(offload.policy)
-        self._residency = [Residency(num_experts, self.slots_per_layer, policy) for _ in layouts]
-        self._slots = [
-            [_Slot(layout, device) for _ in range(self.slots_per_layer)] for layout in layouts
+        self.num_experts = len(layouts[0])
+        self.device = torch.device(device)
+        self.policy = policy_named(policy)
+        self.about: dict[str, Any] = {}  # what recordings tell of the model and the run
+        self._mover = mover
+        self._layouts = layouts
+        self._residency = [
+            Residency(self.num_experts, slots_per_layer, self.policy, layer)
+            for layer in range(len(layouts))
         ]
-        largest = max(layout.stride for layout in layouts)
-        self._staging = None if device.type == "cpu" else aligned_buffer(largest)
+        self._slots: list[dict[int, Buffer]] = [{} for _ in layouts]
+        self._num_staging = staging
+        self._pool = Pool(mover.allocate, self._limit(slots_per_layer))
+        self._observers: list[Observer] = []
+        self._staging = Staging(mover, self._pool, self._observers)
+        self._serving: _Serving | None = None
         self._hits = [0] * len(layouts)
         self._misses = [0] * len(layouts)
-        self._bytes_moved = 0
-        for layer, residency in enumerate(self._residency):
-            starters = range(num_experts - self.slots_per_layer, num_experts)
-            residency.start_with(starters)
-            for expert in starters:
-                self._fetch(layer, expert, keep=False)  # host memory is for those outside
+        self._bytes_moved = self._wait_ns = 0
+        self._closed = False
+        self._shut = weakref.finalize(self, _shut, mover)
+        try:
+            self._load()
+        except BaseException:
+            self.close()
+            raise
 
-    def acquire(self, layer: int, needed: Iterable[int]) -> Iterator[tuple[int, Expert]]:
-        """Yield each needed expert of a layer once: residents first, then misses as they come.
+    @property
+    def slots_per_layer(self) -> int:
+        """How many experts of a layer are resident."""
+        return self._residency[0].num_slots
 
-        An expert is valid until the next one is asked for, so that a layer may need more experts
-        than it has slots.
+    def acquire(
+        self, layer: int, needed: Iterable[int], *, tokens: int = 1
+    ) -> Iterator[tuple[int, Expert]]:
+        """Begin to fetch what a layer misses, and return an iterator over all that it needs.
+
+        Each needed expert comes once: residents first, then misses as they arrive. An expert is
+        valid until the next one is asked for, so that a layer may need more experts than it has
+        slots. A demand that another one interrupts goes on, but gives no more slots away.
+
+        Parameters
+        ----------
+        tokens
+            How many tokens chose the experts; more than one is a prefill.
 
         Raises
         ------
@@ -139,31 +132,106 @@ class ExpertCache:
         MixoffError
             If the cache was closed.
         """
-        if not self._slots:
+        if self._closed:
             raise MixoffError("this expert cache was closed: build the model again.")
-        residency, slots = self._residency[layer], self._slots[layer]
-        hits, misses = residency.demand(needed)
-        self._hits[layer] += len(hits)
-        self._misses[layer] += len(misses)
-        for expert in (demand := (*hits, *misses)):
-            if expert not in residency:
-                self._fetch(layer, expert, demand)
-                self._bytes_moved += self._store.nbytes(layer, expert)
-            yield expert, slots[residency.slot(expert)].expert
+        if self._serving is not None:
+            self._end(self._serving)
+        residency = self._residency[layer]
+        decision = residency.demand(needed)
+        self._hits[layer] += len(decision.hits)
+        self._misses[layer] += len(decision.misses)
+        self._serving = serving = _Serving(layer, tokens, decision, residency.residents)
+        for expert in decision.misses:
+            if (guessed := self._staging.adopt((layer, expert))) is not None:
+                serving.coming[expert] = guessed
+        self._staging.pass_by(layer)
+        self._request(serving)
+        return self._serve(serving)
+
+    def prefetch(self, layer: int, experts: Iterable[int], *, layers_ahead: int = 1) -> None:
+        """Begin to fetch experts that a layer may need soon, the likeliest first.
+
+        Those that are on the device already are passed over, and so are those for which no buffer
+        is left. Nobody leaves a slot for them, and hits and misses stay what they are without.
+
+        Parameters
+        ----------
+        layers_ahead
+            How far ahead the layer is of the one that the guess was made in, 1 or more.
+        """
+        for expert in experts:
+            key = (layer, expert)
+            if self._is_here(layer, expert) or key in self._staging or self._mover.holds(key):
+                continue
+            if not self._staging.guess(key, layers_ahead):
+                return
+
+    @contextmanager
+    def record(self) -> Iterator[Trace]:
+        """Record what happens inside the ``with`` block; the trace it gives is filled at its end.
+
+        Several recordings may run at once. The device is never made to wait.
+        """
+        trace, recorder = Trace(), Recorder()
+        for layer in range(len(self._residency)):
+            self._tell_state(layer, "start", [recorder])
+        self._observers.append(recorder)
+        try:
+            yield trace
+        finally:
+            self._observers.remove(recorder)
+            self._staging.tell_open(recorder)
+            recorder.finish(provenance=self._provenance(), into=trace)
 
     def residents(self, layer: int) -> frozenset[int]:
         """Return the experts that a layer has on the device now."""
-        return self._residency[layer].residents
+        return frozenset(self._slots[layer])
 
     def stats(self) -> CacheStats:
-        """Return hits, misses and bytes moved since the cache was made."""
-        return CacheStats(tuple(self._hits), tuple(self._misses), self._bytes_moved)
+        """Return counts of hits, misses, bytes and waiting since the cache was made."""
+        outcomes = self._staging.outcomes
+        return CacheStats(
+            tuple(self._hits),
+            tuple(self._misses),
+            self._bytes_moved,
+            self._staging.bytes_wasted,
+            outcomes["used"],
+            outcomes["late"],
+            outcomes["wasted"],
+            self._wait_ns,
+        )
+
+    def resize(self, slots_per_layer: int) -> None:
+        """Change how many experts of a layer are resident, without reloading anything else.
+
+        Raises
+        ------
+        ConfigError
+            If it isn't 1 to the number of experts.
+        """
+        if not 1 <= slots_per_layer <= self.num_experts:
+            raise ConfigError(
+                f"slots_per_layer={slots_per_layer}: a layer has {self.num_experts} experts, "
+                f"so give 1 to {self.num_experts}."
+            )
+        if self._serving is not None:
+            self._end(self._serving)
+        self._pool.limit = self._limit(slots_per_layer)
+        for layer, residency in enumerate(self._residency):
+            for victim in residency.resize(slots_per_layer):
+                self._vacate(layer, victim)
+            self._tell_state(layer, "resize", self._observers)
+        self._pool.trim()
 
     def close(self) -> None:
-        """Give back slots, host memory and files; nothing can be acquired afterwards."""
-        self._slots.clear()
-        self._staging = None
-        self._store.close()
+        """Give back slots, host memory, files and threads; nothing can be acquired afterwards."""
+        self._closed = True
+        self._staging.drop_all()
+        self._shut()
+        for slots in self._slots:
+            slots.clear()
+        self._pool.limit = 0
+        self._pool.trim()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
         raise MixoffError(
@@ -174,20 +242,190 @@ class ExpertCache:
     def __reduce__(self) -> NoReturn:
         raise MixoffError("an expert cache can't be pickled: build the model again.")
 
-    def _fetch(
-        self, layer: int, expert: int, demand: Sequence[int] = (), *, keep: bool = True
+    def _limit(self, slots_per_layer: int) -> int:
+        """Return how many buffers there may be in all."""
+        slots = slots_per_layer * len(self._residency)
+        return slots + self._num_staging + self._mover.extra_buffers
+
+    def _load(self) -> None:
+        for layer, residency in enumerate(self._residency):
+            for expert in sorted(residency.residents):
+                coming = self._fetch(layer, expert)
+                assert coming is not None, "there are as many buffers as slots, and more"
+                self._arrive(coming)
+                self._slots[layer][expert] = coming.fetch.buffer
+                self._mover.settled((layer, expert))
+
+    def _is_here(self, layer: int, expert: int) -> bool:
+        """Return whether an expert is in a slot, or on its way to the present demand."""
+        serving = self._serving
+        coming = serving is not None and serving.layer == layer and expert in serving.coming
+        return coming or expert in self._slots[layer]
+
+    # Serving a demand
+
+    def _serve(self, serving: _Serving) -> Iterator[tuple[int, Expert]]:
+        layer = serving.layer
+        try:
+            while serving.unserved:
+                expert = self._next(serving)
+                passing = None
+                if expert not in self._slots[layer]:
+                    passing = self._receive(serving, expert)
+                serving.unserved.remove(expert)
+                buffer = self._slots[layer][expert] if passing is None else passing
+                try:
+                    yield expert, buffer.expert(self._layouts[layer][expert])
+                finally:
+                    if passing is not None:
+                        self._mover.after_use(passing)
+                        self._pool.give(passing)
+        finally:
+            self._end(serving)
+
+    def _next(self, serving: _Serving) -> int:
+        """Return who is served next: hits, then what has arrived, then what is waited for."""
+        first = serving.unserved[0]
+        if first in self._slots[serving.layer] or serving.is_over:
+            return first
+        self._request(serving)
+        if serving.in_order:
+            return first
+        there = (e for e, coming in serving.coming.items() if coming.is_there)
+        return next(there, first)
+
+    def _request(self, serving: _Serving) -> None:
+        """Begin to fetch the demand's misses, as many as there are buffers for."""
+        for expert in serving.unserved:
+            if expert in self._slots[serving.layer] or expert in serving.coming:
+                continue
+            coming = self._fetch(serving.layer, expert)
+            if coming is None:
+                return
+            serving.coming[expert] = coming
+
+    def _fetch(self, layer: int, expert: int) -> Coming | None:
+        """Begin to fetch an expert, or take it where it lies; None if no buffer is free yet."""
+        key = (layer, expert)
+        if (lent := self._mover.lend(key)) is not None:
+            return Coming(Fetch(key, lent, tier="host"), None)
+        while (buffer := self._pool.take()) is None:
+            if not self._staging.give_up_one() and not self._must_wait():
+                return None
+        return fetch_into(buffer, key, self._mover, self._observers)
+
+    def _must_wait(self) -> bool:
+        """Wait for a buffer that is coming back, unless the demand's own misses will bring one."""
+        serving = self._serving
+        return not (serving and serving.coming) and self._pool.wait()
+
+    def _receive(self, serving: _Serving, expert: int) -> Buffer | None:
+        """Wait for a miss and give it its slot; a buffer is returned if it gets none."""
+        layer = serving.layer
+        if expert not in serving.coming:  # evicted meanwhile, by a demand in between
+            coming = self._fetch(layer, expert)
+            if coming is None:
+                raise MixoffError("too many demands are open at once: read each to its end.")
+            serving.coming[expert] = coming
+        coming = serving.coming[expert]
+        missed = self._arrive(coming)
+        del serving.coming[expert]
+        serving.arrivals.append(missed)
+        self._bytes_moved += coming.fetch.nbytes
+        self._wait_ns += missed.wait_ns
+        if serving.is_over or expert not in serving.staying:
+            return coming.fetch.buffer
+        if serving.leaving:
+            self._vacate(layer, serving.leaving.pop(0))
+        self._slots[layer][expert] = coming.fetch.buffer
+        self._mover.settled((layer, expert))
+        return None
+
+    def _arrive(self, coming: Coming) -> Missed:
+        """Wait until a record is in its buffer, as compute does from here on."""
+        fetch, start_ns = coming.fetch, perf_counter_ns()
+        staged = coming.layers_ahead > 0 and coming.is_there
+        if coming.ticket is not None and not coming.ticket.done:
+            coming.ticket.wait()
+        wait_ns = perf_counter_ns() - start_ns
+        span = self._mover.before_use(fetch.buffer)
+        tier = "staged" if staged else fetch.tier
+        return Missed(fetch.key[1], tier, fetch.nbytes, start_ns, wait_ns, span)
+
+    def _vacate(self, layer: int, victim: int) -> None:
+        buffer, ticket = self._mover.leave((layer, victim), self._slots[layer].pop(victim))
+        if buffer is not None:
+            self._pool.give(buffer, after=ticket)
+
+    def _end(self, serving: _Serving) -> None:
+        """Settle a demand, whether it was served or not: the residents are those with a slot."""
+        for coming in serving.coming.values():
+            self._abandon(coming)
+        serving.coming.clear()
+        if serving.is_over:
+            return
+        serving.is_over = True
+        complete = not serving.unserved
+        if self._serving is serving:
+            self._serving = None
+        if not complete:
+            self._residency[serving.layer].residents = self._slots[serving.layer]
+        if self._observers:
+            self._tell(serving, complete)
+
+    def _abandon(self, coming: Coming) -> None:
+        fetch, ticket = coming.fetch, coming.ticket
+        if ticket is None:  # it was lent
+            buffer, ticket = self._mover.leave(fetch.key, fetch.buffer)
+            if buffer is not None:
+                self._pool.give(buffer, after=ticket)
+            return
+        ticket.cancel()
+        self._pool.give(fetch.buffer, after=ticket)
+
+    # Telling
+
+    def _tell(self, serving: _Serving, complete: bool) -> None:
+        decision = serving.decision
+        demand = Demand(
+            serving.layer,
+            serving.tokens,
+            serving.start_ns,
+            perf_counter_ns(),
+            decision.hits,
+            decision.misses,
+            tuple(serving.arrivals),
+            decision.evictions,
+            complete,
+        )
+        for observer in self._observers:
+            observer.demand(demand)
+        if not complete:
+            self._tell_state(serving.layer, "interrupted", self._observers)
+
+    def _tell_state(
+        self,
+        layer: int,
+        reason: Literal["start", "resize", "interrupted"],
+        observers: Iterable[Observer],
     ) -> None:
         residency = self._residency[layer]
-        slot, _ = residency.vacate(demand)
-        self._copy(layer, expert, self._slots[layer][slot].buffer, keep=keep)
-        residency.occupy(slot, expert)
+        for observer in observers:
+            usage = deepcopy(residency.usage)
+            state = Snapshot(layer, reason, residency.num_slots, residency.residents, usage)
+            observer.snapshot(state)
 
-    def _copy(self, layer: int, expert: int, buffer: Tensor, *, keep: bool) -> None:
-        if self._staging is None:
-            self._store.read(layer, expert, buffer, keep=keep)
-        else:
-            self._store.read(layer, expert, self._staging, keep=keep)
-            buffer.copy_(self._staging[: buffer.numel()])
+    def _provenance(self) -> dict[str, Any]:
+        layers = range(len(self._layouts))
+        return self.about | {
+            "num_experts": self.num_experts,
+            "num_layers": len(self._layouts),
+            "record_nbytes": [self._mover.nbytes((layer, 0)) for layer in layers],
+            "policy": policy_name(self.policy),
+            "slots_per_layer": self.slots_per_layer,
+            "staging": self._num_staging,
+            "device": str(self.device),
+        }
 
 
 def cache_of(model: torch.nn.Module) -> ExpertCache:
@@ -204,3 +442,8 @@ def cache_of(model: torch.nn.Module) -> ExpertCache:
     raise MixoffError(
         f"{type(model).__name__} has no expert cache: build it with mixoff.build_model."
     )
+
+
+def _shut(mover: Mover) -> None:
+    mover.transfers.close()
+    mover.close()

@@ -19,7 +19,7 @@ class Missed(NamedTuple):
 
     expert: int
     tier: Tier  # where it was found: in a staging buffer, in host memory, or on disk
-    nbytes: int  # of its record
+    nbytes: int  # that were moved for it: none if host memory gave its own buffer away
     start_ns: int  # when compute turned to it
     wait_ns: int  # how long compute then waited
     span: Span | None = None  # the wait as the device saw it

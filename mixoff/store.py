@@ -1,60 +1,55 @@
-"""Records below the device: on disk, and in host memory within a budget. Knows nothing of slots."""
+"""Records on disk, read in chunks and verified. Knows files; nothing of slots or devices."""
 
-import weakref
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
-from torch import Tensor
-
+from mixoff.buffers import Buffer, chunks
+from mixoff.disk import DiskReader
 from mixoff.errors import CheckpointError
+from mixoff.records import PAGE, align
+
+Key = tuple[int, int]  # layer, expert
 
 
 @dataclass(frozen=True)
 class RecordLocation:
-    """Where one expert's record lies on disk, and the CRC-32 of its bytes."""
+    """Where one expert's record lies on disk, and the CRC-32 of its bytes, None if not known."""
 
     file: Path
     offset: int
     nbytes: int
-    crc32: int
+    crc32: int | None
 
 
 class RecordStore:
-    """Every expert's record, read from disk or from host memory.
+    """Every expert's record on disk.
 
-    A record's checksum is verified when it is first read. Records that were read are kept in host
-    memory as long as the budget lasts; they never change, so nothing is ever written back.
+    A record's checksum is verified when it is first read.
 
     Parameters
     ----------
     locations
         ``locations[layer][expert]``.
-    host_memory
-        Bytes of host memory that records may take.
+    reader
+        Reads files.
     """
 
-    def __init__(self, locations: Sequence[Sequence[RecordLocation]], host_memory: int = 0) -> None:
+    def __init__(self, locations: Sequence[Sequence[RecordLocation]], reader: DiskReader) -> None:
+        self.reader = reader
         self._locations = locations
-        self._host_memory_left = host_memory
-        self._host: dict[tuple[int, int], Tensor] = {}
-        self._verified: set[tuple[int, int]] = set()
-        self._files: dict[Path, BinaryIO] = {}
-        weakref.finalize(self, _close, self._files)  # a store that is dropped leaves no file open
+        self._verified: set[Key] = set()
 
     def nbytes(self, layer: int, expert: int) -> int:
         """Return the bytes of a record."""
         return self._locations[layer][expert].nbytes
 
-    def read(self, layer: int, expert: int, into: Tensor, *, keep: bool = True) -> None:
-        """Copy a record into a buffer of host memory, uint8, of its size or more.
+    def read(self, layer: int, expert: int, buffer: Buffer) -> Iterator[tuple[int, int]]:
+        """Read a record into a buffer of host memory, yielding what part is there, chunk by chunk.
 
-        Parameters
-        ----------
-        keep
-            Whether host memory may keep the record, if the budget allows.
+        Whole pages are read, as direct I/O wants them, so the record begins where it does in its
+        page of the file. A chunk's position in the buffer is yielded when its bytes are there.
 
         Raises
         ------
@@ -62,47 +57,35 @@ class RecordStore:
             If the file is gone, too short, or its bytes are not those that were written.
         """
         location = self._locations[layer][expert]
-        record = into[: location.nbytes]
-        if (kept := self._host.get((layer, expert))) is not None:
-            record.copy_(kept)
-            return
-        self._read_from_disk(location, record)
-        if (layer, expert) not in self._verified:
-            if zlib.crc32(record.numpy().data) != location.crc32:
+        buffer.start = location.offset % PAGE
+        end = buffer.start + location.nbytes
+        memory = buffer.memory.numpy().data
+        crc32 = None if (layer, expert) in self._verified else location.crc32
+        found = 0
+        for first, last in chunks(0, align(end, PAGE)):
+            position = location.offset - buffer.start + first
+            count = self.reader.read(location.file, position, memory[first:last])
+            if first + count < min(last, end):
                 raise CheckpointError(
-                    f"{location.file}: expert {expert} of layer {layer} is damaged (its checksum "
-                    "differs): fetch or convert the checkpoint again."
+                    f"{location.file}: the file ends inside a record: "
+                    "fetch or convert the checkpoint again."
                 )
-            self._verified.add((layer, expert))
-        if keep and location.nbytes <= self._host_memory_left:
-            self._host[layer, expert] = record.clone()
-            self._host_memory_left -= location.nbytes
+            if crc32 is not None:
+                found = zlib.crc32(memory[max(first, buffer.start) : min(last, end)], found)
+                if last >= end and found != crc32:
+                    raise _damaged(location, layer, expert)
+            if last >= end:
+                self._verified.add((layer, expert))
+            yield first, last
 
     def close(self) -> None:
-        """Close the files and drop what host memory holds."""
-        _close(self._files)
-        self._host.clear()
-
-    def _read_from_disk(self, location: RecordLocation, record: Tensor) -> None:
-        view = record.numpy().data
-        try:
-            if location.file not in self._files:
-                self._files[location.file] = location.file.open("rb", buffering=0)
-            file = self._files[location.file]
-            file.seek(location.offset)
-            while view:
-                count = file.readinto(view)  # type: ignore[attr-defined]  # raw files have it
-                if not count:
-                    raise CheckpointError(
-                        f"{location.file}: the file ends inside a record: "
-                        "fetch or convert the checkpoint again."
-                    )
-                view = view[count:]
-        except OSError as error:
-            raise CheckpointError(f"{location.file}: can't be read ({error.strerror}).") from error
+        """Close the files."""
+        self.reader.close()
 
 
-def _close(files: dict[Path, BinaryIO]) -> None:
-    for file in files.values():
-        file.close()
-    files.clear()
+def _damaged(location: RecordLocation, layer: int, expert: int) -> CheckpointError:
+    return CheckpointError(
+        f"{location.file}: expert {expert} of layer {layer} is damaged (its checksum "
+        "differs): fetch or convert the checkpoint again."
+    )
+

@@ -1,0 +1,133 @@
+"""A device with memory of its own, as far as transfers must know it. Knows streams and events.
+
+This is all that needs a GPU: three streams whose work is done in order, copies that end later than
+they begin, and events that one stream records and another one follows. `Cuda` is torch's; tests put
+a device in its place whose streams run when the test says so.
+"""
+
+from time import perf_counter_ns
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Event(Protocol):
+    """A mark in a stream."""
+
+    def wait(self) -> None:
+        """Block the host until all before the mark is done."""
+
+    def nanoseconds(self) -> int:
+        """Return when it was passed, on `time.perf_counter_ns`'s clock; it must have been."""
+
+
+class Stream(Protocol):
+    """Work that a device does in order."""
+
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        """Copy bytes, later."""
+
+    def record(self) -> Event:
+        """Return a mark behind all that was asked of the stream so far."""
+
+    def follow(self, event: Event | None) -> None:
+        """Let what is asked of the stream from now on begin after an event, if there is one."""
+
+
+class Device(Protocol):
+    """A device's streams, and its memory."""
+
+    @property
+    def compute(self) -> Stream:
+        """The stream that the caller computes on now."""
+
+    @property
+    def inward(self) -> Stream:
+        """The stream of copies into the device."""
+
+    @property
+    def outward(self) -> Stream:
+        """The stream of copies out of it."""
+
+    def allocate(self, nbytes: int) -> Tensor:
+        """Return memory of the device [nbytes], uint8."""
+
+    def allocate_pinned(self, nbytes: int) -> Tensor:
+        """Return host memory [nbytes], uint8, that copies need not be staged through.
+
+        Raises
+        ------
+        RuntimeError
+            If the system refuses.
+        """
+
+
+class CudaEvent:
+    """A CUDA event, and the one that its time is told from."""
+
+    def __init__(self, event: torch.cuda.Event, origin: torch.cuda.Event, origin_ns: int) -> None:
+        self.event = event
+        self._origin = origin
+        self._origin_ns = origin_ns
+
+    def wait(self) -> None:
+        """Block the host until all before the event is done."""
+        self.event.synchronize()
+
+    def nanoseconds(self) -> int:
+        """Return when it was passed, on the host's clock, to a few microseconds."""
+        return self._origin_ns + int(1e6 * self._origin.elapsed_time(self.event))
+
+
+class CudaStream:
+    """A CUDA stream."""
+
+    def __init__(self, stream: torch.cuda.Stream, origin: torch.cuda.Event, origin_ns: int) -> None:
+        self._stream = stream
+        self._origin = origin, origin_ns
+
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        """Copy bytes on this stream."""
+        with torch.cuda.stream(self._stream):
+            target.copy_(source, non_blocking=True)
+
+    def record(self) -> CudaEvent:
+        """Record an event on this stream."""
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(self._stream)
+        return CudaEvent(event, *self._origin)
+
+    def follow(self, event: CudaEvent | None) -> None:
+        """Make this stream wait for an event, without the host."""
+        if event is not None:
+            self._stream.wait_event(event.event)
+
+
+class Cuda:
+    """A GPU that CUDA can use, with a stream for each direction of copies beside compute."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._origin = torch.cuda.Event(enable_timing=True)
+        self._origin.record(torch.cuda.current_stream(device))
+        self._origin.synchronize()  # once, when the model is loaded: times are told from here
+        self._origin_ns = perf_counter_ns()
+        self.inward = self._stream(torch.cuda.Stream(device, priority=-1))
+        self.outward = self._stream(torch.cuda.Stream(device))
+
+    @property
+    def compute(self) -> CudaStream:
+        """The current stream of the calling thread."""
+        return self._stream(torch.cuda.current_stream(self._device))
+
+    def allocate(self, nbytes: int) -> Tensor:
+        """Return memory of the GPU."""
+        return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
+
+    def allocate_pinned(self, nbytes: int) -> Tensor:
+        """Return pinned host memory."""
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+
+    def _stream(self, stream: torch.cuda.Stream) -> CudaStream:
+        return CudaStream(stream, self._origin, self._origin_ns)

@@ -1,0 +1,313 @@
+"""Copies between host memory and a device with memory of its own. Knows streams; no experts.
+
+What must not overlap is kept apart by events, without the host: a copy into a buffer follows the
+compute and the copies that used it before, and compute follows the copy. The host itself waits for
+an event only before it lets the disk write over host memory that a copy may still be reading.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from threading import Lock
+
+from mixoff.buffers import Buffer, chunks
+from mixoff.devices import Device, Event, Stream
+from mixoff.events import Span
+from mixoff.records import PAGE, align
+from mixoff.store import Key, RecordStore
+from mixoff.tiers import Fetch
+from mixoff.transfer import Ticket, Transfers
+
+_IN_FLIGHT = 2  # chunks on their way at once: the next is asked for while one is copied
+_log = logging.getLogger(__name__)
+
+
+class PinnedMemory:
+    """Buffers of pinned host memory as long as the budget and the system allow, else of pageable.
+
+    Parameters
+    ----------
+    device
+        Pins memory.
+    budget
+        Bytes that may be pinned.
+    """
+
+    def __init__(self, device: Device, budget: int) -> None:
+        self._device = device
+        self._left = budget
+        self.notice: str | None = None  # why not all of it is pinned
+
+    def allocate(self, nbytes: int) -> Buffer:
+        """Return a buffer for records of up to so many bytes."""
+        whole = align(nbytes, PAGE) + PAGE
+        if whole <= self._left:
+            try:
+                memory = self._device.allocate_pinned(whole + PAGE)
+                self._left -= whole
+                start = -memory.data_ptr() % PAGE
+                return Buffer(memory[start : start + whole])
+            except RuntimeError as error:  # WSL and Colab refuse large pins
+                self._tell(f"the system refuses to pin more ({str(error).splitlines()[0]})")
+        else:
+            self._tell("the budget for pinned memory is spent")
+        return Buffer.for_records(nbytes)
+
+    def _tell(self, why: str) -> None:
+        self._left = 0
+        if self.notice is None:
+            self.notice = f"Part of the host memory is pageable, so its copies are slower: {why}."
+            _log.warning(self.notice)
+
+
+class HostTier:
+    """Records in host memory beside a device, as many as there are buffers for.
+
+    Parameters
+    ----------
+    capacity
+        How many buffers.
+    allocate
+        Makes one.
+    """
+
+    def __init__(self, capacity: int, allocate: Callable[[], Buffer]) -> None:
+        self._capacity = capacity
+        self._allocate = allocate
+        self._lock = Lock()  # fetches run in any thread
+        self._kept: dict[Key, Buffer] = {}  # the one that was kept first comes first
+        self._spare: list[Buffer] = []
+        self._made = 0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, key: Key) -> Buffer | None:
+        """Return the buffer that holds a record, None if none does."""
+        return self._kept.get(key)
+
+    def reserve(self) -> Buffer | None:
+        """Return a buffer to fill, None if all hold records."""
+        with self._lock:
+            if self._spare:
+                return self._spare.pop()
+            if self._made < self._capacity:
+                self._made += 1
+                return self._allocate()
+            return None
+
+    def keep(self, key: Key, buffer: Buffer) -> None:
+        """Note that a reserved buffer holds a record, or will as soon as what fills it has ended."""
+        with self._lock:
+            self._kept[key] = buffer
+
+    def release(self, buffer: Buffer) -> None:
+        """Take a reserved buffer back that nothing was kept in."""
+        with self._lock:
+            self._spare.append(buffer)
+
+    def forget(self, key: Key) -> None:
+        """Make the buffer of a record spare, if there is one."""
+        with self._lock:
+            if (buffer := self._kept.pop(key, None)) is not None:
+                self._spare.append(buffer)
+
+    def oldest(self) -> Key:
+        """Return the record that was kept first."""
+        return next(iter(self._kept))
+
+    def clear(self) -> None:
+        """Give up all buffers."""
+        with self._lock:
+            self._kept.clear()
+            self._spare.clear()
+
+
+class LinkedDevice:
+    """A device with memory of its own, filled from host memory and from disk through host memory.
+
+    Parameters
+    ----------
+    store
+        Reads records from disk.
+    transfers
+        Does the work.
+    device
+        Streams and memory.
+    nbytes
+        Bytes of the largest record.
+    host_buffers
+        How many records host memory may hold.
+    inclusive
+        Whether host memory keeps what it sends, so that leaving the device means to forget. Else
+        it is exclusive: a record that leaves the device takes the place that its successor left.
+    pinned
+        Gives host memory.
+    """
+
+    extra_buffers = 0
+
+    def __init__(
+        self,
+        store: RecordStore,
+        transfers: Transfers,
+        device: Device,
+        *,
+        nbytes: int,
+        host_buffers: int,
+        inclusive: bool,
+        pinned: PinnedMemory,
+    ) -> None:
+        self.transfers = transfers
+        self._outgoing = Transfers()  # the link's other direction
+        self.host = HostTier(host_buffers, lambda: pinned.allocate(nbytes))
+        self._store = store
+        self._device = device
+        self._nbytes = nbytes
+        self._inclusive = inclusive
+        self._bounce = HostTier(_IN_FLIGHT, lambda: pinned.allocate(nbytes))
+        self._leaving: dict[Key, Ticket] = {}  # records on their way back to host memory
+
+    def allocate(self) -> Buffer:
+        """Return a new buffer of the device."""
+        return Buffer(self._device.allocate(align(self._nbytes, PAGE) + PAGE))
+
+    def nbytes(self, key: Key) -> int:
+        """Return the bytes of a record."""
+        return self._store.nbytes(*key)
+
+    def holds(self, key: Key) -> bool:
+        """Return False: what the device holds is in slots and staging only."""
+        return False
+
+    def lend(self, key: Key) -> Buffer | None:
+        """Return None, since `holds` is False."""
+        return None
+
+    def fetch(self, fetch: Fetch) -> Iterator[object]:
+        """Copy a record into a buffer of the device, from host memory if it is there."""
+        if (kept := self.host.get(fetch.key)) is not None:
+            fetch.tier = "host"
+            if (ticket := self._leaving.get(fetch.key)) is not None:
+                ticket.wait()
+            yield from self._copy(fetch, kept, chunks(0, self._extent(fetch.key, kept)))
+            return
+        host = self.host.reserve() if self._inclusive else None
+        place, owner = (host, self.host) if host is not None else self._bounce_buffer()
+        kept_now = False
+        try:
+            if place.after is not None:
+                place.after.wait()
+            yield from self._copy(fetch, place, self._store.read(*fetch.key, place))
+            if host is not None:
+                self.host.keep(fetch.key, place)
+                kept_now = True
+        finally:
+            if not kept_now:
+                owner.release(place)
+
+    def before_use(self, buffer: Buffer) -> Span:
+        """Let compute follow the copy, and return how long it then waits."""
+        compute = self._device.compute
+        begun = compute.record()
+        compute.follow(buffer.after)
+        ended = compute.record()
+        return lambda: _span(begun, ended)
+
+    def settled(self, key: Key) -> None:
+        """Free the place in host memory of a record that lies on the device now."""
+        self._leaving.pop(key, None)
+        if not self._inclusive:
+            self.host.forget(key)
+
+    def after_use(self, buffer: Buffer) -> None:
+        """Let the next copy into the buffer follow compute."""
+        buffer.after = self._device.compute.record()
+
+    def leave(self, key: Key, buffer: Buffer) -> tuple[Buffer | None, Ticket | None]:
+        """Forget a resident, or with an exclusive host tier send it back there."""
+        self.after_use(buffer)
+        if self._inclusive or (place := self._place()) is None:
+            return buffer, None
+        place.start = buffer.start
+        self.host.keep(key, place)
+        ticket = self._outgoing.submit(self._send_back(key, buffer, place))
+        self._leaving[key] = ticket
+        return buffer, ticket
+
+    def close(self) -> None:
+        """Wait for the copies under way, give up host memory and close the files."""
+        self._outgoing.close()
+        for stream in (self._device.inward, self._device.outward, self._device.compute):
+            stream.record().wait()
+        self.host.clear()
+        self._bounce.clear()
+        self._store.close()
+
+    def _extent(self, key: Key, buffer: Buffer) -> int:
+        return align(buffer.start + self._store.nbytes(*key), PAGE)
+
+    def _bounce_buffer(self) -> tuple[Buffer, HostTier]:
+        buffer = self._bounce.reserve()
+        assert buffer is not None, "as many fetches run at once as there are threads that do them"
+        return buffer, self._bounce
+
+    def _place(self) -> Buffer | None:
+        """Return a place for a victim: a spare one, or that of the record which was kept first."""
+        place = self.host.reserve()
+        if place is None and len(self.host):
+            oldest = self.host.oldest()
+            if (ticket := self._leaving.pop(oldest, None)) is not None:
+                ticket.settle()
+            self.host.forget(oldest)
+            place = self.host.reserve()
+        return place
+
+    def _copy(
+        self, fetch: Fetch, source: Buffer, parts: Iterator[tuple[int, int]]
+    ) -> Iterator[object]:
+        """Copy parts of a buffer of host memory to the device as they become ready."""
+        stream, target = self._device.inward, fetch.buffer
+        nbytes = self._store.nbytes(*fetch.key)
+        stream.follow(target.after)
+        stream.follow(source.after)
+        begun = stream.record()
+        try:
+            for first, last in _throttled(stream, source, target, parts):
+                target.start = source.start
+                fetch.nbytes = min(last - source.start, nbytes)
+                if fetch.nbytes < nbytes:
+                    yield
+        finally:
+            ended = source.after = target.after = stream.record()
+            fetch.span = lambda: _span(begun, ended)
+
+    def _send_back(self, key: Key, source: Buffer, target: Buffer) -> Iterator[object]:
+        stream = self._device.outward
+        stream.follow(source.after)
+        stream.follow(target.after)
+        try:
+            parts = chunks(0, self._extent(key, source))
+            for _ in _throttled(stream, source, target, parts):
+                yield
+        finally:
+            source.after = target.after = stream.record()
+
+
+def _throttled(
+    stream: Stream, source: Buffer, target: Buffer, parts: Iterator[tuple[int, int]]
+) -> Iterator[tuple[int, int]]:
+    """Ask for copies of the parts, and wait as soon as too many of them are under way."""
+    under_way: deque[Event] = deque()
+    for first, last in parts:
+        stream.copy(source.memory[first:last], target.memory[first:last])
+        under_way.append(stream.record())
+        if len(under_way) > _IN_FLIGHT:
+            under_way.popleft().wait()
+        yield first, last
+
+
+def _span(begun: Event, ended: Event) -> tuple[int, int]:
+    ended.wait()  # when a recording has ended; by then the device is past it, or nearly so
+    start = begun.nanoseconds()
+    return start, ended.nanoseconds() - start

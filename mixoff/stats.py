@@ -1,0 +1,71 @@
+"""Counts of what an expert cache did. Knows numbers; nothing of how they came about."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """What a cache did: one entry per layer, from the first layer to the last.
+
+    A demand is the set of experts that a layer needed in one step, so an expert counts once in it,
+    however many tokens chose it. What was loaded before the first demand is in no number.
+    ``later - earlier`` is what happened between.
+
+    Attributes
+    ----------
+    hits_per_layer, misses_per_layer
+        Demanded experts that were in a slot, and that were not.
+    bytes_moved
+        Bytes copied for misses, at the demand or ahead of it.
+    bytes_wasted
+        Bytes copied ahead of demands that didn't come.
+    prefetch_used, prefetch_late, prefetch_wasted
+        Experts that were copied ahead: there when demanded, still on their way then, or for nothing.
+    wait_ns
+        How long compute waited for misses, as the host saw it, in nanoseconds.
+    """
+
+    hits_per_layer: tuple[int, ...]
+    misses_per_layer: tuple[int, ...]
+    bytes_moved: int = 0
+    bytes_wasted: int = 0
+    prefetch_used: int = 0
+    prefetch_late: int = 0
+    prefetch_wasted: int = 0
+    wait_ns: int = 0
+
+    @property
+    def hits(self) -> int:
+        """Demanded experts found in a slot."""
+        return sum(self.hits_per_layer)
+
+    @property
+    def misses(self) -> int:
+        """Demanded experts that had to be copied into a slot."""
+        return sum(self.misses_per_layer)
+
+    @property
+    def hit_rate(self) -> float:
+        """Hits over demanded experts, 0 to 1; NaN if nothing was demanded."""
+        demanded = self.hits + self.misses
+        return self.hits / demanded if demanded else float("nan")
+
+    @property
+    def hit_rate_per_layer(self) -> tuple[float, ...]:
+        """The hit rate of each layer; NaN where nothing was demanded."""
+        return tuple(
+            hits / (hits + misses) if hits + misses else float("nan")
+            for hits, misses in zip(self.hits_per_layer, self.misses_per_layer, strict=True)
+        )
+
+    def __sub__(self, earlier: "CacheStats") -> "CacheStats":
+        return CacheStats(
+            *(_minus(getattr(self, f.name), getattr(earlier, f.name)) for f in fields(self))
+        )
+
+
+def _minus(later: Any, earlier: Any) -> Any:
+    if isinstance(later, tuple):
+        return tuple(a - b for a, b in zip(later, earlier, strict=True))
+    return later - earlier

@@ -1,0 +1,135 @@
+"""How records reach a device's buffers, and what becomes of those that leave them.
+
+`HostDevice` is for a device that computes in host memory; `mixoff.link` has the one for a device
+with memory of its own. Both know tiers, buffers and copies, and neither who is resident, or why.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from mixoff.buffers import Buffer
+from mixoff.events import Span, Tier
+from mixoff.store import Key, RecordStore
+from mixoff.transfer import Ticket, Transfers
+
+
+@dataclass
+class Fetch:
+    """A record on its way into a buffer, and what is known of the way."""
+
+    key: Key
+    buffer: Buffer
+    tier: Tier = "disk"  # where it was found, once the fetch has begun
+    nbytes: int = 0  # moved so far
+    span: Span | None = None  # the copy as the device saw it
+
+
+class Mover(Protocol):
+    """Moves records into buffers of the device and out of them."""
+
+    transfers: Transfers
+    extra_buffers: int  # of the device, besides slots and staging, that records may rest in
+
+    def allocate(self) -> Buffer:
+        """Return a new buffer of the device."""
+
+    def nbytes(self, key: Key) -> int:
+        """Return the bytes of a record."""
+
+    def holds(self, key: Key) -> bool:
+        """Return whether a buffer of the device, no slot, holds the record."""
+
+    def lend(self, key: Key) -> Buffer | None:
+        """Return that buffer, if there is one; it is the caller's now."""
+
+    def fetch(self, fetch: Fetch) -> Iterator[object]:
+        """Fill a buffer, a chunk a step; any thread may do the steps."""
+
+    def before_use(self, buffer: Buffer) -> Span | None:
+        """Let compute begin only when the buffer is filled; return its wait if only it can tell."""
+
+    def settled(self, key: Key) -> None:
+        """Note that the record has a slot now."""
+
+    def after_use(self, buffer: Buffer) -> None:
+        """Let the buffer be filled again only when compute is done with it."""
+
+    def leave(self, key: Key, buffer: Buffer) -> tuple[Buffer | None, Ticket | None]:
+        """Let a resident go: return a buffer, if any, that is free now or once the ticket ended."""
+
+    def close(self) -> None:
+        """Give back all that is held."""
+
+
+class HostDevice:
+    """A device that computes in host memory: records are read from disk straight into its buffers.
+
+    Host memory beyond the slots keeps the records that left a slot last. They come back without a
+    copy, since their buffer becomes the slot.
+
+    Parameters
+    ----------
+    store
+        Reads records.
+    transfers
+        Does the reading.
+    nbytes
+        Bytes of the largest record.
+    kept
+        How many records may stay in host memory beyond the slots.
+    """
+
+    def __init__(
+        self, store: RecordStore, transfers: Transfers, *, nbytes: int, kept: int = 0
+    ) -> None:
+        self.transfers = transfers
+        self.extra_buffers = kept
+        self._store = store
+        self._nbytes = nbytes
+        self._kept: dict[Key, Buffer] = {}  # the one that left a slot first comes first
+
+    def allocate(self) -> Buffer:
+        """Return a new buffer."""
+        return Buffer.for_records(self._nbytes)
+
+    def nbytes(self, key: Key) -> int:
+        """Return the bytes of a record."""
+        return self._store.nbytes(*key)
+
+    def holds(self, key: Key) -> bool:
+        """Return whether host memory kept the record."""
+        return key in self._kept
+
+    def lend(self, key: Key) -> Buffer | None:
+        """Return the buffer of a record that host memory kept."""
+        return self._kept.pop(key, None)
+
+    def fetch(self, fetch: Fetch) -> Iterator[object]:
+        """Read a record from disk."""
+        nbytes = self._store.nbytes(*fetch.key)
+        for _, last in self._store.read(*fetch.key, fetch.buffer):
+            fetch.nbytes = min(last - fetch.buffer.start, nbytes)
+            if fetch.nbytes < nbytes:
+                yield
+
+    def before_use(self, buffer: Buffer) -> None:
+        """Do nothing: what was read is there."""
+
+    def settled(self, key: Key) -> None:
+        """Do nothing: the record is in one place only."""
+
+    def after_use(self, buffer: Buffer) -> None:
+        """Do nothing: what was computed is done."""
+
+    def leave(self, key: Key, buffer: Buffer) -> tuple[Buffer | None, Ticket | None]:
+        """Keep the record if that is allowed, and return the buffer of the one it displaces."""
+        self._kept[key] = buffer
+        if len(self._kept) <= self.extra_buffers:
+            return None, None
+        return self._kept.pop(next(iter(self._kept))), None
+
+    def close(self) -> None:
+        """Drop what is kept, and close the files."""
+        self._kept.clear()
+        self._store.close()
