@@ -11,3 +11,7 @@ class ConfigError(MixoffError, ValueError):
 
 class CheckpointError(MixoffError):
     """A checkpoint on disk that is missing, damaged or of another format."""
+
+
+class TraceError(MixoffError):
+    """A recording that is empty, damaged, of another format, or can't answer what was asked."""

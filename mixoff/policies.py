@@ -45,7 +45,8 @@ class Usage:
     @property
     def now(self) -> Array:
         """[..., 1] a stamp later than all that were given so far."""
-        return (self.clock + 1) * (2 * self.last_used.shape[-1])
+        now: Array = (self.clock + 1) * (2 * self.last_used.shape[-1])
+        return now
 
     def touch(self, needed: Array, missed: Array) -> None:
         """Note a demand: which experts were needed, and which of them missed, masks [..., E]."""
@@ -108,7 +109,8 @@ class Random(Policy):
         state = (state ^ key) + (seen.layer.astype(np.uint64) << np.uint64(20))
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
             state = (state ^ (state >> np.uint64(shift))) * np.uint64(factor)
-        return (state ^ (state >> np.uint64(31))) >> np.uint64(11)  # 53 bits: exact as a float
+        hashed: Array = (state ^ (state >> np.uint64(31))) >> np.uint64(11)
+        return hashed  # [..., E] of 53 bits: exact as a float
 
 
 class Static(Policy):
@@ -188,3 +190,22 @@ def policy_named(policy: "str | Policy") -> Policy:
     if policy not in tuple(POLICIES):
         raise ConfigError(f"policy={policy!r}: give one of {', '.join(POLICIES)}, or a Policy.")
     return POLICIES[policy]()
+
+
+def policy_name(policy: "str | Policy") -> str:
+    """Return what a policy is called in traces and tables.
+
+    Its name in POLICIES, or its class's in lower case, followed by the settings that aren't the
+    default: "random(seed=3)", and for arrays and the like only which they are: "static(worth)".
+    """
+    if not isinstance(policy, Policy):
+        return policy_name(policy_named(policy))
+    names = [name for name, make in POLICIES.items() if make is type(policy)]
+    usual = vars(POLICIES[names[0]]()) if names else {}
+    settings = [
+        f"{name}={value}" if isinstance(value, int | float | str) else name
+        for name, value in vars(policy).items()
+        if value is not usual.get(name)
+    ]
+    name = names[0] if names else type(policy).__name__.lower()
+    return f"{name}({', '.join(settings)})" if settings else name

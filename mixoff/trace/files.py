@@ -1,0 +1,137 @@
+"""A trace's file: written and read. Knows bytes and their meaning; judges no numbers.
+
+Format, version 1: one safetensors file (https://github.com/huggingface/safetensors), so that any
+language reads it and nothing in it runs. Its tensors are columns of two tables:
+
+* ``events.NAME`` [R], one row an event: the columns, their types and codes, and the order of rows
+  are those of `mixoff.trace.tables`, where a code is the place in KINDS, TIERS or OUTCOMES, and -1
+  says that a column doesn't apply;
+* ``states.NAME`` [S] or [S, experts], one row for each state of a layer from which a replay begins
+  anew: `mixoff.trace.tables.state_dtype`.
+
+Its ``__metadata__`` holds ``format`` ("mixoff trace"), ``version`` ("1"), and ``provenance``: a
+JSON object.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from mixoff.errors import TraceError
+from mixoff.trace.tables import EVENT, Rows, state_dtype
+
+_FORMAT = "mixoff trace"
+_VERSION = 1
+
+
+class Content(NamedTuple):
+    """What a file holds."""
+
+    events: Rows
+    states: Rows
+    provenance: dict[str, Any]
+
+
+def write(path: Path, content: Content) -> None:
+    """Write a file.
+
+    Raises
+    ------
+    TraceError
+        If the provenance isn't plain JSON, or the file can't be written.
+    """
+    tables = {"events": content.events, "states": content.states}
+    columns = {
+        f"{table}.{name}": np.ascontiguousarray(rows[name])
+        for table, rows in tables.items()
+        for name in rows.dtype.names or ()
+    }
+    metadata = {
+        "format": _FORMAT,
+        "version": str(_VERSION),
+        "provenance": _plain_json(content.provenance),
+    }
+    try:
+        path.write_bytes(save(columns, metadata))
+    except OSError as error:
+        raise TraceError(f"{path}: can't be written ({error.strerror}).") from error
+
+
+def _plain_json(provenance: dict[str, Any]) -> str:
+    try:
+        text = json.dumps(provenance, allow_nan=False)
+        plain = json.loads(text) == provenance
+    except (TypeError, ValueError):
+        plain = False
+    if not plain:
+        raise TraceError(
+            f"provenance={provenance!r}: give text, finite numbers, true, false, null, and lists "
+            "and dicts of them with text as keys."
+        )
+    return text
+
+
+def read(path: Path) -> Content:
+    """Read a file.
+
+    Raises
+    ------
+    TraceError
+        If it is missing, damaged, no trace, or of a newer version.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            _refuse_other_formats(path, metadata)
+            columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except OSError as error:
+        raise TraceError(f"{path}: can't be read ({error}): give a file of mixoff.") from error
+    except SafetensorError as error:
+        raise TraceError(f"{path}: damaged or no trace ({error}): record it again.") from error
+    try:
+        provenance = json.loads(metadata["provenance"])
+        num_experts = columns["states.resident"].shape[1]
+    except (KeyError, IndexError, ValueError) as error:
+        raise TraceError(f"{path}: damaged ({error!r}): record it again.") from error
+    if not isinstance(provenance, dict):
+        raise TraceError(f"{path}: damaged (its provenance is no object): record it again.")
+    return Content(
+        _table(path, columns, "events", EVENT),
+        _table(path, columns, "states", state_dtype(num_experts)),
+        provenance,
+    )
+
+
+def _refuse_other_formats(path: Path, metadata: dict[str, str]) -> None:
+    if metadata.get("format") != _FORMAT:
+        raise TraceError(f"{path}: not a trace: give a file that trace.save or mixoff record made.")
+    version = metadata.get("version", "")
+    if version != str(_VERSION):
+        raise TraceError(
+            f"{path}: format version {version}, and this mixoff reads {_VERSION}: update mixoff, "
+            "or record it again."
+        )
+
+
+def _table(
+    path: Path, columns: dict[str, NDArray[Any]], table: str, dtype: "np.dtype[np.void]"
+) -> Rows:
+    lengths = {len(column) for name, column in columns.items() if name.startswith(f"{table}.")}
+    rows = np.zeros(lengths.pop() if lengths else 0, dtype)
+    if lengths:
+        raise TraceError(f"{path}: damaged (columns of {table} differ in length): record it again.")
+    for name in dtype.names or ():
+        column = columns.get(f"{table}.{name}")
+        wanted = rows[name]
+        if column is None or (column.shape, column.dtype) != (wanted.shape, wanted.dtype):
+            raise TraceError(
+                f"{path}: damaged (column {table}.{name} is missing or of another type or shape): "
+                "record it again."
+            )
+        wanted[...] = column
+    return rows
