@@ -107,6 +107,11 @@ class ExpertCache:
             raise
 
     @property
+    def num_layers(self) -> int:
+        """How many layers have experts."""
+        return len(self._layouts)
+
+    @property
     def slots_per_layer(self) -> int:
         """How many experts of a layer are resident."""
         return self._residency[0].num_slots

@@ -1,14 +1,19 @@
 """Modules that stand in for the model's own: packed linear layers, and experts behind a cache."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
+from mixoff.buffers import Expert
 from mixoff.cache import ExpertCache
+from mixoff.predictors import Choices, Prefetcher
 from mixoff.records import RecordLayout
 
 # T tokens, k experts a token, D hidden size
+
+Rows = tuple[list[int], list[int]]  # the positions among its token's k, and the tokens
 
 
 class QuantizedLinear(nn.Module):
@@ -43,6 +48,7 @@ class OffloadedExperts(nn.Module):
     """
 
     cache: ExpertCache  # set by the builder, once the trunk is on its device
+    prefetcher: Prefetcher | None = None
 
     def __init__(self, experts: nn.Module, layer: int) -> None:
         super().__init__()
@@ -58,15 +64,46 @@ class OffloadedExperts(nn.Module):
         Results are added in ascending order of the experts, as transformers' own ``eager`` does,
         whatever order they came in: the cache never changes the output.
         """
-        needed = torch.unique(top_k_index).tolist()  # a sync: the host must know what to fetch
+        arriving, rows = self._request(hidden_states, top_k_index)
         results = {}
-        for expert, tensors in self.cache.acquire(self.layer, needed):
-            position, token = torch.where(top_k_index.T == expert)
+        for expert, tensors in arriving:
+            position, token = (torch.tensor(r, device=hidden_states.device) for r in rows[expert])
             gate_up = tensors["gate_up_proj"].matmul(hidden_states[token])
             hidden = self.experts._apply_gate(gate_up)  # type: ignore[operator]  # transformers' own
             expert_out = tensors["down_proj"].matmul(hidden)
             results[expert] = token, expert_out * top_k_weights[token, position, None]
         return _sum_ascending(results.items(), torch.zeros_like(hidden_states))
+
+    def _request(
+        self, hidden_states: Tensor, top_k_index: Tensor
+    ) -> tuple[Iterator[tuple[int, Expert]], dict[int, Rows]]:
+        """Let the cache fetch what is needed, then what is guessed; return who comes for whom."""
+        ranked = {}
+        if self.prefetcher is not None:
+            ranked = self.prefetcher.look_ahead(self.layer, hidden_states)
+        indices = [top_k_index, *ranked.values()]
+        # The layer's one sync: the host must know what to fetch.
+        flat = torch.cat([tensor.flatten() for tensor in indices]).tolist()
+        tokens, top_k = top_k_index.shape
+        chosen = [flat[token * top_k : (token + 1) * top_k] for token in range(tokens)]  # [T][k]
+        rows = _rows(chosen)
+        arriving = self.cache.acquire(self.layer, rows, tokens=tokens)
+        if self.prefetcher is not None:
+            guessed = iter(flat[tokens * top_k :])
+            guesses = {ahead: [*islice(guessed, len(r))] for ahead, r in ranked.items()}
+            self.prefetcher.prefetch(self.layer, chosen, guesses)
+        return arriving, rows
+
+
+def _rows(chosen: Choices) -> dict[int, Rows]:
+    """Return where each expert was chosen: positions and tokens, in transformers' order."""
+    rows: dict[int, Rows] = {}
+    for position in range(len(chosen[0]) if chosen else 0):
+        for token, experts in enumerate(chosen):
+            positions, tokens = rows.setdefault(experts[position], ([], []))
+            positions.append(position)
+            tokens.append(token)
+    return rows
 
 
 def _sum_ascending(results: Iterable[tuple[int, tuple[Tensor, Tensor]]], out: Tensor) -> Tensor:
