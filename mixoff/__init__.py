@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from mixoff.config import OffloadConfig
     from mixoff.convert import quantize_checkpoint
     from mixoff.demo import demo_path
-    from mixoff.errors import CheckpointError, ConfigError, MixoffError
+    from mixoff.errors import CheckpointError, ConfigError, MixoffError, TraceError
     from mixoff.evaluate import held_out_loss
     from mixoff.generate import Chat, ReplyStats
     from mixoff.plan import plan_memory
     from mixoff.quantization import HQQ, QuantizedTensor, Scheme, Unquantized
+    from mixoff.simulate import Replay, replay, sweep
+    from mixoff.trace import Trace
 
 _HOME = {
     "build_model": "builder",
@@ -32,6 +34,7 @@ _HOME = {
     "CheckpointError": "errors",
     "ConfigError": "errors",
     "MixoffError": "errors",
+    "TraceError": "errors",
     "held_out_loss": "evaluate",
     "Chat": "generate",
     "ReplyStats": "generate",
@@ -40,6 +43,10 @@ _HOME = {
     "QuantizedTensor": "quantization",
     "Scheme": "quantization",
     "Unquantized": "quantization",
+    "Replay": "simulate",
+    "replay": "simulate",
+    "sweep": "simulate",
+    "Trace": "trace",
 }
 
 __all__ = [
@@ -52,8 +59,11 @@ __all__ = [
     "MixoffError",
     "OffloadConfig",
     "QuantizedTensor",
+    "Replay",
     "ReplyStats",
     "Scheme",
+    "Trace",
+    "TraceError",
     "Unquantized",
     "build_model",
     "cache_of",
@@ -62,6 +72,8 @@ __all__ = [
     "plan_memory",
     "quantize_checkpoint",
     "register",
+    "replay",
+    "sweep",
 ]
 
 
