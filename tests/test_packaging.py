@@ -28,6 +28,7 @@ ORDER = (
     "packing",
     "quantization",
     "records",
+    "disk",
     "store",
     "cache",
     "layers",
