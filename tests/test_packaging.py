@@ -29,6 +29,7 @@ ORDER = (
     "quantization",
     "records",
     "disk",
+    "memory",
     "store",
     "cache",
     "layers",
