@@ -56,6 +56,7 @@ setup(
         "rich>=13.7",
         "jinja2>=3.1.6",
         "numpy>=1.26",
+        "psutil>=5.9",
     ],
     extras_require={
         "test": [

@@ -31,6 +31,8 @@ ORDER = (
     "packing",
     "quantization",
     "records",
+    "disk",
+    "memory",
     "store",
     "cache",
     "layers",
