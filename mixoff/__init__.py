@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from mixoff.builder import build_model, register
-    from mixoff.cache import CacheStats, ExpertCache, cache_of
+    from mixoff.cache import ExpertCache, cache_of
     from mixoff.config import OffloadConfig
     from mixoff.convert import quantize_checkpoint
     from mixoff.demo import demo_path
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from mixoff.plan import plan_memory
     from mixoff.quantization import HQQ, QuantizedTensor, Scheme, Unquantized
     from mixoff.simulate import Replay, replay, sweep
+    from mixoff.stats import CacheStats
     from mixoff.trace import Trace
 
 _HOME = {
     "build_model": "builder",
     "register": "builder",
-    "CacheStats": "cache",
+    "CacheStats": "stats",
     "ExpertCache": "cache",
     "cache_of": "cache",
     "OffloadConfig": "config",

@@ -17,12 +17,15 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from mixoff.cache import ExpertCache, cache_of
 from mixoff.checkpoint import QUANT_METHOD, Checkpoint, quantization_settings, scheme_from_settings
 from mixoff.config import OffloadConfig, parse_nbytes
+from mixoff.disk import DiskReader
 from mixoff.errors import CheckpointError, ConfigError, MixoffError
 from mixoff.hub import checkpoint_folder
 from mixoff.layers import OffloadedExperts, QuantizedLinear
 from mixoff.plan import compute_dtype
 from mixoff.records import RecordLayout
 from mixoff.store import RecordStore
+from mixoff.tiers import HostDevice
+from mixoff.transfer import Transfers
 
 
 def build_model(
@@ -152,19 +155,25 @@ class MixoffQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         _settle_parameters(model)
-        offload, checkpoint = self.quantization_config.offload, self._checkpoint
-        store = RecordStore(checkpoint.expert_locations(), parse_nbytes(offload.host_memory))
-        cache = ExpertCache(
-            store,
-            [checkpoint.expert_layout] * checkpoint.num_layers,
-            num_experts=checkpoint.num_experts,
-            offload=offload,
-            device=next(model.parameters()).device,
-        )
-        for module in model.modules():
-            if isinstance(module, OffloadedExperts):
-                module.cache = cache
+        cache = _expert_cache(model, self._checkpoint, self.quantization_config.offload)
+        modules = [module for module in model.modules() if isinstance(module, OffloadedExperts)]
+        for module in modules:
+            module.cache = cache
         return model
+
+
+def _expert_cache(model: nn.Module, checkpoint: Checkpoint, offload: OffloadConfig) -> ExpertCache:
+    layouts = [[checkpoint.expert_layout] * checkpoint.num_experts] * checkpoint.num_layers
+    nbytes = checkpoint.expert_layout.stride
+    store = RecordStore(checkpoint.expert_locations(), DiskReader("buffered"))
+    kept = parse_nbytes(offload.host_memory) // nbytes
+    return ExpertCache(
+        HostDevice(store, Transfers(), nbytes=nbytes, kept=kept),
+        layouts,
+        slots_per_layer=offload.slots_per_layer(checkpoint.num_experts),
+        policy=offload.policy,
+        device=next(model.parameters()).device,
+    )
 
 
 def _usable(device: str | torch.device) -> torch.device:

@@ -17,7 +17,7 @@ import torch
 from mixoff.buffers import Buffer, Expert, Pool
 from mixoff.errors import ConfigError, MixoffError
 from mixoff.events import Demand, Missed, Observer, Snapshot
-from mixoff.policies import Policy, policy_name, policy_named
+from mixoff.policies import Policy, Usage, policy_name, policy_named
 from mixoff.records import RecordLayout
 from mixoff.residency import Decision, Residency
 from mixoff.staging import Coming, Staging, fetch_into
@@ -82,6 +82,8 @@ class ExpertCache:
         self.num_experts = len(layouts[0])
         self.device = torch.device(device)
         self.policy = policy_named(policy)
+        self._check_slots(slots_per_layer)
+        self.policy.scores(Usage.unseen(self.num_experts))  # one that can't serve says so now
         self.about: dict[str, Any] = {}  # what recordings tell of the model and the run
         self._mover = mover
         self._layouts = layouts
@@ -214,11 +216,7 @@ class ExpertCache:
         ConfigError
             If it isn't 1 to the number of experts.
         """
-        if not 1 <= slots_per_layer <= self.num_experts:
-            raise ConfigError(
-                f"slots_per_layer={slots_per_layer}: a layer has {self.num_experts} experts, "
-                f"so give 1 to {self.num_experts}."
-            )
+        self._check_slots(slots_per_layer)
         if self._serving is not None:
             self._end(self._serving)
         self._pool.limit = self._limit(slots_per_layer)
@@ -246,6 +244,13 @@ class ExpertCache:
 
     def __reduce__(self) -> NoReturn:
         raise MixoffError("an expert cache can't be pickled: build the model again.")
+
+    def _check_slots(self, slots_per_layer: int) -> None:
+        if not 1 <= slots_per_layer <= self.num_experts:
+            raise ConfigError(
+                f"slots_per_layer={slots_per_layer}: a layer has {self.num_experts} experts, "
+                f"so give 1 to {self.num_experts}."
+            )
 
     def _limit(self, slots_per_layer: int) -> int:
         """Return how many buffers there may be in all."""
@@ -283,8 +288,7 @@ class ExpertCache:
                     yield expert, buffer.expert(self._layouts[layer][expert])
                 finally:
                     if passing is not None:
-                        self._mover.after_use(passing)
-                        self._pool.give(passing)
+                        self._part(layer, expert, passing)
         finally:
             self._end(serving)
 
@@ -358,9 +362,13 @@ class ExpertCache:
         return Missed(fetch.key[1], tier, fetch.nbytes, start_ns, wait_ns, span)
 
     def _vacate(self, layer: int, victim: int) -> None:
-        buffer, ticket = self._mover.leave((layer, victim), self._slots[layer].pop(victim))
-        if buffer is not None:
-            self._pool.give(buffer, after=ticket)
+        self._part(layer, victim, self._slots[layer].pop(victim))
+
+    def _part(self, layer: int, expert: int, buffer: Buffer) -> None:
+        """Let an expert go that was on the device, and have a buffer back."""
+        free, ticket = self._mover.leave((layer, expert), buffer)
+        if free is not None:
+            self._pool.give(free, after=ticket)
 
     def _end(self, serving: _Serving) -> None:
         """Settle a demand, whether it was served or not: the residents are those with a slot."""
@@ -379,14 +387,11 @@ class ExpertCache:
             self._tell(serving, complete)
 
     def _abandon(self, coming: Coming) -> None:
-        fetch, ticket = coming.fetch, coming.ticket
-        if ticket is None:  # it was lent
-            buffer, ticket = self._mover.leave(fetch.key, fetch.buffer)
-            if buffer is not None:
-                self._pool.give(buffer, after=ticket)
+        if coming.ticket is None:  # it was lent
+            self._part(*coming.fetch.key, coming.fetch.buffer)
             return
-        ticket.cancel()
-        self._pool.give(fetch.buffer, after=ticket)
+        coming.ticket.cancel()
+        self._pool.give(coming.fetch.buffer, after=coming.ticket)
 
     # Telling
 

@@ -94,7 +94,7 @@ class CudaStream:
 
     def record(self) -> CudaEvent:
         """Record an event on this stream."""
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(self._stream)
         return CudaEvent(event, *self._origin)
 
@@ -109,12 +109,12 @@ class Cuda:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._origin = torch.cuda.Event(enable_timing=True)
+        self._origin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         self._origin.record(torch.cuda.current_stream(device))
         self._origin.synchronize()  # once, when the model is loaded: times are told from here
         self._origin_ns = perf_counter_ns()
-        self.inward = self._stream(torch.cuda.Stream(device, priority=-1))
-        self.outward = self._stream(torch.cuda.Stream(device))
+        self.inward = self._side_stream(priority=-1)
+        self.outward = self._side_stream(priority=0)
 
     @property
     def compute(self) -> CudaStream:
@@ -128,6 +128,10 @@ class Cuda:
     def allocate_pinned(self, nbytes: int) -> Tensor:
         """Return pinned host memory."""
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+
+    def _side_stream(self, priority: int) -> CudaStream:
+        side = torch.cuda.Stream(self._device, priority=priority)  # type: ignore[no-untyped-call]
+        return self._stream(side)
 
     def _stream(self, stream: torch.cuda.Stream) -> CudaStream:
         return CudaStream(stream, self._origin, self._origin_ns)

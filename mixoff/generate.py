@@ -22,7 +22,7 @@ from mixoff.streaming import Context, Sampler, Template, TextStream
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from mixoff.cache import CacheStats
+    from mixoff.stats import CacheStats
 
 Finish = Literal["stop", "length", "stopped"]
 

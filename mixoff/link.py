@@ -82,6 +82,9 @@ class HostTier:
     def __len__(self) -> int:
         return len(self._kept)
 
+    def __contains__(self, key: Key) -> bool:
+        return key in self._kept
+
     def get(self, key: Key) -> Buffer | None:
         """Return the buffer that holds a record, None if none does."""
         return self._kept.get(key)
@@ -97,7 +100,7 @@ class HostTier:
             return None
 
     def keep(self, key: Key, buffer: Buffer) -> None:
-        """Note that a reserved buffer holds a record, or will as soon as what fills it has ended."""
+        """Note that a reserved buffer holds a record, or will when what fills it has ended."""
         with self._lock:
             self._kept[key] = buffer
 
@@ -220,14 +223,10 @@ class LinkedDevice:
         if not self._inclusive:
             self.host.forget(key)
 
-    def after_use(self, buffer: Buffer) -> None:
-        """Let the next copy into the buffer follow compute."""
-        buffer.after = self._device.compute.record()
-
     def leave(self, key: Key, buffer: Buffer) -> tuple[Buffer | None, Ticket | None]:
         """Forget a resident, or with an exclusive host tier send it back there."""
-        self.after_use(buffer)
-        if self._inclusive or (place := self._place()) is None:
+        buffer.after = self._device.compute.record()  # whatever comes next follows compute
+        if self._inclusive or key in self.host or (place := self._place()) is None:
             return buffer, None
         place.start = buffer.start
         self.host.keep(key, place)
@@ -273,11 +272,11 @@ class LinkedDevice:
         stream.follow(source.after)
         begun = stream.record()
         try:
-            for first, last in _throttled(stream, source, target, parts):
+            for _, last in _throttled(stream, source, target, parts):
                 target.start = source.start
                 fetch.nbytes = min(last - source.start, nbytes)
                 if fetch.nbytes < nbytes:
-                    yield
+                    yield None
         finally:
             ended = source.after = target.after = stream.record()
             fetch.span = lambda: _span(begun, ended)
@@ -289,7 +288,7 @@ class LinkedDevice:
         try:
             parts = chunks(0, self._extent(key, source))
             for _ in _throttled(stream, source, target, parts):
-                yield
+                yield None
         finally:
             source.after = target.after = stream.record()
 

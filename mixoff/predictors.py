@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mixoff.cache import ExpertCache
@@ -34,7 +35,8 @@ class Predictor(ABC):
         """
 
     def observe(self, layer: int, choices: Choices) -> None:
-        """Learn what a layer's tokens chose."""
+        """Learn what a layer's tokens chose; by default, nothing."""
+        return
 
 
 class NextGate(Predictor):
@@ -80,7 +82,7 @@ class _History(Predictor):
         return row.expand(len(hidden_states), -1)
 
     @abstractmethod
-    def _row(self, target: int) -> np.ndarray: ...
+    def _row(self, target: int) -> NDArray[np.float32]: ...
 
     def observe(self, layer: int, choices: Choices) -> None:
         """Note the choices of each token after the other."""
@@ -95,7 +97,7 @@ class _History(Predictor):
 class PreviousToken(_History):
     """Guess that a layer needs what it needed for the token before."""
 
-    def _row(self, target: int) -> np.ndarray:
+    def _row(self, target: int) -> NDArray[np.float32]:
         row = np.zeros(self._experts, np.float32)
         row[self._last[target]] = 1
         return row  # [E]
@@ -108,7 +110,7 @@ class Frequency(_History):
         super().__init__(gates)
         self._counts = np.zeros((self._layers, self._experts), np.float32)
 
-    def _row(self, target: int) -> np.ndarray:
+    def _row(self, target: int) -> NDArray[np.float32]:
         return self._counts[target]  # [E]
 
     def _learn(self, layer: int, chosen: list[int]) -> None:
@@ -125,9 +127,9 @@ class Markov(_History):
         super().__init__(gates)
         self._counts = np.zeros((self._layers, self._experts, self._experts), np.float32)
 
-    def _row(self, target: int) -> np.ndarray:
+    def _row(self, target: int) -> NDArray[np.float32]:
         counts = self._counts[target, self._last[target]]  # [k, E]
-        row: np.ndarray = (counts / (1 + counts.sum(axis=1, keepdims=True))).sum(axis=0)
+        row: NDArray[np.float32] = (counts / (1 + counts.sum(axis=1, keepdims=True))).sum(axis=0)
         return row  # [E]
 
     def _learn(self, layer: int, chosen: list[int]) -> None:
@@ -184,7 +186,7 @@ class Prefetcher:
         self._layers_ahead = min(layers_ahead, cache.num_layers - 1)
 
     def look_ahead(self, layer: int, hidden_states: Tensor) -> dict[int, Tensor]:
-        """Return the likeliest experts of layers ahead, on the device, by how far ahead they are."""
+        """Return the likeliest experts of layers ahead, on the device, by their distance."""
         ranked = {}
         for ahead in range(1, self._layers_ahead + 1):
             target = (layer + ahead) % self._cache.num_layers

@@ -109,7 +109,7 @@ class Staging:
         return coming
 
     def pass_by(self, layer: int) -> None:
-        """Note that a layer's demand had no use for the guesses left: those under way are dropped."""
+        """Note that a layer's demand had no use for the guesses left, and drop those under way."""
         for key in [key for key in self._guesses if key[0] == layer]:
             coming = self._guesses[key]
             coming.passed_by = True

@@ -1,6 +1,6 @@
 """Counts of what an expert cache did. Knows numbers; nothing of how they came about."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 
@@ -21,7 +21,7 @@ class CacheStats:
     bytes_wasted
         Bytes copied ahead of demands that didn't come.
     prefetch_used, prefetch_late, prefetch_wasted
-        Experts that were copied ahead: there when demanded, still on their way then, or for nothing.
+        Experts copied ahead: there when demanded, still on their way then, or for nothing.
     wait_ns
         How long compute waited for misses, as the host saw it, in nanoseconds.
     """
@@ -33,7 +33,7 @@ class CacheStats:
     prefetch_used: int = 0
     prefetch_late: int = 0
     prefetch_wasted: int = 0
-    wait_ns: int = 0
+    wait_ns: int = field(default=0, compare=False)  # a time is never the same twice
 
     @property
     def hits(self) -> int:

@@ -88,4 +88,3 @@ def _damaged(location: RecordLocation, layer: int, expert: int) -> CheckpointErr
         f"{location.file}: expert {expert} of layer {layer} is damaged (its checksum "
         "differs): fetch or convert the checkpoint again."
     )
-

@@ -52,11 +52,8 @@ class Mover(Protocol):
     def settled(self, key: Key) -> None:
         """Note that the record has a slot now."""
 
-    def after_use(self, buffer: Buffer) -> None:
-        """Let the buffer be filled again only when compute is done with it."""
-
     def leave(self, key: Key, buffer: Buffer) -> tuple[Buffer | None, Ticket | None]:
-        """Let a resident go: return a buffer, if any, that is free now or once the ticket ended."""
+        """Let a record go: return a buffer, if any, that is free now or once the ticket ended."""
 
     def close(self) -> None:
         """Give back all that is held."""
@@ -111,16 +108,13 @@ class HostDevice:
         for _, last in self._store.read(*fetch.key, fetch.buffer):
             fetch.nbytes = min(last - fetch.buffer.start, nbytes)
             if fetch.nbytes < nbytes:
-                yield
+                yield None
 
     def before_use(self, buffer: Buffer) -> None:
         """Do nothing: what was read is there."""
 
     def settled(self, key: Key) -> None:
         """Do nothing: the record is in one place only."""
-
-    def after_use(self, buffer: Buffer) -> None:
-        """Do nothing: what was computed is done."""
 
     def leave(self, key: Key, buffer: Buffer) -> tuple[Buffer | None, Ticket | None]:
         """Keep the record if that is allowed, and return the buffer of the one it displaces."""

@@ -16,13 +16,17 @@ from hypothesis import strategies as st
 from oracle import LRUOracle
 from torch import nn
 
-from mixoff.cache import CacheStats, Expert, ExpertCache, cache_of
-from mixoff.config import OffloadConfig
+from mixoff.buffers import Expert
+from mixoff.cache import ExpertCache, cache_of
+from mixoff.disk import DiskReader
 from mixoff.errors import CheckpointError, ConfigError, MixoffError
 from mixoff.policies import Policy
 from mixoff.quantization import Unquantized
 from mixoff.records import RecordLayout
+from mixoff.stats import CacheStats
 from mixoff.store import RecordLocation, RecordStore
+from mixoff.tiers import HostDevice
+from mixoff.transfer import Transfers
 
 LAYOUT = RecordLayout(Unquantized("float32"), (("weight", (3, 5)),))
 CPU = torch.device("cpu")
@@ -85,14 +89,19 @@ class Files:
             for layer in range(self.layers)
         ]
 
-    def cache(self, slots: int, policy: str | Policy = "lru", host_memory: int = 0) -> ExpertCache:
-        return ExpertCache(
-            RecordStore(self.locations(), host_memory),
-            [LAYOUT] * self.layers,
-            num_experts=self.experts,
-            offload=OffloadConfig(offload_per_layer=self.experts - slots, policy=policy),
-            device=CPU,
-        )
+    def cache(
+        self,
+        slots: int,
+        policy: str | Policy = "lru",
+        host_memory: int = 0,
+        threads: int = 1,
+        staging: int = 4,
+    ) -> ExpertCache:
+        store = RecordStore(self.locations(), DiskReader("buffered"))
+        kept = host_memory // LAYOUT.stride
+        mover = HostDevice(store, Transfers(threads), nbytes=LAYOUT.stride, kept=kept)
+        layouts = [[LAYOUT] * self.experts] * self.layers
+        return ExpertCache(mover, layouts, slots_per_layer=slots, policy=policy, staging=staging)
 
 
 @pytest.fixture
@@ -260,7 +269,7 @@ def test_a_policy_of_ones_own_chooses_the_victim(make_cache):
 
 
 def test_no_slot_is_an_error_with_what_would_do(make_cache):
-    with pytest.raises(ConfigError, match="give 0 to 5"):
+    with pytest.raises(ConfigError, match="give 1 to 6"):
         make_cache(slots=0)
 
 

@@ -20,13 +20,13 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 import mixoff
-from mixoff.cache import CacheStats
 from mixoff.cli import app
 from mixoff.cli.printable import one_line, printable
 from mixoff.cli.report import statistics_line, statistics_object
 from mixoff.cli.terminal import Session
 from mixoff.errors import ConfigError, MixoffError
 from mixoff.generate import ReplyStats
+from mixoff.stats import CacheStats
 
 RELEASED = "lavawolfiee/Mixtral-8x7B-Instruct-v0.1-offloading-demo"
 TEMPLATE = (

@@ -12,10 +12,10 @@ from mixoff.cli.printable import one_line
 from mixoff.config import format_nbytes
 
 if TYPE_CHECKING:
-    from mixoff.cache import CacheStats
     from mixoff.checkpoint import Checkpoint
     from mixoff.generate import ReplyStats
     from mixoff.plan import MemoryPlan
+    from mixoff.stats import CacheStats
 
 
 def percent(share: float) -> str:
