@@ -319,23 +319,25 @@ class ExpertCache:
         if (lent := self._mover.lend(key)) is not None:
             return Coming(Fetch(key, lent, tier="host"), None)
         while (buffer := self._pool.take()) is None:
-            if not self._staging.give_up_one() and not self._must_wait():
+            if not self._staging.give_up_one():
                 return None
         return fetch_into(buffer, key, self._mover, self._observers)
 
-    def _must_wait(self) -> bool:
-        """Wait for a buffer that is coming back, unless the demand's own misses will bring one."""
-        serving = self._serving
-        return not (serving and serving.coming) and self._pool.wait()
+    def _fetch_first(self, serving: _Serving, expert: int) -> Coming:
+        """Begin to fetch the expert that is served next, whatever has to wait for that."""
+        while (coming := self._fetch(serving.layer, expert)) is None:
+            if self._pool.wait():
+                continue
+            if not serving.coming:
+                raise MixoffError("too many demands are open at once: read each to its end.")
+            self._abandon(serving.coming.popitem()[1])
+        return coming
 
     def _receive(self, serving: _Serving, expert: int) -> Buffer | None:
         """Wait for a miss and give it its slot; a buffer is returned if it gets none."""
         layer = serving.layer
-        if expert not in serving.coming:  # evicted meanwhile, by a demand in between
-            coming = self._fetch(layer, expert)
-            if coming is None:
-                raise MixoffError("too many demands are open at once: read each to its end.")
-            serving.coming[expert] = coming
+        if expert not in serving.coming:
+            serving.coming[expert] = self._fetch_first(serving, expert)
         coming = serving.coming[expert]
         missed = self._arrive(coming)
         del serving.coming[expert]

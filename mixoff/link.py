@@ -168,7 +168,8 @@ class LinkedDevice:
         self._device = device
         self._nbytes = nbytes
         self._inclusive = inclusive
-        self._bounce = HostTier(_IN_FLIGHT, lambda: pinned.allocate(nbytes))
+        # Each thread, and who waits, has one fetch in hand and perhaps one that was overtaken.
+        self._bounce = HostTier(2 * (transfers.max_threads + 1), lambda: pinned.allocate(nbytes))
         self._leaving: dict[Key, Ticket] = {}  # records on their way back to host memory
 
     def allocate(self) -> Buffer:
@@ -248,7 +249,7 @@ class LinkedDevice:
 
     def _bounce_buffer(self) -> tuple[Buffer, HostTier]:
         buffer = self._bounce.reserve()
-        assert buffer is not None, "as many fetches run at once as there are threads that do them"
+        assert buffer is not None, "more fetches have begun than threads can have"
         return buffer, self._bounce
 
     def _place(self) -> Buffer | None:

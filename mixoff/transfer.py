@@ -89,7 +89,7 @@ class Transfers:
     """
 
     def __init__(self, threads: int = 1) -> None:
-        self._max_threads = threads
+        self.max_threads = threads
         self._threads: list[threading.Thread] = []
         self._changed = threading.Condition()
         self._queue: list[Ticket] = []  # as short as there are buffers to move bytes into
@@ -110,7 +110,7 @@ class Transfers:
             ticket = Ticket(self, steps, next(self._orders), guess=guess)
             self._queue.append(ticket)
             self._changed.notify_all()
-            if len(self._threads) < self._max_threads:
+            if len(self._threads) < self.max_threads:
                 thread = threading.Thread(target=self._work, name="mixoff-transfers", daemon=True)
                 self._threads.append(thread)
                 thread.start()

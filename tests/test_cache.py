@@ -3,105 +3,38 @@
 import copy
 import math
 import pickle
-import zlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import LRUOracle
+from stamped import LAYOUT, Files, is_right
 from torch import nn
 
-from mixoff.buffers import Expert
 from mixoff.cache import ExpertCache, cache_of
 from mixoff.disk import DiskReader
 from mixoff.errors import CheckpointError, ConfigError, MixoffError
 from mixoff.policies import Policy
-from mixoff.quantization import Unquantized
-from mixoff.records import RecordLayout
 from mixoff.stats import CacheStats
-from mixoff.store import RecordLocation, RecordStore
+from mixoff.store import RecordStore
 from mixoff.tiers import HostDevice
 from mixoff.transfer import Transfers
 
-LAYOUT = RecordLayout(Unquantized("float32"), (("weight", (3, 5)),))
-CPU = torch.device("cpu")
 
-
-def stamp(layer: int, expert: int) -> float:
-    """Return the number that all weights of an expert have, and no other's."""
-    return 100.0 * (layer + 1) + expert
-
-
-def record(layer: int, expert: int) -> bytes:
-    raw = torch.zeros(LAYOUT.stride, dtype=torch.uint8)
-    for tensor in LAYOUT.tensors(raw).values():
-        tensor.parts["weight"].fill_(stamp(layer, expert))
-    return raw.numpy().tobytes()
-
-
-def is_right(layer: int, expert: int, tensors: Expert) -> bool:
-    return bool((tensors["weight"].parts["weight"] == stamp(layer, expert)).all())
-
-
-class Files:
-    """A file of stamped records for each layer, which can be damaged and repaired."""
-
-    def __init__(self, folder: Path, layers: int, experts: int) -> None:
-        self.folder, self.layers, self.experts = folder, layers, experts
-        for layer in range(layers):
-            self.repair(layer)
-
-    def path(self, layer: int) -> Path:
-        return self.folder / f"layer-{layer}"
-
-    def repair(self, layer: int) -> None:
-        content = b"".join(record(layer, expert) for expert in range(self.experts))
-        with self.path(layer).open("r+b" if self.path(layer).exists() else "wb") as file:
-            file.write(content)
-
-    def truncate(self, layer: int, records: int) -> None:
-        """Cut a file off inside the record after so many, unless it is shorter already."""
-        nbytes = records * LAYOUT.stride + LAYOUT.nbytes // 2
-        with self.path(layer).open("r+b") as file:
-            file.truncate(min(nbytes, self.path(layer).stat().st_size))
-
-    def overwrite(self, layer: int, expert: int) -> None:
-        with self.path(layer).open("r+b") as file:
-            file.seek(expert * LAYOUT.stride)
-            file.write(record(9, expert))
-
-    def locations(self) -> list[list[RecordLocation]]:
-        return [
-            [
-                RecordLocation(
-                    self.path(layer),
-                    expert * LAYOUT.stride,
-                    LAYOUT.stride,
-                    zlib.crc32(record(layer, expert)),
-                )
-                for expert in range(self.experts)
-            ]
-            for layer in range(self.layers)
-        ]
-
-    def cache(
-        self,
-        slots: int,
-        policy: str | Policy = "lru",
-        host_memory: int = 0,
-        threads: int = 1,
-        staging: int = 4,
-    ) -> ExpertCache:
-        store = RecordStore(self.locations(), DiskReader("buffered"))
-        kept = host_memory // LAYOUT.stride
-        mover = HostDevice(store, Transfers(threads), nbytes=LAYOUT.stride, kept=kept)
-        layouts = [[LAYOUT] * self.experts] * self.layers
-        return ExpertCache(mover, layouts, slots_per_layer=slots, policy=policy, staging=staging)
+def make(files: Files, slots: int, **options: Any) -> ExpertCache:
+    """Make a cache over stamped files; `host_memory` is in bytes."""
+    host_memory, threads = options.pop("host_memory", 0), options.pop("threads", 1)
+    store = RecordStore(files.locations(), options.pop("reader", None) or DiskReader("buffered"))
+    kept = host_memory // LAYOUT.stride
+    mover = HostDevice(store, Transfers(threads), nbytes=LAYOUT.stride, kept=kept)
+    layouts = [[LAYOUT] * files.experts] * files.layers
+    return ExpertCache(mover, layouts, slots_per_layer=slots, **options)
 
 
 @pytest.fixture
@@ -111,7 +44,7 @@ def files(tmp_path: Path) -> Files:
 
 @pytest.fixture
 def make_cache(files: Files) -> Callable[..., ExpertCache]:
-    return files.cache
+    return partial(make, files)
 
 
 def take(
@@ -143,7 +76,7 @@ def test_a_run_is_that_of_a_dictionary(run):
     experts, slots, demands = run
     oracles = [LRUOracle(experts, slots) for _ in range(2)]
     with TemporaryDirectory() as folder:
-        cache = Files(Path(folder), 2, experts).cache(slots)
+        cache = make(Files(Path(folder), 2, experts), slots)
         for layer, needed in demands:
             expected = oracles[layer].demand(needed)
             for expert in expected:
@@ -171,7 +104,7 @@ TROUBLES = st.one_of(
 def test_no_failed_read_or_early_end_puts_a_wrong_expert_in_a_slot(slots, steps):
     with TemporaryDirectory() as folder:
         files = Files(Path(folder), 1, 6)
-        cache = files.cache(slots)
+        cache = make(files, slots)
         for action, argument, number in steps:
             if action == "demand":
                 with suppress(CheckpointError):
@@ -227,7 +160,7 @@ def test_a_demand_that_ends_early_leaves_the_residents_as_they_were(make_cache):
 
 
 def test_an_unread_expert_that_was_overwritten_is_never_handed_out(files):
-    cache = files.cache(slots=2)
+    cache = make(files, slots=2)
     files.overwrite(0, expert=1)
     with pytest.raises(CheckpointError, match="expert 1 of layer 0 is damaged"):
         take(cache, 0, [1])
@@ -235,7 +168,7 @@ def test_an_unread_expert_that_was_overwritten_is_never_handed_out(files):
 
 
 def test_after_a_failed_read_the_others_are_still_right(files):
-    cache = files.cache(slots=2)
+    cache = make(files, slots=2)
     files.overwrite(0, expert=1)
     with pytest.raises(CheckpointError):
         take(cache, 0, [0, 1])
@@ -255,7 +188,7 @@ def test_a_second_demand_in_the_middle_of_the_first_leaves_both_right(make_cache
 def test_a_damaged_record_that_should_start_inside_is_an_error_at_once(files):
     files.overwrite(1, expert=5)
     with pytest.raises(CheckpointError, match="expert 5 of layer 1"):
-        files.cache(slots=1)
+        make(files, slots=1)
 
 
 def test_a_policy_of_ones_own_chooses_the_victim(make_cache):
@@ -274,7 +207,7 @@ def test_no_slot_is_an_error_with_what_would_do(make_cache):
 
 
 def test_host_memory_is_not_spent_on_experts_that_start_on_the_device(files):
-    cache = files.cache(slots=1, host_memory=LAYOUT.stride)  # room for one record
+    cache = make(files, slots=1, host_memory=LAYOUT.stride)  # room for one record
     take(cache, 0, [0])
     take(cache, 0, [1])
     files.truncate(0, records=0)
@@ -282,7 +215,7 @@ def test_host_memory_is_not_spent_on_experts_that_start_on_the_device(files):
 
 
 def test_records_in_host_memory_outlive_their_file(files):
-    cache = files.cache(slots=1, host_memory=2**20)
+    cache = make(files, slots=1, host_memory=2**20)
     take(cache, 0, range(6))
     take(cache, 0, [5])  # it started on the device, so this is its first miss
     files.truncate(0, records=0)
