@@ -70,7 +70,7 @@ class Guess(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """A layer's state where a replay has to begin anew: at the start, a resize, or a demand cut off.
+    """A layer's state where a replay begins anew: at the start, a resize, or a demand cut off.
 
     It holds before the demands that are told after it.
     """

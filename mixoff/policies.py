@@ -29,7 +29,7 @@ class Usage:
     count: Array  # [..., E] demands so far
     clock: Array  # [..., 1] demands of the layer so far, the present one included
     layer: Array  # [..., 1] number of the layer
-    next_use: Array | None = None  # [..., E] clock of the next demand; only a replay knows it
+    next_use: Array | None = None  # [..., E] grows with how late the next demand is; in replays
 
     @classmethod
     def unseen(cls, num_experts: int, layer: int = 0) -> "Usage":
@@ -52,9 +52,11 @@ class Usage:
         """Note a demand: which experts were needed, and which of them missed, masks [..., E]."""
         experts = self.last_used.shape[-1]
         self.clock += 1
-        stamps = missed * experts + (self.clock * (2 * experts) + np.arange(experts))
-        np.copyto(self.last_used, stamps, where=needed)
-        np.copyto(self.entered, stamps, where=missed)
+        hit_stamps = self.clock * (2 * experts) + np.arange(experts)
+        miss_stamps = hit_stamps + experts
+        np.copyto(self.last_used, hit_stamps, where=needed)
+        np.copyto(self.last_used, miss_stamps, where=missed)
+        np.copyto(self.entered, miss_stamps, where=missed)
         self.count += needed
 
 

@@ -27,6 +27,7 @@ ORDER = (
     "residency",
     "events",
     "trace",
+    "turns",
     "simulate",
     "packing",
     "quantization",
