@@ -106,7 +106,7 @@ class Random(Policy):
     def scores(self, seen: Usage) -> Array:
         """Return a hash of seed, layer, demand and expert (SplitMix64's finalizer)."""
         experts = np.arange(seen.last_used.shape[-1], dtype=np.uint64)
-        key = np.uint64(self.seed) * np.uint64(0x9E3779B97F4A7C15)
+        key = np.uint64(self.seed * 0x9E3779B97F4A7C15 % 2**64)
         state = (seen.clock.astype(np.uint64) << np.uint64(32)) + experts  # [..., E]
         state = (state ^ key) + (seen.layer.astype(np.uint64) << np.uint64(20))
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
