@@ -29,6 +29,7 @@ ORDER = (
     "trace",
     "turns",
     "simulate",
+    "plots",
     "packing",
     "quantization",
     "records",
