@@ -36,6 +36,12 @@ def complete_policy(incomplete: str) -> list[str]:
     return [name for name in POLICIES if name.startswith(incomplete)]
 
 
+def complete_policies(incomplete: str) -> list[str]:
+    """Return what a list of policies that ends so may go on with."""
+    before, comma, last = incomplete.rpartition(",")
+    return [before + comma + name for name in complete_policy(last)]
+
+
 def complete_checkpoint(incomplete: str) -> list[str]:
     """Return the folders whose names begin so, and the released checkpoint's name if it does."""
     pattern = Path(f"{incomplete}*")
@@ -99,5 +105,8 @@ System = Annotated[
 ]
 Prompt = Annotated[
     str | None, typer.Option(callback=whole_text, show_default=False, help="Answer this, and end.")
+]
+RequiredPrompt = Annotated[
+    str, typer.Option("--prompt", callback=whole_text, show_default=False, help="What to answer.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
