@@ -116,7 +116,9 @@ def replay(
     if csv is not None:
         _write_csv(csv, table)
     if as_json:
-        rows = json.loads(table.to_json(orient="records"))  # what is unknown is null
+        rows = json.loads(
+            table.to_json(orient="records", double_precision=15)
+        )  # what is unknown is null
         typer.echo(json.dumps({"recorded": facts, "sweep": rows}))
         return
     console = Console(highlight=False)

@@ -185,11 +185,16 @@ def sweep_table(table: "pd.DataFrame") -> Table:
     sizes = table.groupby(["slots", "policy"])["bytes"].sum()
     for slots in dict.fromkeys(table["slots"]):
         cells = [
-            f"{percent(rates[slots, policy])}\n{format_nbytes(sizes[slots, policy])}"
+            f"{percent(rates[slots, policy])}\n{_short(sizes[slots, policy])}"
             for policy in policies
         ]
         shown.add_row(str(slots), *cells)
     return shown
+
+
+def _short(nbytes: float) -> str:
+    number, unit = format_nbytes(nbytes).split()
+    return f"{float(number):.4g} {unit}"
 
 
 def _table(title: str, rows: Iterable[tuple[str, object]]) -> Table:
