@@ -82,7 +82,7 @@ def timeline(trace: Trace, *, first_step: int = 0, steps: int = 4, ax: Axes | No
                 for span in own
                 if _mark(span, events) == mark
             ]
-            axes.broken_barh(bars, (height - 0.38, 0.76), color=colour, edgecolor="white", lw=0.3)
+            axes.broken_barh(bars, (height - 0.38, 0.76), color=colour, linewidth=0.6)
     axes.set_yticks(range(len(lanes)), lanes)
     axes.invert_yaxis()
     axes.set_xlabel(f"ms since step {first_step} began")

@@ -37,7 +37,7 @@ def explain(events: Rows, step: int) -> str:
 def _length(own: "pd.Series", usual: "pd.Series", alike: int) -> str:
     tokens = f", {own['tokens']} tokens" if own["tokens"] > 1 else ""
     line = f"Step {own['step']} ({own['phase']}{tokens}) took {own['duration_ms']:.2f} ms"
-    if not usual["duration_ms"]:
+    if alike < 2 or not usual["duration_ms"]:
         return f"{line}."
     times = own["duration_ms"] / usual["duration_ms"]
     return (
