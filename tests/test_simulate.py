@@ -259,6 +259,19 @@ def test_before_any_demand_every_cache_begins_with_the_highest_experts(policy, s
     assert sorted(first_hits(played.trace(), policy, slots)) == [*range(6 - slots, 6)]
 
 
+@pytest.mark.parametrize("policy", [*LIVE_POLICIES, MRU()], ids=policy_name)
+@given(forward=forwards, slots=slot_counts)
+def test_a_replay_of_another_size_hits_what_a_live_cache_of_that_size_hits(policy, forward, slots):
+    recorded, other = (
+        HandPlayed(layers=LAYERS, experts=EXPERTS, slots=size, policy=policy).record()
+        for size in (2, slots)
+    )
+    for played in (recorded, other):
+        for layer, needed in forward:
+            played.demand(layer, needed)
+    assert replay(recorded.trace(), policy, slots).hit.tolist() == other.hits
+
+
 def test_a_sweep_changes_nothing_of_its_trace():
     played = begun()
     played.demand(0, [1, 5])
