@@ -259,6 +259,15 @@ def test_before_any_demand_every_cache_begins_with_the_highest_experts(policy, s
     assert sorted(first_hits(played.trace(), policy, slots)) == [*range(6 - slots, 6)]
 
 
+def test_before_any_demand_the_highest_expert_of_a_larger_cache_is_the_one_used_last_too():
+    played = HandPlayed(layers=1, experts=8, slots=2).record()
+    played.demand(0, [0, 1, 2])  # 7, 6 and 5 leave, the one used last first
+    played.demand(0, [4, 5])
+    trace = played.trace()
+    hit = replay(trace, MRU(), 4).hit
+    assert trace.demands().expert[hit].tolist() == [4]
+
+
 @pytest.mark.parametrize("policy", [*LIVE_POLICIES, MRU()], ids=policy_name)
 @given(forward=forwards, slots=slot_counts)
 def test_a_replay_of_another_size_hits_what_a_live_cache_of_that_size_hits(policy, forward, slots):
