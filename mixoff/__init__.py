@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from mixoff import plots
     from mixoff.builder import build_model, register
     from mixoff.cache import ExpertCache, cache_of
     from mixoff.config import OffloadConfig
@@ -50,6 +51,8 @@ _HOME = {
     "Trace": "trace",
 }
 
+_MODULES = ("plots",)
+
 __all__ = [
     "HQQ",
     "CacheStats",
@@ -71,6 +74,7 @@ __all__ = [
     "demo_path",
     "held_out_loss",
     "plan_memory",
+    "plots",
     "quantize_checkpoint",
     "register",
     "replay",
@@ -79,10 +83,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"mixoff.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'mixoff' has no attribute {name!r}")
     return getattr(import_module(f"mixoff.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted({*globals(), *_HOME, *_MODULES})

@@ -346,10 +346,10 @@ class ExpertCache:
         self._wait_ns += missed.wait_ns
         if serving.is_over or expert not in serving.staying:
             return coming.fetch.buffer
-        if serving.leaving:
-            self._vacate(layer, serving.leaving.pop(0))
         self._slots[layer][expert] = coming.fetch.buffer
         self._mover.settled((layer, expert))
+        if serving.leaving:  # after that: a victim may take the place that its successor left
+            self._vacate(layer, serving.leaving.pop(0))
         return None
 
     def _arrive(self, coming: Coming) -> Missed:

@@ -76,6 +76,7 @@ class HostTier:
         self._allocate = allocate
         self._lock = Lock()  # fetches run in any thread
         self._kept: dict[Key, Buffer] = {}  # the one that was kept first comes first
+        self._lent: set[Key] = set()  # to fetches that are under way
         self._spare: list[Buffer] = []
         self._made = 0
 
@@ -85,9 +86,17 @@ class HostTier:
     def __contains__(self, key: Key) -> bool:
         return key in self._kept
 
-    def get(self, key: Key) -> Buffer | None:
-        """Return the buffer that holds a record, None if none does."""
-        return self._kept.get(key)
+    def borrow(self, key: Key) -> Buffer | None:
+        """Return the buffer that holds a record, None if none does; it stays until `give_back`."""
+        with self._lock:
+            if key in self._kept:
+                self._lent.add(key)
+            return self._kept.get(key)
+
+    def give_back(self, key: Key) -> None:
+        """End what `borrow` began."""
+        with self._lock:
+            self._lent.discard(key)
 
     def reserve(self) -> Buffer | None:
         """Return a buffer to fill, None if all hold records."""
@@ -115,9 +124,11 @@ class HostTier:
             if (buffer := self._kept.pop(key, None)) is not None:
                 self._spare.append(buffer)
 
-    def oldest(self) -> Key:
-        """Return the record that was kept first."""
-        return next(iter(self._kept))
+    def displace(self) -> tuple[Key, Buffer] | None:
+        """Give up the record that was kept first, and return it with its buffer, now reserved."""
+        with self._lock:
+            key = next((key for key in self._kept if key not in self._lent), None)
+            return None if key is None else (key, self._kept.pop(key))
 
     def clear(self) -> None:
         """Give up all buffers."""
@@ -190,11 +201,14 @@ class LinkedDevice:
 
     def fetch(self, fetch: Fetch) -> Iterator[object]:
         """Copy a record into a buffer of the device, from host memory if it is there."""
-        if (kept := self.host.get(fetch.key)) is not None:
+        if (kept := self.host.borrow(fetch.key)) is not None:
             fetch.tier = "host"
-            if (ticket := self._leaving.get(fetch.key)) is not None:
-                ticket.wait()
-            yield from self._copy(fetch, kept, chunks(0, self._extent(fetch.key, kept)))
+            try:
+                if (ticket := self._leaving.get(fetch.key)) is not None:
+                    ticket.wait()
+                yield from self._copy(fetch, kept, chunks(0, self._extent(fetch.key, kept)))
+            finally:
+                self.host.give_back(fetch.key)
             return
         host = self.host.reserve() if self._inclusive else None
         place, owner = (host, self.host) if host is not None else self._bounce_buffer()
@@ -254,13 +268,13 @@ class LinkedDevice:
 
     def _place(self) -> Buffer | None:
         """Return a place for a victim: a spare one, or that of the record which was kept first."""
-        place = self.host.reserve()
-        if place is None and len(self.host):
-            oldest = self.host.oldest()
-            if (ticket := self._leaving.pop(oldest, None)) is not None:
-                ticket.settle()
-            self.host.forget(oldest)
-            place = self.host.reserve()
+        if (spare := self.host.reserve()) is not None:
+            return spare
+        if (displaced := self.host.displace()) is None:
+            return None
+        key, place = displaced
+        if (ticket := self._leaving.pop(key, None)) is not None:
+            ticket.settle()
         return place
 
     def _copy(

@@ -29,7 +29,7 @@ class Usage:
     count: Array  # [..., E] demands so far
     clock: Array  # [..., 1] demands of the layer so far, the present one included
     layer: Array  # [..., 1] number of the layer
-    next_use: Array | None = None  # [..., E] clock of the next demand; only a replay knows it
+    next_use: Array | None = None  # [..., E] grows with how late the next demand is; in replays
 
     @classmethod
     def unseen(cls, num_experts: int, layer: int = 0) -> "Usage":
@@ -52,9 +52,11 @@ class Usage:
         """Note a demand: which experts were needed, and which of them missed, masks [..., E]."""
         experts = self.last_used.shape[-1]
         self.clock += 1
-        stamps = missed * experts + (self.clock * (2 * experts) + np.arange(experts))
-        np.copyto(self.last_used, stamps, where=needed)
-        np.copyto(self.entered, stamps, where=missed)
+        hit_stamps = self.clock * (2 * experts) + np.arange(experts)
+        miss_stamps = hit_stamps + experts
+        np.copyto(self.last_used, hit_stamps, where=needed)
+        np.copyto(self.last_used, miss_stamps, where=missed)
+        np.copyto(self.entered, miss_stamps, where=missed)
         self.count += needed
 
 
@@ -104,7 +106,7 @@ class Random(Policy):
     def scores(self, seen: Usage) -> Array:
         """Return a hash of seed, layer, demand and expert (SplitMix64's finalizer)."""
         experts = np.arange(seen.last_used.shape[-1], dtype=np.uint64)
-        key = np.uint64(self.seed) * np.uint64(0x9E3779B97F4A7C15)
+        key = np.uint64(self.seed * 0x9E3779B97F4A7C15 % 2**64)
         state = (seen.clock.astype(np.uint64) << np.uint64(32)) + experts  # [..., E]
         state = (state ^ key) + (seen.layer.astype(np.uint64) << np.uint64(20))
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

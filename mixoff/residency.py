@@ -47,42 +47,48 @@ def admit(
     tuple
         Of each turn: the rows with a newcomer, the newcomers, and the victims, -1 for none.
     """
-    scores = np.fmin(scores, _HIGHEST)  # [N, E]; infinity is for who can't leave
-    bypasses = np.broadcast_to(bypass, slots.shape)  # [N]
-    candidates = resident & (bypasses[:, None] | ~needed)
-    leaving = np.where(candidates, scores, np.inf)
-    waiting = missed.copy()
-    free = slots - np.count_nonzero(resident, axis=1)
-    while True:
-        first = waiting.argmax(axis=1)  # [N]
-        rows = np.flatnonzero(waiting[np.arange(len(first)), first])
-        if not rows.size:
-            return
-        newcomers = first[rows]
-        waiting[rows, newcomers] = False
+    rows = _rows_with_any(missed)  # [R] of those that have a newcomer still to come
+    waiting = missed.take(rows, axis=0)
+    bypasses = np.broadcast_to(bypass, slots.shape).take(rows)
+    scores = np.fmin(scores.take(rows, axis=0), _HIGHEST)  # infinity is for who can't leave
+    inside = resident.take(rows, axis=0)
+    free = slots.take(rows) - inside @ np.ones(inside.shape[1], np.float32)  # a count, faster
+    outside_demand = ~needed.take(rows, axis=0)
+    leaving = np.where(inside & (outside_demand | bypasses[:, None]), scores, np.inf)
+    while rows.size:
+        each = np.arange(len(rows)) * scores.shape[1]  # where a row begins in a flat [R * E]
+        newcomers = waiting.argmax(axis=1)
+        at = each + newcomers
+        waiting.reshape(-1)[at] = False
         resident[rows, newcomers] = True
-        weighed = bypasses[rows]
-        leaving[rows[weighed], newcomers[weighed]] = scores[rows[weighed], newcomers[weighed]]
-        yield rows, newcomers, _evict(resident, leaving, scores, rows, newcomers, free)
+        leaving.reshape(-1)[at] = np.where(bypasses, scores.take(at), np.inf)
+        victims = leaving.argmin(axis=1)
+        if (lowest := leaving.take(each + victims)).max() == np.inf:
+            none_left = np.flatnonzero(lowest == np.inf)
+            victims[none_left] = _own_victims(resident, scores, rows, newcomers, none_left)
+        victims[free > 0] = -1
+        free -= 1
+        full = np.flatnonzero(victims >= 0)
+        resident[rows.take(full), victims.take(full)] = False
+        leaving.reshape(-1)[(each + victims).take(full)] = np.inf
+        yield rows, newcomers, victims
+        more = _rows_with_any(waiting)
+        rows, waiting, bypasses, scores, leaving, free = (
+            array.take(more, axis=0) for array in (rows, waiting, bypasses, scores, leaving, free)
+        )
 
 
-def _evict(
-    resident: Array, leaving: Array, scores: Array, rows: Array, newcomers: Array, free: Array
+def _rows_with_any(mask: Array) -> Array:
+    return np.flatnonzero(mask.take(np.arange(len(mask)) * mask.shape[1] + mask.argmax(axis=1)))
+
+
+def _own_victims(
+    resident: Array, scores: Array, rows: Array, newcomers: Array, places: Array
 ) -> Array:
-    """Make room where there is none, and return each row's victim, -1 for none."""
-    ranked = leaving[rows]  # [R, E]
-    victims = ranked.argmin(axis=1)
-    if (none_left := np.isposinf(ranked[np.arange(len(rows)), victims])).any():
-        # No resident outside the demand: one of the demand's own goes, but not the newcomer.
-        own = np.where(resident[rows[none_left]], scores[rows[none_left]], np.inf)
-        own[np.arange(len(own)), newcomers[none_left]] = np.inf
-        victims[none_left] = own.argmin(axis=1)
-    if (has_room := free[rows] > 0).any():
-        free[rows[has_room]] -= 1
-        victims[has_room] = -1
-    full = victims >= 0
-    resident[rows[full], victims[full]] = False
-    leaving[rows[full], victims[full]] = np.inf
+    """Return who leaves where only the demand's own are left: the lowest but the newcomer."""
+    ranked = np.where(resident.take(rows.take(places), axis=0), scores.take(places, axis=0), np.inf)
+    ranked[np.arange(len(places)), newcomers.take(places)] = np.inf
+    victims: Array = ranked.argmin(axis=1)
     return victims
 
 
@@ -167,7 +173,8 @@ class Residency:
 
     def resize(self, num_slots: int) -> tuple[int, ...]:
         """Change the number of slots and return the residents that had to leave, first to last."""
-        scores = np.where(self._resident, self._policy.scores(self.usage), np.inf)
+        scores = np.fmin(self._policy.scores(self.usage), _HIGHEST)
+        scores = np.where(self._resident, scores, np.inf)
         surplus = max(0, np.count_nonzero(self._resident) - num_slots)
         victims = np.argsort(scores, kind="stable")[:surplus]
         self._resident[victims] = False

@@ -1,4 +1,9 @@
-"""What an expert cache should do, in a dictionary."""
+"""What an expert cache should do, in lists and dictionaries."""
+
+from collections import Counter
+from itertools import combinations
+
+MASK = 2**64 - 1
 
 
 class LRUOracle:
@@ -20,9 +25,110 @@ class LRUOracle:
             self.residents[expert] = self.residents.pop(expert)  # None, and at the end now
         return hits + misses
 
-    def load(self, expert: int, wanted: list[int]) -> None:
+    def load(self, expert: int, wanted: list[int]) -> int | None:
         """Make an expert resident; who leaves was not wanted, unless all were."""
+        victim = None
         if len(self.residents) == self.slots:
             unwanted = [resident for resident in self.residents if resident not in wanted]
-            del self.residents[(unwanted or [*self.residents])[0]]
+            del self.residents[victim := (unwanted or [*self.residents])[0]]
         self.residents[expert] = None
+        return victim
+
+
+class Oracle:
+    """One layer's residents, the one that leaves found by asking all of them."""
+
+    bypass = False
+
+    def __init__(self, experts: int, slots: int, layer: int = 0) -> None:
+        self.slots, self.layer = slots, layer
+        self.residents = set(range(experts - slots, experts))
+        self.used = {expert: expert - experts for expert in self.residents}  # before time 0
+        self.entered = dict(self.used)
+        self.count = Counter()
+        self.demands = self.time = 0
+
+    def worth(self, expert: int) -> object:
+        """Return what is compared: the resident that is worth least leaves."""
+        raise NotImplementedError
+
+    def demand(self, needed: list[int]) -> tuple[list[int], list[int], list[tuple]]:
+        """Return hits, misses, and who left for whom."""
+        wanted = {*needed}
+        hits, misses = sorted(wanted & self.residents), sorted(wanted - self.residents)
+        self.demands += 1
+        for expert in hits + misses:
+            self.count[expert] += 1
+            self.used[expert] = self.time = self.time + 1
+            if expert in misses:
+                self.entered[expert] = self.time
+        return hits, misses, [(expert, self.admit(expert, wanted)) for expert in misses]
+
+    def admit(self, expert: int, wanted: set[int]) -> int | None:
+        if len(self.residents) < self.slots:
+            self.residents.add(expert)
+            return None
+        others = self.residents | {expert} if self.bypass else self.residents - wanted
+        victim = min(others or self.residents, key=lambda other: (self.worth(other), other))
+        self.residents.add(expert)
+        self.residents.remove(victim)
+        return victim
+
+
+class OracleLRU(Oracle):
+    def worth(self, expert: int) -> object:
+        return self.used[expert]
+
+
+class OracleLFU(Oracle):
+    def worth(self, expert: int) -> object:
+        return self.count[expert], self.used[expert]
+
+
+class OracleFIFO(Oracle):
+    def worth(self, expert: int) -> object:
+        return self.entered[expert]
+
+
+class OracleStatic(Oracle):
+    bypass = True
+
+    def worth(self, expert: int) -> object:
+        return expert
+
+
+class OracleRandom(Oracle):
+    def worth(self, expert: int) -> object:
+        """Return the SplitMix64 hash of demand, layer and expert, for the seed 0."""
+        state = ((self.demands << 32) + expert + (self.layer << 20)) & MASK
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & MASK
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & MASK
+        return (state ^ state >> 31) >> 11
+
+
+ORACLES = {
+    "lru": OracleLRU,
+    "lfu": OracleLFU,
+    "fifo": OracleFIFO,
+    "static": OracleStatic,
+    "random": OracleRandom,
+}
+
+
+def most_hits(demands: list[list[int]], experts: int, slots: int, *, bypass: bool) -> int:
+    """Return the most hits that any choice of victims gives, by trying all of them.
+
+    Where experts must be admitted, no demand may be larger than the slots.
+    """
+    best = {frozenset(range(experts - slots, experts)): 0}  # residents: hits so far
+    for needed in map(frozenset, demands):
+        after: dict[frozenset[int], int] = {}
+        for residents, hits in best.items():
+            hits += len(needed & residents)
+            must_stay = frozenset() if bypass else needed
+            may_stay = (residents | needed) - must_stay
+            for kept in combinations(sorted(may_stay), slots - len(must_stay)):
+                stay = must_stay | {*kept}
+                after[stay] = max(after.get(stay, 0), hits)
+        best = after
+    return max(best.values())

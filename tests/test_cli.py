@@ -143,7 +143,7 @@ print("slow:", {"torch", "transformers", "pandas", "matplotlib"} & set(sys.modul
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "quantize" in done.stdout
     assert "--quantized-model-name" in done.stdout
-    assert done.stdout.endswith("lru\nslow: set()\n")
+    assert done.stdout.endswith("lru\nlfu\nslow: set()\n")
 
 
 def test_chat_has_the_options_and_defaults_of_mixtral_offloading() -> None:

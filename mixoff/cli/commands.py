@@ -40,6 +40,7 @@ from mixoff.cli.options import (
     TopP,
 )
 from mixoff.cli.printable import one_line
+from mixoff.cli.recordings import record, replay
 from mixoff.cli.report import checkpoint_facts, checkpoint_table, memory_table
 from mixoff.cli.terminal import Session, answer_json, answer_text, progress, turns
 from mixoff.config import OffloadConfig, format_nbytes
@@ -265,6 +266,10 @@ def _quantization(bits: Bits, group_size: int, scale_nbits: int, source: Path) -
     if bits is Bits.none:
         return Unquantized(stored_type(source))
     return HQQ(nbits=int(bits.value), group_size=group_size, scale_nbits=scale_nbits)
+
+
+app.command()(record)
+app.command()(replay)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mixoff.config import RELEASED_CHECKPOINT
-from mixoff.policies import POLICIES
+from mixoff.policies import LIVE_POLICIES, POLICIES
 
 MIXTRAL = "mistralai/Mixtral-8x7B-Instruct-v0.1"
 RELEASED = RELEASED_CHECKPOINT
@@ -32,8 +32,15 @@ class Bits(str, Enum):
 
 
 def complete_policy(incomplete: str) -> list[str]:
-    """Return the policies whose names begin so."""
-    return [name for name in POLICIES if name.startswith(incomplete)]
+    """Return the policies of a cache at work whose names begin so."""
+    return [name for name in LIVE_POLICIES if name.startswith(incomplete)]
+
+
+def complete_policies(incomplete: str) -> list[str]:
+    """Return what a list of policies that ends so may go on with."""
+    before, comma, last = incomplete.rpartition(",")
+    names = (*POLICIES, "floor")
+    return [before + comma + name for name in names if name.startswith(last)]
 
 
 def complete_checkpoint(incomplete: str) -> list[str]:
@@ -73,7 +80,7 @@ OffloadPerLayer = Annotated[
 PolicyName = Annotated[
     str,
     typer.Option(
-        help=f"Which resident expert leaves first: {', '.join(POLICIES)}.",
+        help=f"Which resident expert leaves first: {', '.join(LIVE_POLICIES)}.",
         autocompletion=complete_policy,
     ),
 ]
@@ -99,5 +106,8 @@ System = Annotated[
 ]
 Prompt = Annotated[
     str | None, typer.Option(callback=whole_text, show_default=False, help="Answer this, and end.")
+]
+RequiredPrompt = Annotated[
+    str, typer.Option("--prompt", callback=whole_text, show_default=False, help="What to answer.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]

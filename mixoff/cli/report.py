@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -12,10 +13,13 @@ from mixoff.cli.printable import one_line
 from mixoff.config import format_nbytes
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from mixoff.checkpoint import Checkpoint
     from mixoff.generate import ReplyStats
     from mixoff.plan import MemoryPlan
     from mixoff.stats import CacheStats
+    from mixoff.trace import Trace
 
 
 def percent(share: float) -> str:
@@ -133,6 +137,64 @@ def memory_table(plan: "MemoryPlan", num_experts: int) -> Table:
     table.add_row("memory in all", format_nbytes(plan.total))
     table.add_row("experts on disk, not in it", format_nbytes(plan.disk))
     return table
+
+
+def trace_facts(trace: "Trace") -> dict[str, Any]:
+    """Return what was recorded, as JSON holds it; `told` is what the recording says of itself."""
+    needed = trace.demands()
+    decoded = int((trace.per_token()["phase"] == "decode").sum())
+    return {
+        "told": trace.provenance,
+        "layers": trace.num_layers,
+        "experts_per_layer": trace.num_experts,
+        "steps": trace.num_steps,
+        "decoded_tokens": decoded,
+        "hits": int(needed.hit.sum()),
+        "misses": int((~needed.hit).sum()),
+        "hit_rate": float(needed.hit.mean()) if needed.hit.size else None,
+    }
+
+
+def trace_table(facts: dict[str, Any]) -> Table:
+    """Return the facts of `trace_facts` for a person."""
+    told = {
+        name: value
+        for name, value in facts["told"].items()
+        if name not in ("num_layers", "num_experts", "record_nbytes")
+    }
+    sizes = facts["told"]["record_nbytes"]
+    rate = float("nan") if facts["hit_rate"] is None else facts["hit_rate"]
+    rows = [
+        ("layers", facts["layers"]),
+        ("experts", f"{facts['experts_per_layer']} in each layer, {format_nbytes(sizes[0])} each"),
+        ("steps", f"{facts['steps']}, {facts['decoded_tokens']} of them one token"),
+        ("found", f"hits {facts['hits']}, misses {facts['misses']}, hit rate {percent(rate)}"),
+        *told.items(),
+    ]
+    return _table("The recording", rows)
+
+
+def sweep_table(table: "pd.DataFrame") -> Table:
+    """Return hit rates, the mean over layers, and bytes of `mixoff.sweep`: a row a size."""
+    title = "Hit rate, mean over layers, and bytes to move"
+    shown = Table("slots", title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    policies = list(dict.fromkeys(table["policy"]))
+    for policy in policies:
+        shown.add_column(Text(one_line(policy)), justify="right", overflow="fold")
+    rates = table.groupby(["slots", "policy"])["hit_rate"].mean()
+    sizes = table.groupby(["slots", "policy"])["bytes"].sum()
+    for slots in dict.fromkeys(table["slots"]):
+        cells = [
+            f"{percent(rates[slots, policy])}\n{_short(sizes[slots, policy])}"
+            for policy in policies
+        ]
+        shown.add_row(str(slots), *cells)
+    return shown
+
+
+def _short(nbytes: float) -> str:
+    number, unit = format_nbytes(nbytes).split()
+    return f"{float(number):.4g} {unit}"
 
 
 def _table(title: str, rows: Iterable[tuple[str, object]]) -> Table:

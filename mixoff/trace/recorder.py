@@ -1,7 +1,7 @@
 """Notes what a cache tells. Knows events; nothing of the cache, and no device until it ends."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
@@ -33,11 +33,16 @@ class Recorder:
     """An observer that keeps what it is told in lists, and makes a trace of them at the end.
 
     A new step begins with a demand whose layer isn't later than that of the demand before.
+
+    Parameters
+    ----------
+    clock
+        The one, in nanoseconds, whose times it is told.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, clock: Callable[[], int] = time.perf_counter_ns) -> None:
         self._began_at = datetime.now(timezone.utc)
-        self._began_ns = time.perf_counter_ns()
+        self._began_ns = clock()
         self._demands: list[Demand] = []
         self._copies: list[Copy] = []
         self._guesses: list[Guess] = []

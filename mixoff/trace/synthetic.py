@@ -9,8 +9,8 @@ The answers are hit rates of a layer with E experts, of which a token needs k, a
   static cache of them hits, and no cache that can't see the future hits more in the long run.
 * ``sticky``: each expert stays for the next token with probability 1/2, and the others are drawn
   from those that weren't needed. LRU with s = k hits 1/2. Needs E >= 2 k.
-* ``cyclic``: the experts in turn, k at a time. LRU hits none once the start is over, as long as
-  s <= E - k; for k = 1 MIN, which must admit, hits (s - 1) / (E - 1).
+* ``cyclic``: the experts in turn, k at a time. Where E is a multiple of k and s <= E - k, LRU hits
+  none once the start is over; for k = 1 MIN, which must admit, hits (s - 1) / (E - 1).
 * ``constant``: the same k experts for ever. Every policy that must admit misses at most k times if
   s >= k.
 """

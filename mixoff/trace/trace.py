@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mixoff.errors import TraceError
-from mixoff.trace import files, synthetic
+from mixoff.trace import chrome, explanation, files, frames, synthetic
 from mixoff.trace.tables import DEMAND, EVENT, Demands, Rows, check, demands_of, state_dtype
 
 if TYPE_CHECKING:
     pass
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(repr=False, eq=False)
@@ -128,6 +131,59 @@ class Trace:
         """How many steps were recorded: a decoded token each, or a piece of a prompt."""
         steps = self.events["step"][self.events["kind"] == DEMAND]
         return int(steps[-1]) + 1 if len(steps) else 0
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return one row an event, in the order of `mixoff.trace.tables`; times in milliseconds.
+
+        Columns: kind, step, phase, tokens, layer, expert, tier, target (of a copy), outcome (of a
+        prefetch; "cut" for a demand that was ended early), guess (whether a copy was one),
+        layers_ahead (of a prefetch), nbytes, start_ms, duration_ms, and wait_ms, which compute
+        waited. What doesn't apply is missing.
+        """
+        return frames.event_frame(self.events)
+
+    def per_token(self) -> "pd.DataFrame":
+        """Return one row a step: a decoded token, or a piece of a prompt.
+
+        Columns: step, phase, tokens, hits, misses, hit_rate, bytes (of the missed records),
+        prefetch_used, prefetch_late, prefetch_wasted (of those that began in it), wait_ms,
+        start_ms, duration_ms. A step lasts from its first demand to that of the next one, and the
+        last step of a reply to the end of its last demand.
+        """
+        return frames.step_frame(self.events)
+
+    def per_layer(self) -> "pd.DataFrame":
+        """Return one row a layer, with the columns of `per_token` that make sense of one.
+
+        `duration_ms` is how long its demands took, without attention.
+        """
+        return frames.layer_frame(self.events, self.num_layers)
+
+    def slowest(self, n: int = 10) -> "pd.DataFrame":
+        """Return the rows of `per_token` with the longest duration, the longest first."""
+        return self.per_token().nlargest(n, "duration_ms")
+
+    def explain(self, step: int) -> str:
+        """Return why a token was slow, a sentence a line: what it waited for, and what is usual.
+
+        Raises
+        ------
+        TraceError
+            If there is no such step.
+        """
+        if not 0 <= step < self.num_steps:
+            raise TraceError(f"step={step}: the trace has {self.num_steps} steps, from 0.")
+        return explanation.explain(self.events, step)
+
+    def to_chrome(self, path: str | PathLike[str]) -> None:
+        """Write Chrome's trace events, which https://ui.perfetto.dev and chrome://tracing open.
+
+        Raises
+        ------
+        TraceError
+            If the file can't be written.
+        """
+        chrome.write(Path(path), self.events, self.provenance)
 
     def demands(self) -> Demands:
         """Return what each layer needed in each step, as arrays."""
