@@ -35,6 +35,7 @@ ORDER = (
     "layers",
     "shards",
     "checkpoint",
+    "budgets",
     "plan",
     "convert",
     "hub",
