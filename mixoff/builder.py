@@ -1,5 +1,6 @@
 """From a checkpoint to a transformers model and its cache. Knows transformers' loading hooks."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from mixoff.disk import DiskReader
 from mixoff.errors import CheckpointError, ConfigError, MixoffError
 from mixoff.hub import checkpoint_folder
 from mixoff.layers import OffloadedExperts, QuantizedLinear
-from mixoff.plan import compute_dtype
+from mixoff.plan import compute_dtype, plan_memory
 from mixoff.records import RecordLayout
 from mixoff.store import RecordStore
 from mixoff.tiers import HostDevice
@@ -54,12 +55,13 @@ def build_model(
     CheckpointError
         If the checkpoint is missing, damaged or of another format.
     ConfigError
-        If `offload` can't be met by this model, or the device can't be used.
+        If `offload` can't be met by this model or by what memory is free, or the device can't be
+        used.
     """
     path = checkpoint_folder(name_or_path)
     checkpoint = Checkpoint.open(path)  # says what is wrong before transformers stumbles over it
-    (offload or OffloadConfig()).slots_per_layer(checkpoint.num_experts)
     device = _usable(device)
+    offload = _settled(offload or OffloadConfig(), checkpoint, device, dtype)
     register()
     config = AutoConfig.from_pretrained(path)
     config.quantization_config |= {"offload": offload, "dtype": dtype}
@@ -174,6 +176,15 @@ def _expert_cache(model: nn.Module, checkpoint: Checkpoint, offload: OffloadConf
         policy=offload.policy,
         device=next(model.parameters()).device,
     )
+
+
+def _settled(
+    offload: OffloadConfig, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None
+) -> OffloadConfig:
+    """Return settings without budgets that depend on what is free, which loading changes."""
+    plan = plan_memory(checkpoint, offload, device=device, dtype=dtype)
+    outside = checkpoint.num_experts - plan.slots_per_layer
+    return replace(offload, offload_per_layer=outside, device_memory=None, host_memory=plan.host)
 
 
 def _usable(device: str | torch.device) -> torch.device:

@@ -3,12 +3,15 @@
 import re
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Literal
 
 from mixoff.errors import ConfigError
 from mixoff.policies import POLICIES, Policy
 
 # What mixtral-offloading published, in a layout of its own; the command line's default.
 RELEASED_CHECKPOINT = "lavawolfiee/Mixtral-8x7B-Instruct-v0.1-offloading-demo"
+
+AUTO = "auto"  # a budget: what is free, less some headroom
 
 _UNITS: dict[str, int] = {"": 1, "B": 1} | {
     f"{prefix}{suffix}": base**power
@@ -43,21 +46,55 @@ def format_nbytes(nbytes: float) -> str:
     return f"{nbytes:.2f} TiB"
 
 
+def parse_budget(size: int | str) -> int | None:
+    """Return a size in bytes as `parse_nbytes` does, or None for "auto".
+
+    Raises
+    ------
+    ConfigError
+        If it is neither.
+    """
+    return None if size == AUTO else parse_nbytes(size)
+
+
 @dataclass(frozen=True, kw_only=True)
 class OffloadConfig:
-    """How many experts stay on the device, who leaves first, and how much host memory may be used.
+    """What may lie where, who leaves first, and what is fetched before it is needed.
+
+    A budget is a number of bytes, a text such as ``"10GiB"``, or ``"auto"``: what is free when the
+    model is loaded, less some headroom. `mixoff.plan_memory` tells what becomes of it.
 
     Parameters
     ----------
     offload_per_layer
         How many of a layer's experts start outside the device, so that
-        ``slots_per_layer = experts - offload_per_layer``. The experts with the
-        highest numbers start inside.
+        ``slots_per_layer = experts - offload_per_layer``. The experts with the highest numbers
+        start inside. By default half of them start outside.
+    device_memory
+        Instead of `offload_per_layer`: the budget for all that lies on the device, which gets as
+        many slots as fit beside the trunk, the KV cache, the workspace and the staging buffers.
+    host_memory
+        The budget for records in host memory that are not on the device. The rest is read from
+        disk on every miss.
+    pinned_memory
+        With a GPU, how much of host memory may be pinned, which a GPU copies from sooner.
+    host_tier
+        ``"inclusive"``: host memory also keeps the records that are on the device.
+        ``"exclusive"``: a record is in one of them, and trades places. ``"auto"``: inclusive
+        where host memory holds all records and the device is a GPU.
     policy
         Which resident expert leaves first: a name in `mixoff.policies.POLICIES` or a `Policy`.
-    host_memory
-        Host memory for records that are not on the device: bytes, or a text such as ``"10GiB"``.
-        The rest is read from disk on every miss.
+    prefetch
+        How many experts are guessed for each layer ahead, and fetched; 0 for none.
+    layers_ahead
+        For how many of the next layers experts are guessed.
+    predictor
+        Who guesses.
+    staging
+        Device buffers that belong to no layer, through which experts come in.
+    io
+        ``"direct"`` reads past the system's page cache, ``"buffered"`` through it; ``"auto"``:
+        direct where the experts exceed the memory that stays free.
 
     Raises
     ------
@@ -65,33 +102,76 @@ class OffloadConfig:
         If a value can't be used.
     """
 
-    offload_per_layer: int = 4
-    policy: str | Policy = "lru"
+    offload_per_layer: int | None = None
+    device_memory: int | str | None = None
     host_memory: int | str = 0
+    pinned_memory: int | str = AUTO
+    host_tier: Literal["auto", "inclusive", "exclusive"] = "auto"
+    policy: str | Policy = "lru"
+    prefetch: int = 0
+    layers_ahead: int = 1
+    predictor: str = "next-gate"
+    staging: int = 4
+    io: Literal["auto", "direct", "buffered"] = "auto"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.offload_per_layer, int) or self.offload_per_layer < 0:
-            raise ConfigError(
-                f"offload_per_layer={self.offload_per_layer!r}: give a whole number from 0 "
-                "(every expert on the device) up."
-            )
+        if self.offload_per_layer is not None:
+            _check_count(self, "offload_per_layer", 0, "every expert on the device")
+            if self.device_memory is not None:
+                raise ConfigError(
+                    f"offload_per_layer={self.offload_per_layer} and device_memory="
+                    f"{self.device_memory!r}: each says how many slots there are, so give one."
+                )
+        _check_count(self, "prefetch", 0, "no guesses")
+        _check_count(self, "layers_ahead", 1, "the next layer")
+        _check_count(self, "staging", 2, "one comes in while another is handed on")
+        for budget in (self.host_memory, self.pinned_memory):
+            parse_budget(budget)
+        if self.device_memory is not None:
+            parse_budget(self.device_memory)
+        _check_word(self, "io", ("auto", "direct", "buffered"))
+        _check_word(self, "host_tier", ("auto", "inclusive", "exclusive"))
+        if not isinstance(self.predictor, str) or not self.predictor:
+            raise ConfigError(f"predictor={self.predictor!r}: give the name of one.")
         if not isinstance(self.policy, Policy) and self.policy not in tuple(POLICIES):
             raise ConfigError(
                 f"policy={self.policy!r}: give one of {', '.join(POLICIES)}, or a Policy."
             )
-        parse_nbytes(self.host_memory)
+
+    @classmethod
+    def auto(cls) -> "OffloadConfig":
+        """Return settings that use what memory is free, on the device and then on the host."""
+        return cls(device_memory=AUTO, host_memory=AUTO)
 
     def slots_per_layer(self, num_experts: int) -> int:
-        """Return how many device slots a layer of `num_experts` experts gets.
+        """Return how many device slots a layer of `num_experts` experts gets without a budget.
 
         Raises
         ------
         ConfigError
-            If no slot would be left.
+            If no slot would be left, or if `device_memory` decides, as `mixoff.plan_memory` tells.
         """
+        if self.device_memory is not None:
+            raise ConfigError(
+                f"device_memory={self.device_memory!r}: how many slots fit depends on the model: "
+                "ask mixoff.plan_memory."
+            )
+        if self.offload_per_layer is None:
+            return num_experts - num_experts // 2
         if self.offload_per_layer >= num_experts:
             raise ConfigError(
                 f"offload_per_layer={self.offload_per_layer}: a layer of this model has "
                 f"{num_experts} experts and one must fit the device: give 0 to {num_experts - 1}."
             )
         return num_experts - self.offload_per_layer
+
+
+def _check_count(settings: OffloadConfig, name: str, least: int, meaning: str) -> None:
+    value = getattr(settings, name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name}={value!r}: give a whole number from {least} ({meaning}) up.")
+
+
+def _check_word(settings: OffloadConfig, name: str, words: tuple[str, ...]) -> None:
+    if (value := getattr(settings, name)) not in words:
+        raise ConfigError(f"{name}={value!r}: give one of {', '.join(words)}.")

@@ -1,17 +1,31 @@
-"""How many bytes lie in which tier. Knows sizes; moves nothing."""
+"""What lies where in a run: a plan made before anything is loaded. Knows sizes; moves nothing."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from mixoff.budgets import (
+    HostTier,
+    Needs,
+    Tier,
+    fit_host,
+    fit_slots,
+    pinned_nbytes,
+    refuse_too_much,
+)
 from mixoff.checkpoint import Checkpoint
-from mixoff.config import OffloadConfig, parse_nbytes
+from mixoff.config import OffloadConfig
+from mixoff.disk import choose_io
+from mixoff.errors import ConfigError
+from mixoff.memory import FreeMemory, free_memory
 from mixoff.quantization import Unquantized
+from mixoff.records import PAGE
 from mixoff.shards import DTYPES
 
 PREFILL_TOKENS = 512  # tokens that a chat computes at once
 _DEFAULT_CONTEXT = 4096
+_BOUNCE = 2 * (8 << 20)  # bytes: one buffer is filled while the other is copied from
 
 
 @dataclass(frozen=True)
@@ -20,37 +34,74 @@ class MemoryPlan:
 
     Parameters
     ----------
+    device
+        The kind of device that is planned for. A CPU's memory is host memory.
     trunk
         Attention, embeddings, norms, gates and head.
-    slots
-        Device buffers for experts: ``slots_per_layer`` in every layer.
-    staging
-        The host buffer through which records pass on their way to a GPU.
-    host
-        The budget for records that host memory keeps.
     kv_cache
         Keys and values of a whole context.
     workspace
         The largest matrix, dequantized, and the activations of a piece of prefill.
+    staging
+        Device buffers that belong to no layer, through which experts come in.
+    slots
+        Device buffers for experts: ``slots_per_layer`` in every layer.
+    host
+        Records in host memory.
+    bounce
+        Host buffers through which records pass from disk to a GPU.
+    pinned
+        How much of `host` and `bounce` is to be pinned; no part of the total.
     disk
         The experts on disk, all of them; no part of the total.
+    host_tier
+        Whether host memory keeps the records that are on the device, too (``"inclusive"``) or not
+        (``"exclusive"``); ``"none"`` without any.
+    experts_on_device, experts_on_host, experts_on_disk
+        Where the model's experts are found once the cache is warm, each counted once.
+    io, io_reason
+        How the disk is read, and why so; unknown for a machine that isn't this one.
+    context
+        Tokens that the KV cache holds.
+    expert_nbytes, buffer_nbytes
+        An expert's record, and a buffer that holds any of them.
     """
 
+    device: str
     trunk: int
-    slots: int
-    staging: int
-    host: int
     kv_cache: int
     workspace: int
+    staging: int
+    slots: int
+    host: int
+    bounce: int
+    pinned: int
     disk: int
+    host_tier: Tier
+    experts_on_device: int
+    experts_on_host: int
+    experts_on_disk: int
+    io: Literal["direct", "buffered", "unknown"]
+    io_reason: str
     context: int
     slots_per_layer: int
     expert_nbytes: int
+    buffer_nbytes: int
+
+    @property
+    def device_nbytes(self) -> int:
+        """Bytes on the device."""
+        return self.trunk + self.kv_cache + self.workspace + self.staging + self.slots
+
+    @property
+    def host_nbytes(self) -> int:
+        """Bytes in host memory, beside those on a device that is the CPU."""
+        return self.host + self.bounce
 
     @property
     def total(self) -> int:
         """Bytes of memory in all."""
-        return self.trunk + self.slots + self.staging + self.host + self.kv_cache + self.workspace
+        return self.device_nbytes + self.host_nbytes
 
 
 def compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
@@ -65,40 +116,114 @@ def plan_memory(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     context: int | None = None,
+    free: FreeMemory | None = None,
 ) -> MemoryPlan:
-    """Return how many bytes a run of this checkpoint takes in each tier.
+    """Return what a run of this checkpoint puts where, and how many bytes that takes.
 
     Parameters
     ----------
     device, dtype
-        As `mixoff.build_model` takes them.
+        As `mixoff.build_model` takes them. The device needn't be here.
     context
         Tokens that the KV cache holds: by default all that the model has positions for, 4,096 at
         most.
+    free
+        What memory is free; by default this machine is asked, if it has such a device.
 
     Raises
     ------
     ConfigError
-        If `offload` can't be met by this model.
+        If `offload` can't be met by this model, or budgets are more than what is free.
     """
-    config = checkpoint.config
     device = torch.device(device)
-    dtype = dtype or compute_dtype(_stored_dtype(config), device)
-    slots_per_layer = offload.slots_per_layer(checkpoint.num_experts)
-    context = context or min(int(config["max_position_embeddings"]), _DEFAULT_CONTEXT)
-    stride = checkpoint.expert_layout.stride
-    experts = checkpoint.num_layers * checkpoint.num_experts
+    free = free or free_memory(device)
+    _check_prefetch(offload, checkpoint.num_experts)
+    needs = _needs(checkpoint, offload, device, dtype, context)
+    slots_per_layer = fit_slots(offload, needs, free)
+    host = fit_host(offload, needs, slots_per_layer, free)
+    refuse_too_much(offload, needs, slots_per_layer, host, free)
+    return _plan(checkpoint, offload, device, needs, slots_per_layer, host, free)
+
+
+def _plan(
+    checkpoint: Checkpoint,
+    offload: OffloadConfig,
+    device: torch.device,
+    needs: Needs,
+    slots_per_layer: int,
+    host: HostTier,
+    free: FreeMemory,
+) -> MemoryPlan:
+    resident = needs.layers * slots_per_layer
+    on_host = min(host.buffers, needs.experts - resident)
+    disk = needs.experts * checkpoint.expert_layout.stride
+    taken = host.nbytes + needs.bounce
+    taken += 0 if needs.on_gpu else needs.device_nbytes(slots_per_layer)
+    io, io_reason = _io(offload, disk, None if free.host is None else free.host - taken)
     return MemoryPlan(
-        trunk=_trunk_nbytes(checkpoint, dtype),
-        slots=checkpoint.num_layers * slots_per_layer * stride,
-        staging=0 if device.type == "cpu" else stride,
-        host=min(parse_nbytes(offload.host_memory), experts * stride),
-        kv_cache=_kv_nbytes_per_token(config) * dtype.itemsize * context,
-        workspace=_workspace_nbytes(checkpoint, dtype),
-        disk=experts * stride,
-        context=context,
+        device=device.type,
+        trunk=needs.trunk,
+        kv_cache=needs.kv_cache,
+        workspace=needs.workspace,
+        staging=needs.staging,
+        slots=resident * needs.buffer,
+        host=host.nbytes,
+        bounce=needs.bounce,
+        pinned=pinned_nbytes(offload, needs, host.nbytes, free),
+        disk=disk,
+        host_tier=host.kind,
+        experts_on_device=resident,
+        experts_on_host=on_host,
+        experts_on_disk=needs.experts - resident - on_host,
+        io=io,
+        io_reason=io_reason,
+        context=needs.context,
         slots_per_layer=slots_per_layer,
         expert_nbytes=checkpoint.expert_layout.nbytes,
+        buffer_nbytes=needs.buffer,
+    )
+
+
+def _check_prefetch(offload: OffloadConfig, num_experts: int) -> None:
+    if offload.prefetch > num_experts:
+        raise ConfigError(
+            f"prefetch={offload.prefetch}: a layer of this model has {num_experts} experts: "
+            f"give 0 to {num_experts}."
+        )
+
+
+def _io(
+    offload: OffloadConfig, disk: int, free: int | None
+) -> tuple[Literal["direct", "buffered", "unknown"], str]:
+    if offload.io != "auto":
+        return offload.io, "as asked for"
+    if free is None:
+        return "unknown", "what is free on the machine that is planned for isn't known"
+    return choose_io(disk, free)
+
+
+def _needs(
+    checkpoint: Checkpoint,
+    offload: OffloadConfig,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    context: int | None,
+) -> Needs:
+    config, on_gpu = checkpoint.config, device.type != "cpu"
+    dtype = dtype or compute_dtype(_stored_dtype(config), device)
+    context = context or min(int(config["max_position_embeddings"]), _DEFAULT_CONTEXT)
+    buffer = checkpoint.expert_layout.stride + PAGE  # a record may begin inside its first page
+    return Needs(
+        trunk=_trunk_nbytes(checkpoint, dtype),
+        kv_cache=_kv_nbytes_per_token(config) * dtype.itemsize * context,
+        workspace=_workspace_nbytes(checkpoint, dtype),
+        staging=offload.staging * buffer,
+        bounce=_BOUNCE if on_gpu else 0,
+        buffer=buffer,
+        layers=checkpoint.num_layers,
+        experts_per_layer=checkpoint.num_experts,
+        context=context,
+        on_gpu=on_gpu,
     )
 
 

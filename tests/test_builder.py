@@ -26,6 +26,7 @@ from mixoff.cache import ExpertCache, cache_of
 from mixoff.checkpoint import INDEX_NAME, Checkpoint, experts_tensor, layer_file
 from mixoff.config import OffloadConfig
 from mixoff.errors import CheckpointError, ConfigError, MixoffError
+from mixoff.plan import plan_memory
 from mixoff.quantization import HQQ, Scheme, Unquantized
 from mixoff.records import RecordLayout
 
@@ -363,6 +364,20 @@ def test_an_offload_that_leaves_no_slot_is_refused_with_what_would_do(quantized,
         ConfigError, match=rf"offload_per_layer={offload}: .* 8 experts .* give 0 to 7"
     ):
         build(quantized(EXACT), offload)
+
+
+def test_a_model_gets_the_slots_that_its_budget_pays_for(quantized):
+    folder = quantized(EXACT)
+    budget = plan_memory(Checkpoint.open(folder), OffloadConfig(offload_per_layer=5)).device_nbytes
+    _, cache = build_model(folder, OffloadConfig(device_memory=budget))
+    assert cache.slots_per_layer == 3
+    assert build_model(folder, OffloadConfig.auto())[1].slots_per_layer == 8
+
+
+def test_a_budget_that_is_too_small_is_refused_before_anything_is_loaded(quantized, monkeypatch):
+    monkeypatch.delattr("mixoff.builder.AutoModelForCausalLM.from_pretrained")
+    with pytest.raises(ConfigError, match=r"device_memory='64KiB' .* bytes or more"):
+        build_model(quantized(EXACT), OffloadConfig(device_memory="64KiB"))
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,7 @@ def test_what_no_command_understands_exits_with_2(words: list[str]) -> None:
         (["info", "{whole}", "--offload-per-layer", "4"], "offload_per_layer=4", "0 to 3"),
         (["info", "{whole}", "--offload-per-layer", "-1"], "offload_per_layer=-1", "from 0"),
         (["info", "{whole}", "--host-memory", "lots"], "'lots'", "10GiB"),
+        (["info", "{whole}", "--device-memory", "lots"], "'lots'", "10GiB"),
         (["chat", "--policy", "oracle"], "policy='oracle'", "lru"),
         (["eval", "{whole}", "--text", "/no/text"], "/no/text", "give a text file"),
         (["eval", "{whole}", "--text", "{whole}"], "{whole}", "give a text file"),
@@ -388,11 +389,46 @@ def test_what_was_not_measured_is_said_to_be_unknown() -> None:
 
 
 def test_the_memory_in_all_is_the_sum_of_its_parts(checkpoint: Path) -> None:
-    sizes = ("--offload-per-layer", 3, "--host-memory", "100 KB")
+    sizes = ("--offload-per-layer", 3, "--host-memory", "200 KB", "--device", "cpu")
     run = json.loads(mixoff_says("info", checkpoint, *sizes, "--json").stdout)["run"]
-    tiers = ("slots", "staging", "trunk", "kv_cache", "workspace", "host")
+    tiers = ("slots", "staging", "trunk", "kv_cache", "workspace", "host", "bounce")
     assert run["total"] == sum(run[tier] for tier in tiers)
+    assert run["total"] == run["device_nbytes"] + run["host_nbytes"]
     assert run["slots_per_layer"] == 1
+    found = [run[f"experts_on_{tier}"] for tier in ("device", "host", "disk")]
+    assert found == [2, 2, 4]
+    assert (run["host_tier"], run["io"]) == ("exclusive", "buffered")
+
+
+def test_a_budget_for_the_device_replaces_the_default_number_of_experts_outside(
+    checkpoint: Path,
+) -> None:
+    sizes = ("--device-memory", "1GiB", "--device", "cpu")
+    run = json.loads(mixoff_says("info", checkpoint, *sizes, "--json").stdout)["run"]
+    assert (run["slots_per_layer"], run["experts_on_disk"]) == (4, 0)
+
+
+@pytest.mark.parametrize("command", ["info", "chat", "demo", "eval"])
+def test_every_command_that_runs_takes_budgets(
+    command: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mixoff.demo.first_checkpoint", lambda *_: checkpoint)
+    (tmp_path / "text.txt").write_text("Hello! Who are you? " * 4)
+    limits = ("--prompt", "Hello!", "--max-new-tokens", 2)
+    words = {
+        "info": (checkpoint,),
+        "chat": ("--quantized-model-name", checkpoint, *limits),
+        "demo": limits,
+        "eval": (checkpoint, "--text", tmp_path / "text.txt"),
+    }[command]
+    budgets = ("--device-memory", "auto", "--host-memory", "auto", "--device", "cpu")
+    result = mixoff_says(command, *words, *budgets)
+    assert (result.exit_code, result.stderr) == (0, "")
+    line = refusal(mixoff_says(command, *words, "--device-memory", "64 KB", "--device", "cpu"))
+    assert "device_memory='64 KB'" in line
+    assert "bytes or more" in line
+    both = ("--device-memory", "1GiB", "--offload-per-layer", 4)
+    assert "give one" in refusal(mixoff_says(command, *words, *both))
 
 
 def test_info_counts_the_parameters_of_the_model(checkpoint: Path, source: Path) -> None:
@@ -408,6 +444,16 @@ def test_info_shows_a_person_all_it_knows(checkpoint: Path) -> None:
     assert result.exit_code == 0
     for words in ("mixtral", "4 in each layer", "KV cache", "memory in all", "32.00 bits a weight"):
         assert words in result.stdout
+
+
+def test_info_shows_where_experts_are_found_and_how_the_disk_is_read(checkpoint: Path) -> None:
+    sizes = ("--offload-per-layer", 3, "--host-memory", "200 KB")
+    on_cpu = mixoff_says("info", checkpoint, *sizes, "--device", "cpu").stdout
+    for words in ("A run on cpu", "staging, 4 experts", "exclusive", "on disk only", "buffered: a"):
+        assert words in on_cpu
+    on_gpu = mixoff_says("info", checkpoint, *sizes, "--device", "cuda").stdout
+    for words in ("A run on cuda", "the device in all", "on the way to the device", "pinned"):
+        assert words in on_gpu
 
 
 def test_eval_prints_the_loss_with_four_decimals(checkpoint: Path, tmp_path: Path) -> None:

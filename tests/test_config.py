@@ -49,7 +49,7 @@ def test_bytes_are_shown_in_binary_units(nbytes, text):
     assert format_nbytes(nbytes) == text
 
 
-@pytest.mark.parametrize("offload", [-1, 1.5, "4", None])
+@pytest.mark.parametrize("offload", [-1, 1.5, "4", True])
 def test_an_offload_that_is_no_count_is_refused_with_the_value(offload):
     with pytest.raises(ConfigError, match=rf"offload_per_layer={offload!r}: give a whole number"):
         OffloadConfig(offload_per_layer=offload)
@@ -68,6 +68,57 @@ def test_a_policy_of_ones_own_is_taken():
 def test_a_host_memory_that_is_no_size_is_refused_when_the_settings_are_made():
     with pytest.raises(ConfigError, match="'lots' is not a size"):
         OffloadConfig(host_memory="lots")
+
+
+@pytest.mark.parametrize("name", ["host_memory", "device_memory", "pinned_memory"])
+@pytest.mark.parametrize("budget", [0, 4096, "10GiB", "auto"])
+def test_a_budget_is_bytes_a_text_or_auto(name, budget):
+    assert getattr(OffloadConfig(**{name: budget}), name) == budget
+
+
+@pytest.mark.parametrize("name", ["host_memory", "device_memory", "pinned_memory"])
+@pytest.mark.parametrize("budget", ["", "lots", -1, "AUTO"])
+def test_any_other_budget_is_refused(name, budget):
+    with pytest.raises(ConfigError, match=f"{budget!r} is not a size"):
+        OffloadConfig(**{name: budget})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("prefetch", -1, "give a whole number from 0"),
+        ("prefetch", 1.0, "give a whole number from 0"),
+        ("layers_ahead", 0, "give a whole number from 1"),
+        ("staging", 1, "give a whole number from 2"),
+        ("staging", True, "give a whole number from 2"),
+        ("predictor", "", "give the name of one"),
+        ("predictor", None, "give the name of one"),
+        ("io", "mmap", "give one of auto, direct, buffered"),
+        ("host_tier", "none", "give one of auto, inclusive, exclusive"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_refused_with_name_value_and_rule(name, value, rule):
+    with pytest.raises(ConfigError, match=f"{name}={value!r}: {rule}"):
+        OffloadConfig(**{name: value})
+
+
+def test_two_ways_to_say_how_many_slots_there_are_are_one_too_many():
+    with pytest.raises(ConfigError, match=r"offload_per_layer=0 and device_memory='1GiB': .* one"):
+        OffloadConfig(offload_per_layer=0, device_memory="1GiB")
+
+
+def test_auto_takes_what_is_free_on_device_and_host():
+    assert OffloadConfig.auto() == OffloadConfig(device_memory="auto", host_memory="auto")
+
+
+@pytest.mark.parametrize(("experts", "slots"), [(8, 4), (5, 3), (1, 1)])
+def test_half_of_the_experts_start_outside_unless_a_number_is_given(experts, slots):
+    assert OffloadConfig().slots_per_layer(experts) == slots
+
+
+def test_how_many_slots_a_budget_pays_for_is_not_said_without_a_model():
+    with pytest.raises(ConfigError, match=r"device_memory='1GiB': .* ask mixoff\.plan_memory"):
+        OffloadConfig(device_memory="1GiB").slots_per_layer(8)
 
 
 @pytest.mark.parametrize(("offload", "slots"), [(0, 8), (4, 4), (7, 1)])

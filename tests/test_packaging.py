@@ -40,6 +40,7 @@ ORDER = (
     "layers",
     "shards",
     "checkpoint",
+    "budgets",
     "plan",
     "convert",
     "hub",

@@ -8,23 +8,30 @@ import os
 import sys
 import warnings
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
 from mixoff import __version__
-from mixoff.cli.loading import load, named_device, named_folder, read_text, stored_type
+from mixoff.cli.loading import (
+    load,
+    named_device,
+    named_folder,
+    offload_settings,
+    quantization,
+    read_text,
+)
 from mixoff.cli.options import (
     MIXTRAL,
     RELEASED,
     Bits,
     CheckpointName,
     Device,
+    DeviceMemory,
     DeviceOption,
     HostMemory,
     Json,
@@ -41,13 +48,10 @@ from mixoff.cli.options import (
 )
 from mixoff.cli.printable import one_line
 from mixoff.cli.recordings import record, replay
-from mixoff.cli.report import checkpoint_facts, checkpoint_table, memory_table
+from mixoff.cli.report import checkpoint_facts, checkpoint_table, memory_table, plan_facts
 from mixoff.cli.terminal import Session, answer_json, answer_text, progress, turns
-from mixoff.config import OffloadConfig, format_nbytes
+from mixoff.config import format_nbytes
 from mixoff.errors import MixoffError
-
-if TYPE_CHECKING:
-    from mixoff.quantization import Quantization
 
 _INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended
 
@@ -99,7 +103,9 @@ def _options(
 
 @app.command()
 def demo(
+    ctx: typer.Context,
     offload_per_layer: OffloadPerLayer = 4,
+    device_memory: DeviceMemory = None,
     policy: PolicyName = "lru",
     host_memory: HostMemory = "0",
     device: DeviceOption = Device.auto,
@@ -115,8 +121,10 @@ def demo(
     from mixoff import demo_path
 
     chat(
+        ctx,
         quantized_model_name=str(demo_path()),
         offload_per_layer=offload_per_layer,
+        device_memory=device_memory,
         temperature=temperature,
         top_p=top_p,
         max_new_tokens=max_new_tokens,
@@ -132,9 +140,11 @@ def demo(
 
 @app.command()
 def chat(
+    ctx: typer.Context,
     model_name: ModelName = MIXTRAL,
     quantized_model_name: QuantizedModelName = RELEASED,
     offload_per_layer: OffloadPerLayer = 5,
+    device_memory: DeviceMemory = None,
     temperature: Temperature = 0.9,
     top_p: TopP = 0.9,
     max_new_tokens: MaxNewTokens = 512,
@@ -152,8 +162,12 @@ def chat(
     lavawolfiee/Mixtral-8x7B-Instruct-v0.1-offloading-demo, with the tokenizer of
     mistralai/Mixtral-8x7B-Instruct-v0.1.
     """
-    offload = OffloadConfig(
-        offload_per_layer=offload_per_layer, policy=policy, host_memory=host_memory
+    offload = offload_settings(
+        ctx,
+        offload_per_layer,
+        device_memory=device_memory,
+        host_memory=host_memory,
+        policy=policy,
     )
     model, cache, tokenizer = load(quantized_model_name, offload, device, model_name)
     from mixoff import Chat
@@ -177,8 +191,10 @@ def chat(
 
 @app.command()
 def info(
+    ctx: typer.Context,
     checkpoint: CheckpointName,
     offload_per_layer: OffloadPerLayer = 4,
+    device_memory: DeviceMemory = None,
     host_memory: HostMemory = "0",
     device: DeviceOption = Device.auto,
     context: Annotated[
@@ -187,7 +203,9 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Show what a checkpoint holds, and how many bytes a run takes in which memory."""
-    offload = OffloadConfig(offload_per_layer=offload_per_layer, host_memory=host_memory)
+    offload = offload_settings(
+        ctx, offload_per_layer, device_memory=device_memory, host_memory=host_memory
+    )
     with progress("importing torch"):
         from mixoff import plan_memory
         from mixoff.checkpoint import Checkpoint
@@ -195,7 +213,7 @@ def info(
     plan = plan_memory(opened, offload, device=named_device(device, planned=True), context=context)
     facts = checkpoint_facts(opened)
     if as_json:
-        typer.echo(json.dumps({"checkpoint": facts, "run": asdict(plan) | {"total": plan.total}}))
+        typer.echo(json.dumps({"checkpoint": facts, "run": plan_facts(plan)}))
         return
     console = Console(highlight=False)
     console.print(checkpoint_table(facts))
@@ -204,15 +222,21 @@ def info(
 
 @app.command("eval")
 def evaluate(
+    ctx: typer.Context,
     checkpoint: CheckpointName,
     text: Annotated[Path, typer.Option(help="A text file in UTF-8.", show_default=False)],
     offload_per_layer: OffloadPerLayer = 4,
+    device_memory: DeviceMemory = None,
+    host_memory: HostMemory = "0",
     device: DeviceOption = Device.auto,
     model_name: ModelName = MIXTRAL,
     as_json: Json = False,
 ) -> None:
     """Measure how well a checkpoint predicts a text that it was not trained on."""
-    offload, content = OffloadConfig(offload_per_layer=offload_per_layer), read_text(text)
+    offload = offload_settings(
+        ctx, offload_per_layer, device_memory=device_memory, host_memory=host_memory
+    )
+    content = read_text(text)
     model, _, tokenizer = load(checkpoint, offload, device, model_name)
     from mixoff import held_out_loss
 
@@ -252,20 +276,12 @@ def quantize(
         from mixoff import Scheme, quantize_checkpoint
     group_size = experts_group_size or (16 if experts is Bits.two else 64)
     scheme = Scheme(
-        attention=_quantization(attention, attention_group_size, 16, source),
-        experts=_quantization(experts, group_size, 8 if experts is Bits.two else 16, source),
+        attention=quantization(attention, attention_group_size, 16, source),
+        experts=quantization(experts, group_size, 8 if experts is Bits.two else 16, source),
     )
     folder = quantize_checkpoint(source, target, scheme, progress=sys.stderr.isatty())
     nbytes = sum(file.stat().st_size for file in folder.iterdir())
     typer.echo(f"{one_line(folder)}: {format_nbytes(nbytes)}")
-
-
-def _quantization(bits: Bits, group_size: int, scale_nbits: int, source: Path) -> "Quantization":
-    from mixoff import HQQ, Unquantized
-
-    if bits is Bits.none:
-        return Unquantized(stored_type(source))
-    return HQQ(nbits=int(bits.value), group_size=group_size, scale_nbits=scale_nbits)
 
 
 app.command()(record)

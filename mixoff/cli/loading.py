@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from mixoff.cli.options import Device
+from mixoff.cli.options import Bits, Device
 from mixoff.cli.printable import one_line
 from mixoff.cli.terminal import progress
 from mixoff.config import OffloadConfig
@@ -16,6 +16,29 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from mixoff.cache import ExpertCache
+    from mixoff.quantization import Quantization
+
+
+def offload_settings(
+    ctx: typer.Context,
+    offload_per_layer: int,
+    *,
+    device_memory: str | None,
+    host_memory: str,
+    policy: str = "lru",
+) -> OffloadConfig:
+    """Return the settings that a command was given; a budget replaces a default of experts outside.
+
+    Both at once, when typed, are refused as everywhere.
+    """
+    source = ctx.get_parameter_source("offload_per_layer")
+    typed = source is not None and source.name != "DEFAULT"
+    return OffloadConfig(
+        offload_per_layer=offload_per_layer if typed or device_memory is None else None,
+        device_memory=device_memory,
+        host_memory=host_memory,
+        policy=policy,
+    )
 
 
 def load(
@@ -25,10 +48,10 @@ def load(
     with progress("importing torch and transformers"):
         from transformers.utils import logging
 
-        from mixoff import build_model
+        from mixoff import build_model, plan_memory
         from mixoff.checkpoint import Checkpoint
     folder, where = named_folder(name), named_device(device)
-    offload.slots_per_layer(Checkpoint.open(folder).num_experts)  # refuse before a long load
+    plan_memory(Checkpoint.open(folder), offload, device=where)  # refuse before a long load
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with progress(f"loading {folder}"):
@@ -89,3 +112,12 @@ def stored_type(source: Path) -> str:
 
     config = read_json(source / "config.json")
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
+def quantization(bits: Bits, group_size: int, scale_nbits: int, source: Path) -> "Quantization":
+    """Return how weights are stored in so many bits; none of them keep a folder's type."""
+    from mixoff import HQQ, Unquantized
+
+    if bits is Bits.none:
+        return Unquantized(stored_type(source))
+    return HQQ(nbits=int(bits.value), group_size=group_size, scale_nbits=scale_nbits)

@@ -84,8 +84,16 @@ PolicyName = Annotated[
         autocompletion=complete_policy,
     ),
 ]
+DeviceMemory = Annotated[
+    str | None,
+    typer.Option(
+        help="All that the device may hold, such as 10GiB, or auto for what is free: "
+        "instead of --offload-per-layer.",
+        show_default=False,
+    ),
+]
 HostMemory = Annotated[
-    str, typer.Option(help="Host memory for records off the device, such as 10GiB.")
+    str, typer.Option(help="Host memory for records off the device, such as 10GiB, or auto.")
 ]
 DeviceOption = Annotated[
     Device, typer.Option(help="Where to compute; auto takes CUDA where there is a GPU for it.")

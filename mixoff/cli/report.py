@@ -121,22 +121,54 @@ def checkpoint_table(facts: dict[str, Any]) -> Table:
     return _table("The checkpoint", rows)
 
 
+def plan_facts(plan: "MemoryPlan") -> dict[str, Any]:
+    """Return a plan, and its sums, as JSON holds them; sizes are in bytes."""
+    sums = {"device_nbytes": plan.device_nbytes, "host_nbytes": plan.host_nbytes}
+    return asdict(plan) | sums | {"total": plan.total}
+
+
 def memory_table(plan: "MemoryPlan", num_experts: int) -> Table:
-    """Return where a run's bytes lie, for a person."""
-    rows = [
+    """Return what a run puts where, for a person."""
+    table = Table(title=f"A run on {plan.device}", title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, justify="right")
+    for section in (_device_rows(plan, num_experts), _host_rows(plan)):
+        for name, nbytes in section:
+            table.add_row(name, format_nbytes(nbytes))
+        table.add_section()
+    table.add_row("memory in all", format_nbytes(plan.total))
+    table.add_row("experts on disk, not in it", format_nbytes(plan.disk))
+    table.add_section()
+    table.add_row("experts found on the device", str(plan.experts_on_device))
+    kind = "" if plan.host_tier == "none" else f", {plan.host_tier}"
+    table.add_row(f"in host memory{kind}", str(plan.experts_on_host))
+    table.add_row("on disk only", str(plan.experts_on_disk))
+    table.add_row("disk reads", plan.io)
+    table.caption = f"{plan.io}: {plan.io_reason}"
+    table.caption_justify = "left"
+    return table
+
+
+def _device_rows(plan: "MemoryPlan", num_experts: int) -> list[tuple[str, int]]:
+    return [
         (f"slots, {plan.slots_per_layer} of {num_experts} experts in each layer", plan.slots),
-        ("staging, on the way to a GPU", plan.staging),
+        (f"staging, {plan.staging // plan.buffer_nbytes} experts on their way in", plan.staging),
         ("trunk", plan.trunk),
         (f"KV cache, {plan.context} tokens", plan.kv_cache),
         ("workspace", plan.workspace),
-        ("host memory for records", plan.host),
     ]
-    table = _table("A run", [(name, format_nbytes(nbytes)) for name, nbytes in rows])
-    table.columns[1].justify = "right"
-    table.add_section()
-    table.add_row("memory in all", format_nbytes(plan.total))
-    table.add_row("experts on disk, not in it", format_nbytes(plan.disk))
-    return table
+
+
+def _host_rows(plan: "MemoryPlan") -> list[tuple[str, int]]:
+    rows = [("host memory for records", plan.host)]
+    if plan.bounce:
+        rows = [
+            ("the device in all", plan.device_nbytes),
+            *rows,
+            ("host memory on the way to the device", plan.bounce),
+            ("pinned of both", plan.pinned),
+        ]
+    return rows
 
 
 def trace_facts(trace: "Trace") -> dict[str, Any]:
