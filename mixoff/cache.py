@@ -10,12 +10,12 @@ from torch import Tensor
 from mixoff.config import OffloadConfig
 from mixoff.errors import MixoffError
 from mixoff.policies import policy_named
-from mixoff.quantization import QuantizedTensor
+from mixoff.quantization import PackedMatrix
 from mixoff.records import RecordLayout, aligned_buffer
 from mixoff.residency import Residency
 from mixoff.store import RecordStore
 
-Expert = Mapping[str, QuantizedTensor]
+Expert = Mapping[str, PackedMatrix]
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,16 @@ class CacheStats:
 class _Slot:
     """A device buffer for one record of a layer, and its tensors as views."""
 
-    def __init__(self, layout: RecordLayout, device: torch.device) -> None:
-        self.buffer = aligned_buffer(layout.stride, device)
-        self.expert: Expert = layout.tensors(self.buffer)
+    expert: Expert
+
+    def __init__(self, nbytes: int, device: torch.device) -> None:
+        self.buffer = aligned_buffer(nbytes, device)
+        self._layout: RecordLayout | None = None
+
+    def show(self, layout: RecordLayout) -> None:
+        """Let `expert` be what the buffer holds, a record of this layout."""
+        if self._layout is not layout:
+            self._layout, self.expert = layout, layout.tensors(self.buffer)
 
 
 class ExpertCache:
@@ -81,7 +88,7 @@ class ExpertCache:
     store
         Holds every record.
     layouts
-        The record layout of each layer.
+        The layout of each record, ``layouts[layer][expert]``.
     num_experts
         Experts of a layer.
     offload
@@ -100,7 +107,7 @@ class ExpertCache:
     def __init__(
         self,
         store: RecordStore,
-        layouts: Sequence[RecordLayout],
+        layouts: Sequence[Sequence[RecordLayout]],
         *,
         num_experts: int,
         offload: OffloadConfig,
@@ -112,10 +119,11 @@ class ExpertCache:
         self._store = store
         policy = policy_named(offload.policy)
         self._residency = [Residency(num_experts, self.slots_per_layer, policy) for _ in layouts]
+        self._layouts = layouts
+        largest = max(layout.stride for layer in layouts for layout in layer)
         self._slots = [
-            [_Slot(layout, device) for _ in range(self.slots_per_layer)] for layout in layouts
+            [_Slot(largest, device) for _ in range(self.slots_per_layer)] for _ in layouts
         ]
-        largest = max(layout.stride for layout in layouts)
         self._staging = None if device.type == "cpu" else aligned_buffer(largest)
         self._hits = [0] * len(layouts)
         self._misses = [0] * len(layouts)
@@ -180,6 +188,7 @@ class ExpertCache:
         residency = self._residency[layer]
         slot, _ = residency.vacate(demand)
         self._copy(layer, expert, self._slots[layer][slot].buffer, keep=keep)
+        self._slots[layer][slot].show(self._layouts[layer][expert])
         residency.occupy(slot, expert)
 
     def _copy(self, layer: int, expert: int, buffer: Tensor, *, keep: bool) -> None:

@@ -14,19 +14,20 @@ from mixoff.errors import CheckpointError
 
 @dataclass(frozen=True)
 class RecordLocation:
-    """Where one expert's record lies on disk, and the CRC-32 of its bytes."""
+    """Where one expert's record lies on disk, and the CRC-32 of its bytes if it is known."""
 
     file: Path
     offset: int
     nbytes: int
-    crc32: int
+    crc32: int | None
 
 
 class RecordStore:
     """Every expert's record, read from disk or from host memory.
 
-    A record's checksum is verified when it is first read. Records that were read are kept in host
-    memory as long as the budget lasts; they never change, so nothing is ever written back.
+    A record's checksum, if there is one, is verified when it is first read. Records that were read
+    are kept in host memory as long as the budget lasts; they never change, so nothing is ever
+    written back.
 
     Parameters
     ----------
@@ -68,7 +69,7 @@ class RecordStore:
             return
         self._read_from_disk(location, record)
         if (layer, expert) not in self._verified:
-            if zlib.crc32(record.numpy().data) != location.crc32:
+            if location.crc32 not in (None, zlib.crc32(record.numpy().data)):
                 raise CheckpointError(
                     f"{location.file}: expert {expert} of layer {layer} is damaged (its checksum "
                     "differs): fetch or convert the checkpoint again."

@@ -88,7 +88,7 @@ class Files:
     def cache(self, slots: int, policy: str | Policy = "lru", host_memory: int = 0) -> ExpertCache:
         return ExpertCache(
             RecordStore(self.locations(), host_memory),
-            [LAYOUT] * self.layers,
+            [[LAYOUT] * self.experts] * self.layers,
             num_experts=self.experts,
             offload=OffloadConfig(offload_per_layer=self.experts - slots, policy=policy),
             device=CPU,
