@@ -1,11 +1,18 @@
 """From a checkpoint to a transformers model and its cache. Knows transformers' loading hooks."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+)
 from transformers.quantizers.auto import (
     AUTO_QUANTIZER_MAPPING,
     register_quantization_config,
@@ -15,13 +22,13 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from mixoff.cache import ExpertCache, cache_of
-from mixoff.checkpoint import QUANT_METHOD, Checkpoint, quantization_settings, scheme_from_settings
+from mixoff.checkpoint import QUANT_METHOD, quantization_settings, scheme_from_settings
 from mixoff.config import OffloadConfig, parse_nbytes
 from mixoff.errors import CheckpointError, ConfigError, MixoffError
+from mixoff.formats import AnyCheckpoint, open_checkpoint
 from mixoff.hub import checkpoint_folder
 from mixoff.layers import OffloadedExperts, QuantizedLinear
 from mixoff.plan import compute_dtype
-from mixoff.records import RecordLayout
 from mixoff.store import RecordStore
 
 
@@ -54,16 +61,22 @@ def build_model(
         If `offload` can't be met by this model, or the device can't be used.
     """
     path = checkpoint_folder(name_or_path)
-    checkpoint = Checkpoint.open(path)  # says what is wrong before transformers stumbles over it
-    (offload or OffloadConfig()).slots_per_layer(checkpoint.num_experts)
+    checkpoint = open_checkpoint(path)  # says what is wrong before transformers stumbles over it
+    offload = offload or OffloadConfig()
+    offload.slots_per_layer(checkpoint.num_experts)
     device = _usable(device)
     register()
-    config = AutoConfig.from_pretrained(path)
-    config.quantization_config |= {"offload": offload, "dtype": dtype}
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    config.quantization_config = {
+        "quant_method": QUANT_METHOD,
+        "checkpoint": checkpoint,
+        "offload": offload,
+        "dtype": dtype,
+    }
     options: dict[str, Any] = {"dtype": dtype} if dtype is not None else {}
     if device.type != "cpu":
         options["device_map"] = {"": device}
-    model = AutoModelForCausalLM.from_pretrained(path, config=config, **options)
+    model = _load(checkpoint, config=config, **options)
     return model, cache_of(model)
 
 
@@ -78,17 +91,22 @@ def register() -> None:
 
 
 class MixoffQuantizationConfig(QuantizationConfigMixin):
-    """What ``config.json`` holds of a mixoff checkpoint, and how this run offloads and computes."""
+    """What ``config.json`` holds of a mixoff checkpoint, and how this run offloads and computes.
+
+    `build_model` gives the opened checkpoint, so that it needn't be opened again.
+    """
 
     def __init__(
         self,
         *,
+        checkpoint: AnyCheckpoint | None = None,
         offload: OffloadConfig | None = None,
         dtype: torch.dtype | None = None,
         **settings: Any,
     ) -> None:
         self.quant_method = QUANT_METHOD  # type: ignore[assignment]  # an enum of transformers' own
-        self.scheme = scheme_from_settings(settings)
+        self.checkpoint = checkpoint
+        self.scheme = checkpoint.scheme if checkpoint else scheme_from_settings(settings)
         self.offload = offload or OffloadConfig()
         self.dtype = dtype
 
@@ -140,15 +158,20 @@ class MixoffQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: nn.Module, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> None:
-        if not checkpoint_files:
-            raise MixoffError("mixoff needs a checkpoint folder to take experts from.")
-        self._checkpoint = Checkpoint.open(Path(checkpoint_files[0]).parent)
-        self._checkpoint.verify_trunk()
+        self._checkpoint = self._opened(checkpoint_files)
+        self._checkpoint.verify()
         _replace_attention(model, self._checkpoint)
         _replace_experts(model)
         _check_tensors(model, self._checkpoint)
         ignored = set(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
         model._keys_to_ignore_on_load_unexpected = ignored | {r"\.mlp\.experts\."}  # type: ignore[assignment]
+
+    def _opened(self, checkpoint_files: list[str] | None) -> AnyCheckpoint:
+        if (checkpoint := self.quantization_config.checkpoint) is not None:
+            return checkpoint
+        if not checkpoint_files:
+            raise MixoffError("mixoff needs a checkpoint folder to take experts from.")
+        return open_checkpoint(Path(checkpoint_files[0]).parent)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         _settle_parameters(model)
@@ -156,7 +179,7 @@ class MixoffQuantizer(HfQuantizer):
         store = RecordStore(checkpoint.expert_locations(), parse_nbytes(offload.host_memory))
         cache = ExpertCache(
             store,
-            [checkpoint.expert_layout] * checkpoint.num_layers,
+            checkpoint.expert_layouts(),
             num_experts=checkpoint.num_experts,
             offload=offload,
             device=next(model.parameters()).device,
@@ -165,6 +188,17 @@ class MixoffQuantizer(HfQuantizer):
             if isinstance(module, OffloadedExperts):
                 module.cache = cache
         return model
+
+
+def _load(checkpoint: AnyCheckpoint, **options: Any) -> PreTrainedModel:
+    state = checkpoint.trunk_state()
+    if state is None:
+        return AutoModelForCausalLM.from_pretrained(checkpoint.path, **options)
+    model = MixtralForCausalLM.from_pretrained(None, state_dict=state, **options)
+    model.name_or_path = model.config.name_or_path = str(checkpoint.path)
+    with suppress(OSError):  # most have no such file
+        model.generation_config = GenerationConfig.from_pretrained(checkpoint.path)
+    return model
 
 
 def _usable(device: str | torch.device) -> torch.device:
@@ -177,11 +211,11 @@ def _usable(device: str | torch.device) -> torch.device:
         ) from None
 
 
-def _replace_attention(model: nn.Module, checkpoint: Checkpoint) -> None:
+def _replace_attention(model: nn.Module, checkpoint: AnyCheckpoint) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and ".self_attn." in name:
             shape = (module.out_features, module.in_features)
-            layout = RecordLayout(checkpoint.scheme.attention, (("weight", shape),))
+            layout = checkpoint.attention_layout(f"{name}.weight", shape)
             model.set_submodule(name, QuantizedLinear(module, layout))
 
 
@@ -200,11 +234,10 @@ def _settle_parameters(model: nn.Module) -> None:
             parameter.data = parameter.data.clone()
 
 
-def _check_tensors(model: nn.Module, checkpoint: Checkpoint) -> None:
+def _check_tensors(model: nn.Module, checkpoint: AnyCheckpoint) -> None:
     """Refuse a checkpoint without all tensors: transformers would make the others up."""
     prefix = f"{model.base_model_prefix}."
-    entries = [item for shard in checkpoint.shards.values() for item in shard.tensors.items()]
-    found = {name: entry.shape for name, entry in entries}
+    found = {name: tensor.shape for name, tensor in checkpoint.trunk.items()}
     found |= {name.removeprefix(prefix): shape for name, shape in found.items()}
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     for name, parameter in model.named_parameters():

@@ -1,14 +1,14 @@
 """How many bytes lie in which tier. Knows sizes; moves nothing."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from mixoff.checkpoint import Checkpoint
 from mixoff.config import OffloadConfig, parse_nbytes
+from mixoff.formats import AnyCheckpoint
 from mixoff.quantization import Unquantized
-from mixoff.shards import DTYPES
 
 PREFILL_TOKENS = 512  # tokens that a chat computes at once
 _DEFAULT_CONTEXT = 4096
@@ -59,7 +59,7 @@ def compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def plan_memory(
-    checkpoint: Checkpoint,
+    checkpoint: AnyCheckpoint,
     offload: OffloadConfig,
     *,
     device: str | torch.device = "cpu",
@@ -86,19 +86,20 @@ def plan_memory(
     dtype = dtype or compute_dtype(_stored_dtype(config), device)
     slots_per_layer = offload.slots_per_layer(checkpoint.num_experts)
     context = context or min(int(config["max_position_embeddings"]), _DEFAULT_CONTEXT)
-    stride = checkpoint.expert_layout.stride
-    experts = checkpoint.num_layers * checkpoint.num_experts
+    layouts = [layout for layer in checkpoint.expert_layouts() for layout in layer]
+    stride = max(layout.stride for layout in layouts)
+    disk = sum(place.nbytes for layer in checkpoint.expert_locations() for place in layer)
     return MemoryPlan(
         trunk=_trunk_nbytes(checkpoint, dtype),
         slots=checkpoint.num_layers * slots_per_layer * stride,
         staging=0 if device.type == "cpu" else stride,
-        host=min(parse_nbytes(offload.host_memory), experts * stride),
+        host=min(parse_nbytes(offload.host_memory), disk),
         kv_cache=_kv_nbytes_per_token(config) * dtype.itemsize * context,
         workspace=_workspace_nbytes(checkpoint, dtype),
-        disk=experts * stride,
+        disk=disk,
         context=context,
         slots_per_layer=slots_per_layer,
-        expert_nbytes=checkpoint.expert_layout.nbytes,
+        expert_nbytes=max(layout.nbytes for layout in layouts),
     )
 
 
@@ -107,11 +108,10 @@ def _stored_dtype(config: Any) -> torch.dtype:
     return getattr(torch, str(name))  # type: ignore[no-any-return]
 
 
-def _trunk_nbytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
-    names = checkpoint.trunk_names
-    entries = [e for s in checkpoint.shards.values() for n, e in s.tensors.items() if n in names]
-    packed = sum(entry.nbytes for entry in entries if entry.dtype == "U8")
-    plain = sum(e.nbytes // DTYPES[e.dtype].itemsize for e in entries if e.dtype != "U8")
+def _trunk_nbytes(checkpoint: AnyCheckpoint, dtype: torch.dtype) -> int:
+    tensors = checkpoint.trunk.values()
+    packed = sum(tensor.nbytes for tensor in tensors if tensor.dtype is torch.uint8)
+    plain = sum(math.prod(t.shape) for t in tensors if t.dtype is not torch.uint8)
     return packed + plain * dtype.itemsize
 
 
@@ -122,12 +122,13 @@ def _kv_nbytes_per_token(config: Any) -> int:
     return 2 * int(config["num_hidden_layers"]) * kv_heads * head_dim
 
 
-def _workspace_nbytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
+def _workspace_nbytes(checkpoint: AnyCheckpoint, dtype: torch.dtype) -> int:
     hidden, inner = (
         int(checkpoint.config["hidden_size"]),
         int(checkpoint.config["intermediate_size"]),
     )
-    weights = 2 * inner * hidden
+    layouts = [layout for layer in checkpoint.expert_layouts() for layout in layer]
+    weights = max(math.prod(shape) for layout in layouts for _, shape in layout.shapes)
     experts = checkpoint.scheme.experts
     if isinstance(experts, Unquantized):
         matrix = 0 if getattr(torch, experts.dtype) is dtype else weights * dtype.itemsize

@@ -26,9 +26,9 @@ def load(
         from transformers.utils import logging
 
         from mixoff import build_model
-        from mixoff.checkpoint import Checkpoint
+        from mixoff.formats import open_checkpoint
     folder, where = named_folder(name), named_device(device)
-    offload.slots_per_layer(Checkpoint.open(folder).num_experts)  # refuse before a long load
+    offload.slots_per_layer(open_checkpoint(folder).num_experts)  # refuse before a long load
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with progress(f"loading {folder}"):
