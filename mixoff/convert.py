@@ -111,16 +111,16 @@ class _Source:
 
     def _expert_shapes(self) -> Iterator[tuple[str, Shape]]:
         shapes = self.model.expert_shapes()
-        (inner, hidden), down, _ = shapes
+        inner, hidden = shapes["w1"]
         for layer in range(self.model.num_layers):
             prefix = f"model.layers.{layer}.mlp.experts."
             if self._is_stacked(layer):
                 yield prefix + "gate_up_proj", (self.model.num_experts, 2 * inner, hidden)
-                yield prefix + "down_proj", (self.model.num_experts, *down)
+                yield prefix + "down_proj", (self.model.num_experts, hidden, inner)
                 continue
             for expert in range(self.model.num_experts):
-                for number, shape in enumerate(shapes, start=1):
-                    yield f"{prefix}{expert}.w{number}.weight", shape
+                for matrix, shape in shapes.items():
+                    yield f"{prefix}{expert}.{matrix}.weight", shape
 
     def _is_stacked(self, layer: int) -> bool:
         return experts_tensor(layer) in self._home

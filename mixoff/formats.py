@@ -26,6 +26,7 @@ def _is_released(path: Path) -> bool:
     settings = read_json(path / "config.json").get("quantization_config")
     if isinstance(settings, dict) and settings.get("quant_method") == QUANT_METHOD:
         return False
-    if not (path / INDEX_NAME).is_file():
-        return any(path.glob("model-layer*-expert*.safetensors"))
-    return is_released_layout(read_json(path / INDEX_NAME).get("weight_map"))
+    if any(path.glob("model-layer*-expert*.safetensors")):  # whatever became of the index
+        return True
+    index = path / INDEX_NAME
+    return index.is_file() and is_released_layout(read_json(index).get("weight_map"))

@@ -33,10 +33,10 @@ class Mixtral:
         """Experts of a layer."""
         return self._setting("num_local_experts")
 
-    def expert_shapes(self) -> tuple[Shape, Shape, Shape]:
+    def expert_shapes(self) -> dict[str, Shape]:
         """Return the shapes of an expert's w1 (gate), w2 (down) and w3 (up)."""
         hidden, inner = self._setting("hidden_size"), self._setting("intermediate_size")
-        return (inner, hidden), (hidden, inner), (inner, hidden)
+        return {"w1": (inner, hidden), "w2": (hidden, inner), "w3": (inner, hidden)}
 
     def attention_shapes(self) -> dict[str, Shape]:
         """Return the shapes of a layer's attention matrices."""

@@ -10,9 +10,10 @@ Nothing in these files is a checksum: what can be checked are names, types, shap
 are numbers.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,7 @@ class ReleasedCheckpoint:
         if not path.is_dir():
             raise CheckpointError(f"{path}: no such folder.")
         checkpoint = cls(path, _read_config(path), _read_index(path))
-        checkpoint.scheme  # noqa: B018 - what can't be read is refused here, not at its first use
-        checkpoint.trunk  # noqa: B018
+        checkpoint._experts, checkpoint.trunk  # noqa: B018 - what is wrong with them is said here
         return checkpoint
 
     @property
@@ -81,9 +81,11 @@ class ReleasedCheckpoint:
 
     @cached_property
     def scheme(self) -> Scheme:
-        """How the first attention matrix and the first expert are stored."""
-        attention = next(iter(self._attention.values()))
-        return Scheme(attention.quantization, self._experts[0][0][0].quantization)
+        """How attention and experts are stored, as the shapes of all their tensors tell."""
+        return Scheme(
+            attention=self._read_off_all(self._attention_matrices()),
+            experts=self._read_off_all(self._expert_matrices()),
+        )
 
     def expert_layouts(self) -> list[list[RecordLayout]]:
         """Return where the tensors of each record lie in it, ``[layer][expert]``."""
@@ -127,7 +129,7 @@ class ReleasedCheckpoint:
             If one is infinite or none at all.
         """
         floats = [part for part in _PARTS if not part.endswith("_q") and part != "W_q"]
-        for prefix in self._quantized():
+        for prefix, _ in chain(self._attention_matrices(), self._expert_matrices()):
             for part in floats:
                 shard, _ = self._tensor(prefix + part)
                 if not shard.read(_name_in_file(prefix + part)).isfinite().all():
@@ -141,13 +143,10 @@ class ReleasedCheckpoint:
 
     @cached_property
     def _attention(self) -> dict[str, RecordLayout]:
-        layouts = {}
-        for layer in range(self.num_layers):
-            for matrix, shape in self._model.attention_shapes().items():
-                name = f"model.layers.{layer}.self_attn.{matrix}.weight"
-                quantization = self._read_off(name.removesuffix("weight"), shape)
-                layouts[name] = RecordLayout(quantization, (("weight", shape),))
-        return layouts
+        return {
+            f"{prefix}weight": RecordLayout(self.scheme.attention, (("weight", shape),))
+            for prefix, shape in self._attention_matrices()
+        }
 
     @cached_property
     def _experts(self) -> list[list[tuple[RecordLayout, RecordLocation]]]:
@@ -167,38 +166,47 @@ class ReleasedCheckpoint:
         return found
 
     def _expert(self, prefix: str) -> tuple[RecordLayout, RecordLocation]:
-        w1, w2, w3 = self._model.expert_shapes()
-        shapes = {"w1": w1, "w2": w2, "w3": w3}
-        schemes = {name: self._read_off(f"{prefix}{name}.", shapes[name]) for name in shapes}
+        shapes = self._model.expert_shapes()
         names = [f"{prefix}{matrix}.{part}" for matrix, _ in _EXPERT_MATRICES for part in _PARTS]
         shards, entries = zip(*map(self._tensor, names), strict=True)
         path, start = shards[0].path, min(entry.offset for entry in entries)
         nbytes = max(entry.offset + entry.nbytes for entry in entries) - start
-        if len(set(schemes.values())) > 1:
-            raise CheckpointError(
-                f"{path}: w1, w2 and w3 are stored in different ways "
-                f"({', '.join(map(str, schemes.values()))}): mixoff reads experts of one."
-            )
         if {shard.path for shard in shards} != {path} or nbytes != sum(e.nbytes for e in entries):
             raise CheckpointError(
                 f"{path}: other tensors lie between those of {prefix.removesuffix('.')}: mixoff "
                 "reads an expert at once, so write each into a file of its own."
             )
         layout = RecordLayout(
-            schemes["w1"],
+            self.scheme.experts,
             tuple((name, shapes[matrix]) for matrix, name in _EXPERT_MATRICES),
             tuple(entry.offset - start for entry in entries),
         )
         return layout, RecordLocation(path, start, nbytes, None)
 
-    def _quantized(self) -> Iterator[str]:
-        """Yield what the names of each quantized matrix's parts begin with."""
-        for name in self._attention:
-            yield name.removesuffix("weight")
+    def _attention_matrices(self) -> Iterator[tuple[str, Shape]]:
+        """Yield what the names of each attention matrix's parts begin with, and its shape."""
+        for layer in range(self.num_layers):
+            for matrix, shape in self._model.attention_shapes().items():
+                yield f"model.layers.{layer}.self_attn.{matrix}.", shape
+
+    def _expert_matrices(self) -> Iterator[tuple[str, Shape]]:
+        """Yield what the names of each expert matrix's parts begin with, and its shape."""
         for layer in range(self.num_layers):
             for expert in range(self.num_experts):
-                for matrix, _ in _EXPERT_MATRICES:
-                    yield f"{_expert_prefix(layer, expert)}{matrix}."
+                for matrix, shape in self._model.expert_shapes().items():
+                    yield f"{_expert_prefix(layer, expert)}{matrix}.", shape
+
+    def _read_off_all(self, matrices: Iterable[tuple[str, Shape]]) -> HQQAxis0:
+        found = {prefix: self._read_off(prefix, shape) for prefix, shape in matrices}
+        first, *others = found
+        for other in others:
+            if found[other] != found[first]:
+                raise CheckpointError(
+                    f"{self.path}: {first}* is stored as {found[first]} and {other}* as "
+                    f"{found[other]}, or their shapes aren't those that config.json tells of: "
+                    "mixoff reads one way for all attention and one for all experts."
+                )
+        return found[first]
 
     def _read_off(self, prefix: str, shape: Shape) -> HQQAxis0:
         specs: PartSpecs = {}
