@@ -31,7 +31,12 @@ class Bits:
     def quantize(self, weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Return the tensors that are written, and the matrix that they stand for."""
         packed, meta = Quantizer.quantize(
-            weight, nbits=self.nbits, group_size=self.group_size, axis=0, device="cpu"
+            weight,
+            nbits=self.nbits,
+            group_size=self.group_size,
+            axis=0,
+            round_zero=self.nbits == 4,  # as hqq's own settings have it
+            device="cpu",
         )
         scale, of_scale = _bytes(meta["scale"].view(self.scale_group_size, -1), "scale")
         zero, of_zero = _bytes(meta["zero"].view(-1, 1), "zero")

@@ -26,6 +26,7 @@ from mixoff.store import RecordLocation, RecordStore
 
 LAYOUT = RecordLayout(Unquantized("float32"), (("weight", (3, 5)),))
 CPU = torch.device("cpu")
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 def stamp(layer: int, expert: int) -> float:
@@ -312,3 +313,21 @@ def test_rates_are_hits_over_all_that_was_asked_for():
 
 def test_nothing_asked_for_is_no_rate():
     assert math.isnan(CacheStats((0,), (0,), 0).hit_rate)
+
+
+def test_each_expert_has_the_tensors_of_its_own_layout(tmp_path: Path):
+    layouts = [RecordLayout(Unquantized(dtype), (("weight", (3, 5)),)) for dtype in DTYPES]
+    for expert, dtype in enumerate(DTYPES):
+        weight = torch.full((3, 5), expert + 1, dtype=getattr(torch, dtype))
+        (tmp_path / dtype).write_bytes(weight.view(torch.uint8).numpy().tobytes())
+    places = [
+        RecordLocation(tmp_path / dtype, 0, layout.nbytes, None)
+        for dtype, layout in zip(DTYPES, layouts, strict=True)
+    ]
+    offload = OffloadConfig(offload_per_layer=2)
+    cache = ExpertCache(
+        RecordStore([places]), [layouts], num_experts=3, offload=offload, device=CPU
+    )
+    for _ in range(2):
+        for expert, tensors in cache.acquire(0, range(3)):
+            assert (tensors["weight"].dequantize() == expert + 1).all()

@@ -279,6 +279,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: change(f / EXPERT, w1__W_q=torch.zeros(4, 8000, dtype=torch.uint8)),
         r"w1 is no 512 x 256 matrix, .*W_q is uint8 \[4, 8000\] where uint8 \[4, 8192\] would fit",
     ),
+    "codes packed by rows": (
+        lambda f: change(f / EXPERT, w1__W_q=torch.zeros(52, 256, dtype=torch.int32)),
+        r"W_q is int32 \[52, 256\] where int32 \[2, 8192\] would fit",
+    ),
     "codes of another type": (
         lambda f: change(f / EXPERT, w1__W_q=torch.zeros(4, 8192, dtype=torch.int64)),
         r"w1\.W_q is I64 and begins at byte \d+: no type that mixoff reads",
