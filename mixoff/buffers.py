@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from mixoff.devices import Event
-from mixoff.quantization import QuantizedTensor
+from mixoff.quantization import PackedMatrix
 from mixoff.records import PAGE, RecordLayout, align, aligned_buffer
 from mixoff.transfer import Ticket
 
-Expert = Mapping[str, QuantizedTensor]
+Expert = Mapping[str, PackedMatrix]
 
 CHUNK = 8 << 20  # bytes moved in one step: a demand waits for no more of a guess
 _MAX_VIEWS = 16  # layouts and starts that a buffer remembers its tensors for

@@ -1,12 +1,18 @@
 """From a checkpoint to a transformers model and its cache. Knows transformers' loading hooks."""
 
-from dataclasses import replace
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+)
 from transformers.quantizers.auto import (
     AUTO_QUANTIZER_MAPPING,
     register_quantization_config,
@@ -15,18 +21,16 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from mixoff.assembly import expert_cache
 from mixoff.cache import ExpertCache, cache_of
-from mixoff.checkpoint import QUANT_METHOD, Checkpoint, quantization_settings, scheme_from_settings
-from mixoff.config import OffloadConfig, parse_nbytes
-from mixoff.disk import DiskReader
+from mixoff.checkpoint import QUANT_METHOD, quantization_settings, scheme_from_settings
+from mixoff.config import OffloadConfig
 from mixoff.errors import CheckpointError, ConfigError, MixoffError
+from mixoff.formats import AnyCheckpoint, open_checkpoint
 from mixoff.hub import checkpoint_folder
 from mixoff.layers import OffloadedExperts, QuantizedLinear
-from mixoff.plan import compute_dtype, plan_memory
-from mixoff.records import RecordLayout
-from mixoff.store import RecordStore
-from mixoff.tiers import HostDevice
-from mixoff.transfer import Transfers
+from mixoff.plan import MemoryPlan, compute_dtype, plan_memory
+from mixoff.predictors import Prefetcher, predictor_named
 
 
 def build_model(
@@ -59,16 +63,23 @@ def build_model(
         used.
     """
     path = checkpoint_folder(name_or_path)
-    checkpoint = Checkpoint.open(path)  # says what is wrong before transformers stumbles over it
+    checkpoint = open_checkpoint(path)  # says what is wrong before transformers stumbles over it
+    offload = offload or OffloadConfig()
     device = _usable(device)
-    offload = _settled(offload or OffloadConfig(), checkpoint, device, dtype)
+    plan = plan_memory(checkpoint, offload, device=device, dtype=dtype)
     register()
-    config = AutoConfig.from_pretrained(path)
-    config.quantization_config |= {"offload": offload, "dtype": dtype}
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    config.quantization_config = {
+        "quant_method": QUANT_METHOD,
+        "checkpoint": checkpoint,
+        "offload": offload,
+        "plan": plan,
+        "dtype": dtype,
+    }
     options: dict[str, Any] = {"dtype": dtype} if dtype is not None else {}
     if device.type != "cpu":
         options["device_map"] = {"": device}
-    model = AutoModelForCausalLM.from_pretrained(path, config=config, **options)
+    model = _load(checkpoint, config=config, **options)
     return model, cache_of(model)
 
 
@@ -83,18 +94,25 @@ def register() -> None:
 
 
 class MixoffQuantizationConfig(QuantizationConfigMixin):
-    """What ``config.json`` holds of a mixoff checkpoint, and how this run offloads and computes."""
+    """What ``config.json`` holds of a mixoff checkpoint, and how this run offloads and computes.
+
+    `build_model` gives the opened checkpoint and its plan, made while nothing is loaded yet.
+    """
 
     def __init__(
         self,
         *,
+        checkpoint: AnyCheckpoint | None = None,
         offload: OffloadConfig | None = None,
+        plan: MemoryPlan | None = None,
         dtype: torch.dtype | None = None,
         **settings: Any,
     ) -> None:
         self.quant_method = QUANT_METHOD  # type: ignore[assignment]  # an enum of transformers' own
-        self.scheme = scheme_from_settings(settings)
+        self.checkpoint = checkpoint
+        self.scheme = checkpoint.scheme if checkpoint else scheme_from_settings(settings)
         self.offload = offload or OffloadConfig()
+        self.plan = plan
         self.dtype = dtype
 
     def to_dict(self) -> dict[str, Any]:
@@ -145,46 +163,65 @@ class MixoffQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: nn.Module, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> None:
-        if not checkpoint_files:
-            raise MixoffError("mixoff needs a checkpoint folder to take experts from.")
-        self._checkpoint = Checkpoint.open(Path(checkpoint_files[0]).parent)
-        self._checkpoint.verify_trunk()
+        self._checkpoint = self._opened(checkpoint_files)
+        self._plan = self.quantization_config.plan or plan_memory(
+            self._checkpoint,
+            self.quantization_config.offload,
+            device="cpu" if self._on_cpu else "cuda",
+            dtype=self.quantization_config.dtype,
+        )
+        self._checkpoint.verify()
         _replace_attention(model, self._checkpoint)
         _replace_experts(model)
         _check_tensors(model, self._checkpoint)
         ignored = set(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
         model._keys_to_ignore_on_load_unexpected = ignored | {r"\.mlp\.experts\."}  # type: ignore[assignment]
 
+    def _opened(self, checkpoint_files: list[str] | None) -> AnyCheckpoint:
+        if (checkpoint := self.quantization_config.checkpoint) is not None:
+            return checkpoint
+        if not checkpoint_files:
+            raise MixoffError("mixoff needs a checkpoint folder to take experts from.")
+        return open_checkpoint(Path(checkpoint_files[0]).parent)
+
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         _settle_parameters(model)
-        cache = _expert_cache(model, self._checkpoint, self.quantization_config.offload)
-        modules = [module for module in model.modules() if isinstance(module, OffloadedExperts)]
-        for module in modules:
-            module.cache = cache
+        offload, device = self.quantization_config.offload, next(model.parameters()).device
+        cache = expert_cache(self._checkpoint, offload, self._plan, device)
+        _attach(model, cache, offload)
         return model
 
 
-def _expert_cache(model: nn.Module, checkpoint: Checkpoint, offload: OffloadConfig) -> ExpertCache:
-    layouts = [[checkpoint.expert_layout] * checkpoint.num_experts] * checkpoint.num_layers
-    nbytes = checkpoint.expert_layout.stride
-    store = RecordStore(checkpoint.expert_locations(), DiskReader("buffered"))
-    kept = parse_nbytes(offload.host_memory) // nbytes
-    return ExpertCache(
-        HostDevice(store, Transfers(), nbytes=nbytes, kept=kept),
-        layouts,
-        slots_per_layer=offload.slots_per_layer(checkpoint.num_experts),
-        policy=offload.policy,
-        device=next(model.parameters()).device,
-    )
+def _attach(model: nn.Module, cache: ExpertCache, offload: OffloadConfig) -> None:
+    """Give each layer's experts the cache, and what guesses for it."""
+    blocks = [block for block in model.modules() if _experts_of(block) is not None]
+    prefetcher = None
+    if offload.prefetch:
+        predictor = predictor_named(offload.predictor, [block.gate for block in blocks])
+        prefetcher = Prefetcher(
+            cache, predictor, experts=offload.prefetch, layers_ahead=offload.layers_ahead
+        )
+    for block in blocks:
+        experts = _experts_of(block)
+        assert experts is not None
+        experts.cache, experts.prefetcher = cache, prefetcher
 
 
-def _settled(
-    offload: OffloadConfig, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None
-) -> OffloadConfig:
-    """Return settings without budgets that depend on what is free, which loading changes."""
-    plan = plan_memory(checkpoint, offload, device=device, dtype=dtype)
-    outside = checkpoint.num_experts - plan.slots_per_layer
-    return replace(offload, offload_per_layer=outside, device_memory=None, host_memory=plan.host)
+def _experts_of(block: nn.Module) -> OffloadedExperts | None:
+    """Return the experts that stand beside a gate in a block of the model."""
+    children = block.children() if hasattr(block, "gate") else ()
+    return next((child for child in children if isinstance(child, OffloadedExperts)), None)
+
+
+def _load(checkpoint: AnyCheckpoint, **options: Any) -> PreTrainedModel:
+    state = checkpoint.trunk_state()
+    if state is None:
+        return AutoModelForCausalLM.from_pretrained(checkpoint.path, **options)
+    model = MixtralForCausalLM.from_pretrained(None, state_dict=state, **options)
+    model.name_or_path = model.config.name_or_path = str(checkpoint.path)
+    with suppress(OSError):  # most have no such file
+        model.generation_config = GenerationConfig.from_pretrained(checkpoint.path)
+    return model
 
 
 def _usable(device: str | torch.device) -> torch.device:
@@ -197,11 +234,11 @@ def _usable(device: str | torch.device) -> torch.device:
         ) from None
 
 
-def _replace_attention(model: nn.Module, checkpoint: Checkpoint) -> None:
+def _replace_attention(model: nn.Module, checkpoint: AnyCheckpoint) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and ".self_attn." in name:
             shape = (module.out_features, module.in_features)
-            layout = RecordLayout(checkpoint.scheme.attention, (("weight", shape),))
+            layout = checkpoint.attention_layout(f"{name}.weight", shape)
             model.set_submodule(name, QuantizedLinear(module, layout))
 
 
@@ -220,11 +257,10 @@ def _settle_parameters(model: nn.Module) -> None:
             parameter.data = parameter.data.clone()
 
 
-def _check_tensors(model: nn.Module, checkpoint: Checkpoint) -> None:
+def _check_tensors(model: nn.Module, checkpoint: AnyCheckpoint) -> None:
     """Refuse a checkpoint without all tensors: transformers would make the others up."""
     prefix = f"{model.base_model_prefix}."
-    entries = [item for shard in checkpoint.shards.values() for item in shard.tensors.items()]
-    found = {name: entry.shape for name, entry in entries}
+    found = {name: tensor.shape for name, tensor in checkpoint.trunk.items()}
     found |= {name.removeprefix(prefix): shape for name, shape in found.items()}
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     for name, parameter in model.named_parameters():

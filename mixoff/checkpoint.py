@@ -15,16 +15,20 @@ mixoff fails on their shapes instead of making experts up.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from mixoff.errors import CheckpointError, ConfigError
-from mixoff.quantization import Scheme, quantization_from_dict
+from mixoff.quantization import Scheme, Shape, quantization_from_dict
 from mixoff.records import RecordLayout
-from mixoff.shards import Shard, read_shard
+from mixoff.shards import DTYPES, Shard, read_shard
 from mixoff.store import RecordLocation
 
 FORMAT_VERSION = 1
@@ -101,6 +105,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class TrunkTensor:
+    """A tensor that is no expert, as the model has it; a packed matrix is bytes [nbytes]."""
+
+    dtype: torch.dtype
+    shape: Shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """An opened checkpoint: its settings, and its files' headers, checked against each other.
 
@@ -111,6 +128,8 @@ class Checkpoint:
     config: Mapping[str, Any]
     scheme: Scheme
     shards: Mapping[str, Shard]
+
+    format = f"mixoff {FORMAT_VERSION}"
 
     @classmethod
     def open(cls, path: str | Path) -> "Checkpoint":
@@ -128,7 +147,7 @@ class Checkpoint:
         settings = config.get("quantization_config")
         if not isinstance(settings, dict) or settings.get("quant_method") != QUANT_METHOD:
             raise CheckpointError(
-                f"{path}: no mixoff checkpoint ({_kind_of(path, settings)}): "
+                f"{path}: no mixoff checkpoint ({_kind_of(settings)}): "
                 "make one of a Mixtral in Hugging Face's form with mixoff.quantize_checkpoint."
             )
         try:
@@ -156,6 +175,10 @@ class Checkpoint:
         shapes = (("gate_up_proj", (2 * inner, hidden)), ("down_proj", (hidden, inner)))
         return RecordLayout(self.scheme.experts, shapes)
 
+    def expert_layouts(self) -> list[list[RecordLayout]]:
+        """Return where the tensors of each record lie in it, ``[layer][expert]``."""
+        return [[self.expert_layout] * self.num_experts] * self.num_layers
+
     def expert_locations(self) -> list[list[RecordLocation]]:
         """Return where each layer's records lie on disk, ``[layer][expert]``."""
         layout = self.expert_layout
@@ -172,24 +195,26 @@ class Checkpoint:
             )
         return locations
 
-    @property
-    def trunk_names(self) -> set[str]:
+    def attention_layout(self, name: str, shape: Shape) -> RecordLayout:
+        """Return where the parts of an attention matrix lie in the record of this name."""
+        return RecordLayout(self.scheme.attention, (("weight", shape),))
+
+    @cached_property
+    def trunk(self) -> dict[str, TrunkTensor]:
         """The tensors that are no experts, under the names that the model has for them."""
         experts = {experts_tensor(layer) for layer in range(self.num_layers)}
-        return {name for shard in self.shards.values() for name in shard.tensors} - experts
-
-    @property
-    def trunk_nbytes(self) -> int:
-        """Bytes on disk of all that is no expert."""
-        names = self.trunk_names
-        return sum(
-            entry.nbytes
+        return {
+            name: TrunkTensor(DTYPES[entry.dtype], entry.shape)
             for shard in self.shards.values()
             for name, entry in shard.tensors.items()
-            if name in names
-        )
+            if name not in experts
+        }
 
-    def verify_trunk(self) -> None:
+    def trunk_state(self) -> dict[str, Tensor] | None:
+        """Return None: transformers reads the trunk by itself."""
+        return None
+
+    def verify(self) -> None:
         """Compare all that is no expert with its checksums; experts are verified as they are read.
 
         Raises
@@ -197,9 +222,8 @@ class Checkpoint:
         CheckpointError
             If a tensor is damaged.
         """
-        names = self.trunk_names
         for shard in self.shards.values():
-            shard.verify(name for name in shard.tensors if name in names)
+            shard.verify(name for name in shard.tensors if name in self.trunk)
 
     def _check_experts(self) -> None:
         try:
@@ -215,17 +239,16 @@ class Checkpoint:
                         f"{shard.path}: experts of {found} bytes where config.json's settings "
                         f"ask for {expected}: config.json was changed or is of another checkpoint."
                     )
+            self.trunk  # noqa: B018 - a type that is unknown is refused here
         except (KeyError, ValueError, TypeError, ArithmeticError, ConfigError) as error:
             raise CheckpointError(
                 f"{self.path}: config.json and the files don't fit together ({error})."
             ) from None
 
 
-def _kind_of(path: Path, settings: object) -> str:
+def _kind_of(settings: object) -> str:
     if isinstance(settings, dict):
         return f"its quantization is {settings.get('quant_method')!r}"
-    if any(path.glob("model-layer*-expert*.safetensors")):
-        return "it is in the layout of mixtral-offloading, which this version doesn't read yet"
     return "its config.json tells of no quantization"
 
 

@@ -3,15 +3,20 @@
 import re
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Union
 
 from mixoff.errors import ConfigError
-from mixoff.policies import POLICIES, Policy
+from mixoff.policies import LIVE_POLICIES, Policy
+
+if TYPE_CHECKING:
+    from mixoff.predictors import Predictor
 
 # What mixtral-offloading published, in a layout of its own; the command line's default.
 RELEASED_CHECKPOINT = "lavawolfiee/Mixtral-8x7B-Instruct-v0.1-offloading-demo"
 
 AUTO = "auto"  # a budget: what is free, less some headroom
+
+PREDICTOR_NAMES = ("next-gate", "previous-token", "frequency", "markov")
 
 _UNITS: dict[str, int] = {"": 1, "B": 1} | {
     f"{prefix}{suffix}": base**power
@@ -83,13 +88,13 @@ class OffloadConfig:
         ``"exclusive"``: a record is in one of them, and trades places. ``"auto"``: inclusive
         where host memory holds all records and the device is a GPU.
     policy
-        Which resident expert leaves first: a name in `mixoff.policies.POLICIES` or a `Policy`.
+        Which resident expert leaves first: a name in `mixoff.policies.LIVE_POLICIES` or a `Policy`.
     prefetch
         How many experts are guessed for each layer ahead, and fetched; 0 for none.
     layers_ahead
         For how many of the next layers experts are guessed.
     predictor
-        Who guesses.
+        Who guesses: a name in `mixoff.predictors.PREDICTORS` or a `Predictor`.
     staging
         Device buffers that belong to no layer, through which experts come in.
     io
@@ -110,7 +115,7 @@ class OffloadConfig:
     policy: str | Policy = "lru"
     prefetch: int = 0
     layers_ahead: int = 1
-    predictor: str = "next-gate"
+    predictor: Union[str, "Predictor"] = "next-gate"
     staging: int = 4
     io: Literal["auto", "direct", "buffered"] = "auto"
 
@@ -131,11 +136,11 @@ class OffloadConfig:
             parse_budget(self.device_memory)
         _check_word(self, "io", ("auto", "direct", "buffered"))
         _check_word(self, "host_tier", ("auto", "inclusive", "exclusive"))
-        if not isinstance(self.predictor, str) or not self.predictor:
-            raise ConfigError(f"predictor={self.predictor!r}: give the name of one.")
-        if not isinstance(self.policy, Policy) and self.policy not in tuple(POLICIES):
+        if isinstance(self.predictor, str):
+            _check_word(self, "predictor", PREDICTOR_NAMES)
+        if not isinstance(self.policy, Policy) and self.policy not in tuple(LIVE_POLICIES):
             raise ConfigError(
-                f"policy={self.policy!r}: give one of {', '.join(POLICIES)}, or a Policy."
+                f"policy={self.policy!r}: give one of {', '.join(LIVE_POLICIES)}, or a Policy."
             )
 
     @classmethod

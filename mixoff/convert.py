@@ -23,6 +23,7 @@ from mixoff.checkpoint import (
     read_json,
 )
 from mixoff.errors import CheckpointError, ConfigError
+from mixoff.mixtral import Mixtral
 from mixoff.quantization import Quantization, QuantizedTensor, Scheme, Shape
 from mixoff.records import RecordLayout
 from mixoff.shards import NewTensor, Shard, read_shard, write_shard
@@ -72,7 +73,7 @@ def quantize_checkpoint(
     reader = _open_source(source)
     with _new_folder(target) as folder:
         shards = [_write_trunk(reader, folder)]
-        layers = range(reader.num_layers)
+        layers = range(reader.model.num_layers)
         for layer in tqdm(layers, desc="quantizing", unit="layer", disable=not progress):
             shards.append(_write_layer(reader, folder, layer, scheme))
         _write_index(shards, folder)
@@ -90,37 +91,11 @@ class _Source:
     def __init__(self, path: Path, config: Mapping[str, Any], shards: Iterable[Shard]) -> None:
         self.path = path
         self.config = config
+        self.model = Mixtral(config, path / "config.json")
         self._home = {
             _model_name(name): (shard, name) for shard in shards for name in shard.tensors
         }
         self._check()
-
-    @property
-    def num_layers(self) -> int:
-        return self._setting("num_hidden_layers")
-
-    @property
-    def num_experts(self) -> int:
-        return self._setting("num_local_experts")
-
-    def trunk_shapes(self) -> Iterator[tuple[str, Shape]]:
-        """Yield name and shape of every tensor that is no expert."""
-        vocab, hidden = self._setting("vocab_size"), self._setting("hidden_size")
-        heads, kv_heads = self._setting("num_attention_heads"), self._setting("num_key_value_heads")
-        head_dim = self._setting("head_dim", default=hidden // heads)
-        yield "model.embed_tokens.weight", (vocab, hidden)
-        yield "model.norm.weight", (hidden,)
-        if not self.config.get("tie_word_embeddings"):
-            yield "lm_head.weight", (vocab, hidden)
-        for layer in range(self.num_layers):
-            prefix = f"model.layers.{layer}."
-            yield prefix + "input_layernorm.weight", (hidden,)
-            yield prefix + "self_attn.q_proj.weight", (heads * head_dim, hidden)
-            yield prefix + "self_attn.k_proj.weight", (kv_heads * head_dim, hidden)
-            yield prefix + "self_attn.v_proj.weight", (kv_heads * head_dim, hidden)
-            yield prefix + "self_attn.o_proj.weight", (hidden, heads * head_dim)
-            yield prefix + "post_attention_layernorm.weight", (hidden,)
-            yield prefix + "mlp.gate.weight", (self.num_experts, hidden)
 
     def tensor(self, name: str, row: int | None = None) -> Tensor:
         shard, stored = self._home[name]
@@ -135,31 +110,23 @@ class _Source:
         return {"gate_up_proj": torch.cat([gate, up]), "down_proj": down}
 
     def _expert_shapes(self) -> Iterator[tuple[str, Shape]]:
-        hidden, inner = self._setting("hidden_size"), self._setting("intermediate_size")
-        for layer in range(self.num_layers):
+        shapes = self.model.expert_shapes()
+        inner, hidden = shapes["w1"]
+        for layer in range(self.model.num_layers):
             prefix = f"model.layers.{layer}.mlp.experts."
             if self._is_stacked(layer):
-                yield prefix + "gate_up_proj", (self.num_experts, 2 * inner, hidden)
-                yield prefix + "down_proj", (self.num_experts, hidden, inner)
+                yield prefix + "gate_up_proj", (self.model.num_experts, 2 * inner, hidden)
+                yield prefix + "down_proj", (self.model.num_experts, hidden, inner)
                 continue
-            for expert in range(self.num_experts):
-                for number, shape in enumerate([(inner, hidden), (hidden, inner), (inner, hidden)]):
-                    yield f"{prefix}{expert}.w{number + 1}.weight", shape
+            for expert in range(self.model.num_experts):
+                for matrix, shape in shapes.items():
+                    yield f"{prefix}{expert}.{matrix}.weight", shape
 
     def _is_stacked(self, layer: int) -> bool:
         return experts_tensor(layer) in self._home
 
-    def _setting(self, name: str, default: int | None = None) -> int:
-        value = self.config.get(name) or default
-        if not isinstance(value, int) or value < 1:
-            raise CheckpointError(
-                f"{self.path / 'config.json'}: {name}={value!r}: a Mixtral has a whole number "
-                "above 0 there: fetch the checkpoint again."
-            )
-        return value
-
     def _check(self) -> None:
-        for name, shape in chain(self.trunk_shapes(), self._expert_shapes()):
+        for name, shape in chain(self.model.trunk_shapes(), self._expert_shapes()):
             if name not in self._home:
                 raise CheckpointError(
                     f"{self.path}: {name} is missing: fetch the checkpoint again."
@@ -219,14 +186,16 @@ def _new_folder(target: Path) -> Iterator[Path]:
 
 
 def _write_trunk(reader: _Source, folder: Path) -> Shard:
-    names = [name for name, _ in reader.trunk_shapes() if not name.startswith("model.layers.")]
+    names = [
+        name for name, _ in reader.model.trunk_shapes() if not name.startswith("model.layers.")
+    ]
     tensors = {name: NewTensor.whole(reader.tensor(name)) for name in names}
     return _write(folder / TRUNK_NAME, tensors)
 
 
 def _write_layer(reader: _Source, folder: Path, layer: int, scheme: Scheme) -> Shard:
     tensors = {experts_tensor(layer): _expert_records(reader, layer, scheme)}
-    for name, _ in reader.trunk_shapes():
+    for name, _ in reader.model.trunk_shapes():
         if name.startswith(f"model.layers.{layer}."):
             tensor = reader.tensor(name)
             if _ATTENTION.search(name):
@@ -252,7 +221,7 @@ def _expert_records(reader: _Source, layer: int, scheme: Scheme) -> NewTensor:
     layout = RecordLayout(scheme.experts, shapes)
 
     def records() -> Iterator[Tensor]:
-        for expert in range(reader.num_experts):
+        for expert in range(reader.model.num_experts):
             where = f"{reader.path}: layer {layer}'s expert {expert}"
             quantized = {
                 name: _quantized(weight, scheme.experts, f"{where}, {name}")
@@ -262,8 +231,8 @@ def _expert_records(reader: _Source, layer: int, scheme: Scheme) -> NewTensor:
             record[: layout.nbytes] = layout.pack(quantized)
             yield record
 
-    shape = (reader.num_experts, layout.stride)
-    return NewTensor(torch.uint8, shape, reader.num_experts, records())
+    shape = (reader.model.num_experts, layout.stride)
+    return NewTensor(torch.uint8, shape, reader.model.num_experts, records())
 
 
 def _write(path: Path, tensors: Mapping[str, NewTensor]) -> Shard:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download, snapshot_download
@@ -15,10 +14,9 @@ from huggingface_hub.errors import (
 )
 
 from mixoff.checkpoint import INDEX_NAME, QUANT_METHOD, read_json
-from mixoff.config import RELEASED_CHECKPOINT
 from mixoff.errors import CheckpointError
+from mixoff.released import is_released_layout
 
-_OTHER_LAYOUT = "it is in the layout of mixtral-offloading, which this version doesn't read yet"
 # Never pickles or code: weights, settings, and the tokenizer's own files.
 _FETCHED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
 
@@ -51,41 +49,31 @@ def is_on_hub(name_or_path: str | Path) -> bool:
 
 
 def require_mixoff_checkpoint(name: str) -> None:
-    """Refuse a repository on the hub that is no mixoff checkpoint, by its small files alone.
+    """Refuse a repository that holds no checkpoint that mixoff reads, by its small files alone.
 
     Raises
     ------
     CheckpointError
         If it isn't one, or the hub can't be asked.
     """
-    if name == RELEASED_CHECKPOINT:  # known without asking the hub
-        raise _refusal(name, _OTHER_LAYOUT)
     with _plain_errors(name):
         config = read_json(Path(hf_hub_download(name, "config.json")))
         settings = config.get("quantization_config")
         method = settings.get("quant_method") if isinstance(settings, dict) else None
-        if method == QUANT_METHOD:
+        if method == QUANT_METHOD or is_released_layout(_weight_map(name)):
             return
-        kind = f"its quantization is {method!r}" if method else "it isn't quantized"
-        if any(fnmatch(file, "model-layer*-expert*.safetensors") for file in _listed_files(name)):
-            kind = _OTHER_LAYOUT
-    raise _refusal(name, kind)
-
-
-def _refusal(name: str, kind: str) -> CheckpointError:
-    return CheckpointError(
+    kind = f"its quantization is {method!r}" if method else "it isn't quantized"
+    raise CheckpointError(
         f"{name}: no mixoff checkpoint ({kind}), so its weights were not fetched: make one of a "
         "Mixtral in Hugging Face's form with `mixoff quantize`, or try `mixoff demo`."
     )
 
 
-def _listed_files(name: str) -> set[str]:
+def _weight_map(name: str) -> object:
     try:
-        index = read_json(Path(hf_hub_download(name, INDEX_NAME)))
+        return read_json(Path(hf_hub_download(name, INDEX_NAME))).get("weight_map")
     except RemoteEntryNotFoundError:  # a small model is in one file and has no index
-        return set()
-    weight_map = index.get("weight_map")
-    return {str(file) for file in weight_map.values()} if isinstance(weight_map, dict) else set()
+        return None
 
 
 @contextmanager

@@ -5,6 +5,8 @@ codes a byte, the rows are cut into that many equal blocks, and byte [r, k] hold
 of each block, the first block in the highest bits. Three bits are a plane of the two low bits
 followed by a plane of the high one, so that a packed tensor always has nbits/8 * N rows.
 Rows are padded with zeros to a multiple of 8.
+
+Words are another layout of hqq's, for three bits: ten codes an int32, rows in ten equal blocks.
 """
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 
 BITS = (8, 4, 3, 2)
 _PLANES = {8: (8,), 4: (4,), 3: (2, 1), 2: (2,)}  # bits of each plane, the low bits first
+_CODES_PER_WORD = 10  # of three bits
 _PIECE = 1 << 18  # bytes that a CPU unpacks at a time, so that temporary tensors stay small
 
 
@@ -41,6 +44,33 @@ def unpack(packed: Tensor, nbits: int, rows: int, dtype: torch.dtype = torch.uin
         start += plane.shape[0]
         shift += plane_bits
     return codes[:rows]
+
+
+def packed_words_shape(rows: int, columns: int) -> tuple[int, int]:
+    """Return the shape of the int32 words of an [N, K] matrix of 3-bit codes: [ceil(N/10), K]."""
+    return -(-rows // _CODES_PER_WORD), columns
+
+
+def pack_words(codes: Tensor) -> Tensor:
+    """Return an [N, K] uint8 tensor of 3-bit codes as int32 [ceil(N/10), K]."""
+    codes = torch.nn.functional.pad(codes, (0, 0, 0, -codes.shape[0] % _CODES_PER_WORD))
+    packed = torch.zeros_like(codes[: len(codes) // _CODES_PER_WORD], dtype=torch.int32)
+    for block, part in enumerate(codes.chunk(_CODES_PER_WORD)):
+        packed |= part.int() << _word_shift(block)
+    return packed
+
+
+def unpack_words(packed: Tensor, rows: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+    """Return the 3-bit codes of packed words as an [N, K] tensor of `rows` rows."""
+    shape = (len(packed) * _CODES_PER_WORD, packed.shape[1])
+    codes = torch.empty(shape, dtype=dtype, device=packed.device)
+    for block, part in enumerate(codes.chunk(_CODES_PER_WORD)):
+        part.copy_((packed >> _word_shift(block)) & 7)
+    return codes[:rows]
+
+
+def _word_shift(block: int) -> int:
+    return 3 * (_CODES_PER_WORD - 1 - block)
 
 
 def _pack_plane(codes: Tensor, nbits: int) -> Tensor:

@@ -1,5 +1,6 @@
 """What lies where in a run: a plan made before anything is loaded. Knows sizes; moves nothing."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,18 +15,17 @@ from mixoff.budgets import (
     pinned_nbytes,
     refuse_too_much,
 )
-from mixoff.checkpoint import Checkpoint
 from mixoff.config import OffloadConfig
 from mixoff.disk import choose_io
 from mixoff.errors import ConfigError
+from mixoff.formats import AnyCheckpoint
 from mixoff.memory import FreeMemory, free_memory
 from mixoff.quantization import Unquantized
-from mixoff.records import PAGE
-from mixoff.shards import DTYPES
+from mixoff.records import PAGE, RecordLayout
 
 PREFILL_TOKENS = 512  # tokens that a chat computes at once
 _DEFAULT_CONTEXT = 4096
-_BOUNCE = 2 * (8 << 20)  # bytes: one buffer is filled while the other is copied from
+_BOUNCE = 4  # host buffers: thread and caller may each have a fetch in hand and one overtaken
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def plan_memory(
-    checkpoint: Checkpoint,
+    checkpoint: AnyCheckpoint,
     offload: OffloadConfig,
     *,
     device: str | torch.device = "cpu",
@@ -146,7 +146,7 @@ def plan_memory(
 
 
 def _plan(
-    checkpoint: Checkpoint,
+    checkpoint: AnyCheckpoint,
     offload: OffloadConfig,
     device: torch.device,
     needs: Needs,
@@ -156,7 +156,7 @@ def _plan(
 ) -> MemoryPlan:
     resident = needs.layers * slots_per_layer
     on_host = min(host.buffers, needs.experts - resident)
-    disk = needs.experts * checkpoint.expert_layout.stride
+    disk = sum(place.nbytes for layer in checkpoint.expert_locations() for place in layer)
     taken = host.nbytes + needs.bounce
     taken += 0 if needs.on_gpu else needs.device_nbytes(slots_per_layer)
     io, io_reason = _io(offload, disk, None if free.host is None else free.host - taken)
@@ -179,9 +179,13 @@ def _plan(
         io_reason=io_reason,
         context=needs.context,
         slots_per_layer=slots_per_layer,
-        expert_nbytes=checkpoint.expert_layout.nbytes,
+        expert_nbytes=max(layout.nbytes for layout in _layouts(checkpoint)),
         buffer_nbytes=needs.buffer,
     )
+
+
+def _layouts(checkpoint: AnyCheckpoint) -> list[RecordLayout]:
+    return [layout for layer in checkpoint.expert_layouts() for layout in layer]
 
 
 def _check_prefetch(offload: OffloadConfig, num_experts: int) -> None:
@@ -203,7 +207,7 @@ def _io(
 
 
 def _needs(
-    checkpoint: Checkpoint,
+    checkpoint: AnyCheckpoint,
     offload: OffloadConfig,
     device: torch.device,
     dtype: torch.dtype | None,
@@ -212,13 +216,14 @@ def _needs(
     config, on_gpu = checkpoint.config, device.type != "cpu"
     dtype = dtype or compute_dtype(_stored_dtype(config), device)
     context = context or min(int(config["max_position_embeddings"]), _DEFAULT_CONTEXT)
-    buffer = checkpoint.expert_layout.stride + PAGE  # a record may begin inside its first page
+    # A record may begin inside its first page.
+    buffer = max(layout.stride for layout in _layouts(checkpoint)) + PAGE
     return Needs(
         trunk=_trunk_nbytes(checkpoint, dtype),
         kv_cache=_kv_nbytes_per_token(config) * dtype.itemsize * context,
         workspace=_workspace_nbytes(checkpoint, dtype),
         staging=offload.staging * buffer,
-        bounce=_BOUNCE if on_gpu else 0,
+        bounce=_BOUNCE * buffer if on_gpu else 0,
         buffer=buffer,
         layers=checkpoint.num_layers,
         experts_per_layer=checkpoint.num_experts,
@@ -232,11 +237,10 @@ def _stored_dtype(config: Any) -> torch.dtype:
     return getattr(torch, str(name))  # type: ignore[no-any-return]
 
 
-def _trunk_nbytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
-    names = checkpoint.trunk_names
-    entries = [e for s in checkpoint.shards.values() for n, e in s.tensors.items() if n in names]
-    packed = sum(entry.nbytes for entry in entries if entry.dtype == "U8")
-    plain = sum(e.nbytes // DTYPES[e.dtype].itemsize for e in entries if e.dtype != "U8")
+def _trunk_nbytes(checkpoint: AnyCheckpoint, dtype: torch.dtype) -> int:
+    tensors = checkpoint.trunk.values()
+    packed = sum(tensor.nbytes for tensor in tensors if tensor.dtype is torch.uint8)
+    plain = sum(math.prod(t.shape) for t in tensors if t.dtype is not torch.uint8)
     return packed + plain * dtype.itemsize
 
 
@@ -247,12 +251,13 @@ def _kv_nbytes_per_token(config: Any) -> int:
     return 2 * int(config["num_hidden_layers"]) * kv_heads * head_dim
 
 
-def _workspace_nbytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
+def _workspace_nbytes(checkpoint: AnyCheckpoint, dtype: torch.dtype) -> int:
     hidden, inner = (
         int(checkpoint.config["hidden_size"]),
         int(checkpoint.config["intermediate_size"]),
     )
-    weights = 2 * inner * hidden
+    layouts = [layout for layer in checkpoint.expert_layouts() for layout in layer]
+    weights = max(math.prod(shape) for layout in layouts for _, shape in layout.shapes)
     experts = checkpoint.scheme.experts
     if isinstance(experts, Unquantized):
         matrix = 0 if getattr(torch, experts.dtype) is dtype else weights * dtype.itemsize

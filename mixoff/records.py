@@ -1,5 +1,6 @@
 """What lies where inside one contiguous record of bytes. Knows shapes and offsets; no files."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from mixoff.quantization import Quantization, QuantizedTensor, Shape
+from mixoff.quantization import PackedMatrix, Quantization, QuantizedTensor, Shape, StackedRows
 
 PAGE = 4096  # bytes; records start on a page, as direct I/O wants them
 _CACHE_LINE = 64  # bytes; parts start on one, as kernels want them
@@ -20,15 +21,15 @@ def align(nbytes: int, to: int) -> int:
 
 @dataclass(frozen=True)
 class _Part:
-    matrix: str
+    matrix: int  # its number among the layout's shapes
     name: str
     dtype: torch.dtype
     shape: Shape
     offset: int
 
     @property
-    def nbytes(self) -> int:
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
+    def end(self) -> int:
+        return self.offset + math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,12 @@ class RecordLayout:
     quantization
         How the matrices are stored.
     shapes
-        Name and [N, K] of each matrix, in the order in which they lie in the record.
+        Name and [N, K] of each matrix. Several of one name are pieces of one matrix: the rows of
+        the first, then those of the next.
+    offsets
+        Where each matrix's parts begin, in bytes from the record's first, in the order of
+        `shapes` and of `quantization.part_specs`. By default they lie in this order, each on a
+        cache line.
 
     Raises
     ------
@@ -50,46 +56,54 @@ class RecordLayout:
 
     quantization: Quantization
     shapes: tuple[tuple[str, Shape], ...]
+    offsets: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         self._parts  # noqa: B018 - a layout that can't be is refused here, not at its first use
 
     @cached_property
     def _parts(self) -> tuple[_Part, ...]:
-        parts, offset = [], 0
-        for matrix, matrix_shape in self.shapes:
+        parts: list[_Part] = []
+        given = None if self.offsets is None else iter(self.offsets)
+        for matrix, (_, matrix_shape) in enumerate(self.shapes):
             for name, (dtype, shape) in self.quantization.part_specs(matrix_shape).items():
-                parts.append(_Part(matrix, name, dtype, shape, align(offset, _CACHE_LINE)))
-                offset = parts[-1].offset + parts[-1].nbytes
+                follows = align(parts[-1].end, _CACHE_LINE) if parts else 0
+                offset = follows if given is None else next(given)
+                parts.append(_Part(matrix, name, dtype, shape, offset))
         return tuple(parts)
 
     @cached_property
     def nbytes(self) -> int:
         """Bytes from the record's first to its last."""
-        return self._parts[-1].offset + self._parts[-1].nbytes
+        return max(part.end for part in self._parts)
 
     @property
     def stride(self) -> int:
         """Bytes from the start of one record to the next: whole pages."""
         return align(self.nbytes, PAGE)
 
-    def tensors(self, record: Tensor) -> dict[str, QuantizedTensor]:
+    def tensors(self, record: Tensor) -> dict[str, PackedMatrix]:
         """Return the matrices of a record as views into its bytes [nbytes or more], uint8."""
-        views: dict[str, dict[str, Tensor]] = {matrix: {} for matrix, _ in self.shapes}
+        views: list[dict[str, Tensor]] = [{} for _ in self.shapes]
         for part in self._parts:
-            raw = record[part.offset : part.offset + part.nbytes]
+            raw = record[part.offset : part.end]
             views[part.matrix][part.name] = raw.view(part.dtype).view(part.shape)
+        pieces: dict[str, list[QuantizedTensor]] = {}
+        for (name, shape), parts in zip(self.shapes, views, strict=True):
+            tensor = QuantizedTensor(self.quantization, shape, parts)
+            pieces.setdefault(name, []).append(tensor)
         return {
-            matrix: QuantizedTensor(self.quantization, shape, views[matrix])
-            for matrix, shape in self.shapes
+            name: StackedRows(tuple(several)) if several[1:] else several[0]
+            for name, several in pieces.items()
         }
 
-    def pack(self, tensors: Mapping[str, QuantizedTensor]) -> Tensor:
+    def pack(self, tensors: Mapping[str, PackedMatrix]) -> Tensor:
         """Return the record [nbytes], uint8, that holds these matrices; gaps are zeros."""
         record = torch.zeros(self.nbytes, dtype=torch.uint8)
-        for matrix, tensor in self.tensors(record).items():
-            for name, part in tensor.parts.items():
-                part.copy_(tensors[matrix].parts[name])
+        for name, matrix in self.tensors(record).items():
+            for piece, given in zip(matrix.pieces, tensors[name].pieces, strict=True):
+                for part, tensor in piece.parts.items():
+                    tensor.copy_(given.parts[part])
         return record
 
 

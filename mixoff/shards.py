@@ -27,6 +27,7 @@ DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "F32": torch.float32,
+    "I32": torch.int32,
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -60,7 +61,7 @@ class Shard:
         """
         entry = self.tensors[name]
         shape = entry.shape if row is None else entry.shape[1:]
-        tensor = torch.empty(shape, dtype=DTYPES[entry.dtype])
+        tensor = torch.empty(shape, dtype=DTYPES[entry.dtype], device="cpu")
         view = tensor.view(-1).view(torch.uint8).numpy().data
         try:
             with self.path.open("rb") as file:
@@ -116,6 +117,8 @@ def read_shard(path: Path) -> Shard:
             raw = file.read(length)
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror}).") from error
+    except ValueError as error:  # a null byte, or half a character
+        raise CheckpointError(f"{str(path)!r}: no name that a file can have ({error}).") from None
     try:
         header = json.loads(raw)
         checksums = _checksums(header.pop("__metadata__", {}))

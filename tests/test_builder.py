@@ -466,7 +466,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
         ("record", "expert 7 of layer 1 is damaged"),
         ("trunk", r"layer-00001\.safetensors: .* is damaged"),
         ("version", "format version 2: this mixoff reads version 1; upgrade mixoff"),
-        ("method", "quantization method 'gptq': this mixoff knows hqq, none"),
+        ("method", "quantization method 'gptq': this mixoff knows hqq, hqq-axis0, none"),
         ("attention", r"q_proj\.weight is \(\d+,\); config\.json asks for \(\d+,\)"),
         ("vocabulary", r"embed_tokens\.weight is \(256, 64\); config\.json asks for \(300, 64\)"),
         ("heads", r"k_proj\.weight is \(\d+,\); config\.json asks for \(\d+,\)"),

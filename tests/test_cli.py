@@ -28,6 +28,7 @@ from mixoff.errors import ConfigError, MixoffError
 from mixoff.generate import ReplyStats
 from mixoff.stats import CacheStats
 
+RELEASED_LAYOUT = Path(__file__).parent / "data" / "released-layout-tiny"
 RELEASED = "lavawolfiee/Mixtral-8x7B-Instruct-v0.1-offloading-demo"
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}"
@@ -235,24 +236,19 @@ def hub_of(folder: Path) -> Callable[[str, str], str]:
 
 
 @pytest.mark.usefixtures("offline")
-def test_the_default_checkpoint_is_refused_in_one_line_without_asking_the_hub() -> None:
+def test_without_the_hub_the_default_checkpoint_is_refused_in_one_line() -> None:
     line = refusal(mixoff_says("chat"))
     assert RELEASED in line
-    assert "layout of mixtral-offloading, which this version doesn't read yet" in line
-    assert "mixoff quantize" in line
+    assert "the hub can't be reached: give a folder, or connect first" in line
 
 
-def test_another_checkpoint_in_the_released_layout_is_refused_without_fetching_its_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_checkpoint_in_the_released_layout_is_fetched_and_read(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    files = {"model.layers.0.block_sparse_moe.experts.0.w1.W_q": "model-layer0-expert0.safetensors"}
-    (tmp_path / "config.json").write_text('{"model_type": "mixtral"}')
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
-    monkeypatch.setattr("mixoff.hub.hf_hub_download", hub_of(tmp_path))
-    monkeypatch.delattr("mixoff.hub.snapshot_download")
-    line = refusal(mixoff_says("chat", "--quantized-model-name", "somebody/3-bit"))
-    assert "somebody/3-bit" in line
-    assert "layout of mixtral-offloading, which this version doesn't read yet" in line
+    monkeypatch.setattr("mixoff.hub.hf_hub_download", hub_of(RELEASED_LAYOUT))
+    monkeypatch.setattr("mixoff.hub.snapshot_download", lambda name, **_: str(RELEASED_LAYOUT))
+    facts = json.loads(mixoff_says("info", RELEASED, "--json").stdout)["checkpoint"]
+    assert facts["format"] == "mixtral-offloading"
 
 
 def test_a_model_that_is_not_quantized_is_refused_without_fetching_its_weights(

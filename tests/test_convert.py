@@ -165,7 +165,7 @@ def test_tensors_that_no_mixtral_has_are_left_out(source, target):
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
     save_file(tensors, source / "model.safetensors")
     convert(source, target)
-    assert not [name for name in Checkpoint.open(target).trunk_names if "inv_freq" in name]
+    assert not [name for name in Checkpoint.open(target).trunk if "inv_freq" in name]
 
 
 def test_the_default_scheme_is_4_bit_attention_and_2_bit_experts(tiny_mixtral, target):
@@ -369,7 +369,7 @@ def test_a_disk_that_is_full_at_any_write_leaves_nothing(source, target):
         assert not left_behind(target), writes
         writes += 1
     assert writes > 2 * 3  # headers are written twice, in three files
-    Checkpoint.open(target).verify_trunk()
+    Checkpoint.open(target).verify()
 
 
 def complaint_of_a_full_disk(source: Path, target: Path, writes: int) -> str:

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mixoff.packing import BITS, pack, packed_shape, unpack
+from mixoff.packing import (
+    BITS,
+    pack,
+    pack_words,
+    packed_shape,
+    packed_words_shape,
+    unpack,
+    unpack_words,
+)
 
 HQQ_PACK = {8: BitPack.pack_8bit_u8, 4: BitPack.pack_4bit_u8, 2: BitPack.pack_2bit_u8}
 
@@ -69,3 +77,13 @@ def test_three_bits_are_hqqs_two_low_bits_and_then_its_high_bit(eighths, columns
 @pytest.mark.parametrize("nbits", BITS)
 def test_a_packed_tensor_has_nbits_eighths_of_the_rows(nbits):
     assert pack(random_codes(32, 5, nbits), nbits).shape == (4 * nbits, 5)
+
+
+@given(rows=any_rows, columns=any_columns, seed=any_seed)
+def test_words_are_hqqs_own_and_give_the_codes_back(rows, columns, seed):
+    codes = random_codes(rows, columns, 3, seed)
+    packed = pack_words(codes)
+    assert torch.equal(packed, BitPack.pack_3bit_32(codes.int()))
+    assert tuple(packed.shape) == packed_words_shape(rows, columns)
+    assert torch.equal(unpack_words(packed, rows), codes)
+    assert torch.equal(unpack_words(packed, rows, torch.float32), codes.float())

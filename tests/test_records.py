@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mixoff.errors import ConfigError
 from mixoff.packing import BITS
-from mixoff.quantization import HQQ, QuantizedTensor, Unquantized
+from mixoff.quantization import HQQ, QuantizedTensor, StackedRows, Unquantized
 from mixoff.records import PAGE, RecordLayout, aligned_buffer
 
 SCHEMES = [HQQ(nbits, 16, bits) for nbits in BITS for bits in (16, 8)]
@@ -103,6 +103,31 @@ def test_tensors_are_read_from_a_larger_buffer_too():
     layout = RecordLayout(Unquantized("float32"), (("weight", (2, 3)),))
     buffer = torch.zeros(layout.stride, dtype=torch.uint8)
     assert layout.tensors(buffer)["weight"].dequantize().shape == (2, 3)
+
+
+def test_parts_lie_where_they_were_said_to_lie():
+    shapes = (("up", (2, 3)), ("down", (3, 2)))
+    layout = RecordLayout(Unquantized("float32"), shapes, offsets=(28, 4))
+    record = torch.arange(13, dtype=torch.float32).view(torch.uint8)
+    tensors = layout.tensors(record)
+    assert tensors["up"].dequantize().tolist() == [[7, 8, 9], [10, 11, 12]]
+    assert tensors["down"].dequantize().tolist() == [[1, 2], [3, 4], [5, 6]]
+    assert layout.nbytes == record.nbytes
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_matrices_of_one_name_are_one_matrix_of_all_their_rows(scheme):
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(rows, 32, generator=generator) for rows in (8, 24)]
+    stacked = StackedRows(tuple(QuantizedTensor.quantize(w, scheme) for w in weights))
+    layout = RecordLayout(scheme, (("gate_up", (8, 32)), ("gate_up", (24, 32))))
+    found = layout.tensors(layout.pack({"gate_up": stacked}))["gate_up"]
+    assert found.shape == (32, 32)
+    assert found.nbytes == stacked.nbytes == sum(piece.nbytes for piece in found.pieces)
+    expected = torch.cat([piece.dequantize() for piece in stacked.pieces])
+    assert torch.equal(found.dequantize(), expected)
+    x = torch.randn(5, 32, generator=generator)
+    assert torch.allclose(found.matmul(x), torch.nn.functional.linear(x, expected), atol=1e-5)
 
 
 def test_a_matrix_that_cannot_be_stored_so_is_refused_before_its_first_use():

@@ -1,6 +1,7 @@
 """Records come back as they were written, or not at all."""
 
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,12 @@ def test_a_larger_buffer_is_filled_only_as_far_as_the_record_goes(locations):
     buffer = torch.full((NBYTES + 9,), 77, dtype=torch.uint8)
     RecordStore(locations).read(0, 0, buffer)
     assert (buffer[NBYTES:] == 77).all()
+
+
+def test_a_record_without_a_checksum_is_read_as_it_is(locations):
+    damage(locations[1][2])
+    location = replace(locations[1][2], crc32=None)
+    assert read(RecordStore([[location]]), 0, 0) == record(1, 2)[:-1] + b"\xfe"
 
 
 def test_a_damaged_record_is_refused_with_its_expert_and_file(locations):

@@ -208,8 +208,8 @@ def info(
     )
     with progress("importing torch"):
         from mixoff import plan_memory
-        from mixoff.checkpoint import Checkpoint
-    opened = Checkpoint.open(named_folder(checkpoint))
+        from mixoff.formats import open_checkpoint
+    opened = open_checkpoint(named_folder(checkpoint))
     plan = plan_memory(opened, offload, device=named_device(device, planned=True), context=context)
     facts = checkpoint_facts(opened)
     if as_json:

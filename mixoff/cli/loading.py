@@ -49,9 +49,9 @@ def load(
         from transformers.utils import logging
 
         from mixoff import build_model, plan_memory
-        from mixoff.checkpoint import Checkpoint
+        from mixoff.formats import open_checkpoint
     folder, where = named_folder(name), named_device(device)
-    plan_memory(Checkpoint.open(folder), offload, device=where)  # refuse before a long load
+    plan_memory(open_checkpoint(folder), offload, device=where)  # refuse before a long load
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with progress(f"loading {folder}"):

@@ -15,7 +15,7 @@ from mixoff.config import format_nbytes
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mixoff.checkpoint import Checkpoint
+    from mixoff.formats import AnyCheckpoint
     from mixoff.generate import ReplyStats
     from mixoff.plan import MemoryPlan
     from mixoff.stats import CacheStats
@@ -76,30 +76,30 @@ def layer_table(stats: "CacheStats") -> Table:
     return table
 
 
-def checkpoint_facts(checkpoint: "Checkpoint") -> dict[str, Any]:
+def checkpoint_facts(checkpoint: "AnyCheckpoint") -> dict[str, Any]:
     """Return what a checkpoint holds, as JSON holds it; sizes are in bytes."""
-    entries = [(n, e) for shard in checkpoint.shards.values() for n, e in shard.tensors.items()]
-    config, layout = checkpoint.config, checkpoint.expert_layout
-    experts = checkpoint.num_layers * checkpoint.num_experts
-    expert_weights = sum(rows * columns for _, (rows, columns) in layout.shapes)
+    config, trunk = checkpoint.config, checkpoint.trunk
+    layouts = [layout for layer in checkpoint.expert_layouts() for layout in layer]
+    expert_weights = sum(math.prod(shape) for layout in layouts for _, shape in layout.shapes)
     attention_weights = _attention_weights(config)
-    plain = sum(math.prod(entry.shape) for _, entry in entries if entry.dtype != "U8")
-    packed = sum(e.nbytes for n, e in entries if ".self_attn." in n and e.dtype == "U8")
+    is_packed = {name: str(tensor.dtype) == "torch.uint8" for name, tensor in trunk.items()}
+    plain = sum(math.prod(tensor.shape) for name, tensor in trunk.items() if not is_packed[name])
+    packed = sum(tensor.nbytes for name, tensor in trunk.items() if is_packed[name])
     return {
         "folder": str(checkpoint.path),
-        "format_version": config["quantization_config"]["format_version"],
+        "format": checkpoint.format,
         "model_type": config.get("model_type"),
         "layers": checkpoint.num_layers,
         "experts_per_layer": checkpoint.num_experts,
         "top_k": config.get("num_experts_per_tok"),
-        "parameters": plain + attention_weights + experts * expert_weights,
+        "parameters": plain + attention_weights + expert_weights,
         "attention": checkpoint.scheme.attention.to_dict(),
         "attention_bits_per_weight": 8 * packed / attention_weights,
         "experts": checkpoint.scheme.experts.to_dict(),
-        "experts_bits_per_weight": 8 * layout.nbytes / expert_weights,
-        "trunk_nbytes": checkpoint.trunk_nbytes,
-        "experts_nbytes": experts * layout.stride,
-        "expert_nbytes": layout.nbytes,
+        "experts_bits_per_weight": 8 * sum(layout.nbytes for layout in layouts) / expert_weights,
+        "trunk_nbytes": sum(tensor.nbytes for tensor in trunk.values()),
+        "experts_nbytes": sum(e.nbytes for layer in checkpoint.expert_locations() for e in layer),
+        "expert_nbytes": max(layout.nbytes for layout in layouts),
     }
 
 
@@ -107,7 +107,7 @@ def checkpoint_table(facts: dict[str, Any]) -> Table:
     """Return the facts of `checkpoint_facts` for a person."""
     rows = [
         ("folder", facts["folder"]),
-        ("format version", facts["format_version"]),
+        ("format", facts["format"]),
         ("model type", facts["model_type"]),
         ("layers", facts["layers"]),
         ("experts", f"{facts['experts_per_layer']} in each layer, {facts['top_k']} for a token"),

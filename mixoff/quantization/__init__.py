@@ -1,0 +1,31 @@
+"""Quantized matrices: schemes, and the typed tensor they make. Knows nothing of files or caches."""
+
+from mixoff.quantization.axis0 import HQQAxis0
+from mixoff.quantization.base import (
+    PackedMatrix,
+    Parts,
+    PartSpecs,
+    Quantization,
+    QuantizedTensor,
+    Shape,
+    StackedRows,
+)
+from mixoff.quantization.hqq import HQQ
+from mixoff.quantization.scheme import METHODS, Scheme, quantization_from_dict
+from mixoff.quantization.unquantized import Unquantized
+
+__all__ = [
+    "HQQ",
+    "METHODS",
+    "HQQAxis0",
+    "PackedMatrix",
+    "PartSpecs",
+    "Parts",
+    "Quantization",
+    "QuantizedTensor",
+    "Scheme",
+    "Shape",
+    "StackedRows",
+    "Unquantized",
+    "quantization_from_dict",
+]

@@ -1,0 +1,128 @@
+"""What every quantization is, and the matrices that it makes. Knows no method.
+
+Letters: N rows (outputs), K columns (inputs).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, ...]
+Parts = dict[str, Tensor]
+PartSpecs = dict[str, tuple[torch.dtype, Shape]]
+
+
+class Quantization(ABC):
+    """How a matrix is stored: which tensors, and how to make the matrix from them."""
+
+    method: ClassVar[str]  # its name in a checkpoint's settings
+
+    @abstractmethod
+    def part_specs(self, shape: Shape) -> PartSpecs:
+        """Return dtype and shape of each tensor that stores an [N, K] matrix, in storage order.
+
+        Raises
+        ------
+        ConfigError
+            If a matrix of that shape can't be stored this way.
+        """
+
+    @abstractmethod
+    def quantize(self, weight: Tensor) -> Parts:
+        """Return the tensors that store an [N, K] matrix."""
+
+    @abstractmethod
+    def dequantize(self, parts: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
+        """Return the [N, K] matrix that the tensors store."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the scheme as JSON holds it; `quantization_from_dict` is its inverse."""
+        settings: dict[str, Any] = asdict(self)  # type: ignore[call-overload]  # subclasses are
+        return {"method": self.method, **settings}
+
+    def nbits_per_weight(self, shape: Shape) -> float:
+        """Return the bits that one weight of an [N, K] matrix takes, scales and zeros included."""
+        specs = self.part_specs(shape).values()
+        nbytes = sum(math.prod(part) * dtype.itemsize for dtype, part in specs)
+        return 8 * nbytes / (shape[0] * shape[1])
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """An [N, K] matrix in the form its quantization stores.
+
+    Parameters
+    ----------
+    quantization
+        How it is stored.
+    shape
+        (N, K): outputs and inputs.
+    parts
+        The tensors that `quantization.part_specs(shape)` names.
+    """
+
+    quantization: Quantization
+    shape: Shape
+    parts: Mapping[str, Tensor]
+
+    @classmethod
+    def quantize(cls, weight: Tensor, quantization: Quantization) -> "QuantizedTensor":
+        """Quantize an [N, K] floating point matrix."""
+        return cls(quantization, tuple(weight.shape), quantization.quantize(weight))
+
+    @property
+    def pieces(self) -> tuple["QuantizedTensor", ...]:
+        """The matrix itself, since it is stored in one piece."""
+        return (self,)
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the [N, K] matrix in a floating point type."""
+        return self.quantization.dequantize(self.parts, self.shape, dtype)
+
+    def matmul(self, x: Tensor) -> Tensor:
+        """Return x W^T, [..., K] -> [..., N], in x's type."""
+        return torch.nn.functional.linear(x, self.dequantize(x.dtype))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.nbytes for part in self.parts.values())
+
+
+@dataclass(frozen=True)
+class StackedRows:
+    """Quantized matrices [N_i, K] as the one matrix [N, K] of all their rows.
+
+    Parameters
+    ----------
+    pieces
+        The matrices, the first rows first.
+    """
+
+    pieces: tuple[QuantizedTensor, ...]
+
+    @property
+    def shape(self) -> Shape:
+        """(N, K): outputs and inputs."""
+        return sum(piece.shape[0] for piece in self.pieces), self.pieces[0].shape[1]
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the [N, K] matrix in a floating point type."""
+        return torch.cat([piece.dequantize(dtype) for piece in self.pieces])
+
+    def matmul(self, x: Tensor) -> Tensor:
+        """Return x W^T, [..., K] -> [..., N], in x's type, one piece dequantized at a time."""
+        return torch.cat([piece.matmul(x) for piece in self.pieces], dim=-1)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts of all pieces."""
+        return sum(piece.nbytes for piece in self.pieces)
+
+
+PackedMatrix = QuantizedTensor | StackedRows

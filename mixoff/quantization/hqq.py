@@ -1,0 +1,142 @@
+"""Half-quadratic quantization in groups along the inputs (axis 1).
+
+HQQ's names and meaning: W = (W_q - zero) * scale.
+Letters: N rows (outputs), K columns (inputs), G = K / group_size groups a row.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mixoff.errors import ConfigError
+from mixoff.packing import BITS, pack, packed_shape, unpack
+from mixoff.quantization.base import Parts, PartSpecs, Quantization, Shape
+
+_GROUPS_PER_PAIR = 128
+_SCALE_BITS = (16, 8)
+_MAX_ZERO = torch.finfo(torch.float16).max
+
+
+@dataclass(frozen=True)
+class HQQ(Quantization):
+    """Half-quadratic quantization (Badri and Shaji, 2023), through hqq's own `Quantizer`.
+
+    Parameters
+    ----------
+    nbits
+        Bits of a code: 8, 4, 3 or 2.
+    group_size
+        Weights of a row that share a scale and a zero.
+    scale_nbits
+        16 stores scales and zeros as float16. 8 stores them as bytes with a float32 pair (factor
+        and offset) for each 128 groups of a row, a row's last ones fewer: 3.06 instead of 4 bits a
+        weight for 2-bit codes in groups of 16.
+    """
+
+    method = "hqq"
+    nbits: int = 4
+    group_size: int = 64
+    scale_nbits: int = 16
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.nbits, int) or self.nbits not in BITS:
+            raise ConfigError(f"nbits={self.nbits!r}: give one of {', '.join(map(str, BITS))}.")
+        if not isinstance(self.group_size, int) or self.group_size < 1:
+            raise ConfigError(f"group_size={self.group_size!r}: give a whole number above 0.")
+        if self.scale_nbits not in _SCALE_BITS:
+            raise ConfigError(f"scale_nbits={self.scale_nbits!r}: give 16 or 8.")
+
+    def part_specs(self, shape: Shape) -> PartSpecs:
+        """Return the packed codes W_q, scale, zero, and with 8-bit scales their float32 pairs."""
+        rows, columns = shape
+        if columns % self.group_size:
+            raise ConfigError(
+                f"group_size={self.group_size} does not divide the {columns} inputs of a "
+                f"{rows} x {columns} matrix: give a divisor of {columns}."
+            )
+        groups = columns // self.group_size
+        codes = (torch.uint8, packed_shape(rows, columns, self.nbits))
+        if self.scale_nbits == 16:
+            meta = (torch.float16, (rows, groups))
+            return {"W_q": codes, "scale": meta, "zero": meta}
+        meta = (torch.uint8, (rows, groups))
+        pairs = (torch.float32, (rows, -(-groups // _GROUPS_PER_PAIR), 4))
+        return {"W_q": codes, "scale": meta, "zero": meta, "pairs": pairs}
+
+    def quantize(self, weight: Tensor) -> Parts:
+        """Return packed codes, scales and zeros as hqq's solver finds them."""
+        self.part_specs(tuple(weight.shape))
+        rows, columns = weight.shape
+        W_q, scale, zero = solve(weight, self.nbits, self.group_size, axis=1)
+        scale, zero = scale.reshape(rows, -1), zero.reshape(rows, -1)  # [N, G]
+        codes = pack(W_q.reshape(rows, columns), self.nbits)
+        if self.scale_nbits == 16:
+            return {"W_q": codes, "scale": scale.half(), "zero": zero.half()}
+        scale_codes, scale_pairs = _quantize_to_bytes(scale)
+        zero_codes, zero_pairs = _quantize_to_bytes(zero)
+        pairs = torch.cat([scale_pairs, zero_pairs], dim=-1)  # [N, ceil(G/128), 4]
+        return {"W_q": codes, "scale": scale_codes, "zero": zero_codes, "pairs": pairs}
+
+    def dequantize(self, parts: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
+        """Return (W_q - zero) * scale, computed in float32."""
+        rows, _ = shape
+        scale, zero = self._scale_and_zero(parts)
+        weight = unpack(parts["W_q"], self.nbits, rows, torch.float32)
+        grouped = weight.view(rows, -1, self.group_size)  # [N, G, group_size]
+        grouped.sub_(zero[..., None]).mul_(scale[..., None])
+        return weight.to(dtype)
+
+    def _scale_and_zero(self, parts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        scale, zero = parts["scale"].float(), parts["zero"].float()  # [N, G]
+        if self.scale_nbits == 16:
+            return scale, zero
+        pairs = parts["pairs"].repeat_interleave(_GROUPS_PER_PAIR, dim=1)[:, : scale.shape[1]]
+        factor_s, offset_s, factor_z, offset_z = pairs.unbind(-1)  # [N, G] each
+        return scale * factor_s + offset_s, zero * factor_z + offset_z
+
+
+def solve(
+    weight: Tensor, nbits: int, group_size: int, *, axis: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return uint8 codes, float32 scales and zeros as hqq's solver finds them, in its shapes.
+
+    Raises
+    ------
+    ConfigError
+        If float16 can't hold a scale or a zero of this matrix.
+    """
+    from hqq.core.quantize import (
+        Quantizer,  # here, because it imports slowly and loading needs no solver
+    )
+
+    W_q, meta = Quantizer.quantize(
+        weight.float(),
+        nbits=nbits,
+        group_size=group_size,
+        axis=axis,
+        round_zero=nbits == 4,
+        bitpack=False,
+        device=str(weight.device),
+    )
+    scale, zero = meta["scale"].float(), meta["zero"].float()
+    if not (scale.isfinite() & (zero.abs() <= _MAX_ZERO)).all():
+        rows, columns = weight.shape
+        raise ConfigError(
+            f"a {rows} x {columns} matrix has weights that aren't finite, or groups too narrow "
+            "and too far from zero for HQQ: store it with Unquantized()."
+        )
+    return W_q.to(torch.uint8), scale, zero
+
+
+def _quantize_to_bytes(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return [N, G] bytes and [N, ceil(G/128), 2] pairs: value = byte * factor + offset."""
+    codes, pairs = [], []
+    for block in torch.split(values, _GROUPS_PER_PAIR, dim=1):  # [N, 128], the last narrower
+        offset = block.amin(1, keepdim=True)  # [N, 1]
+        factor = (block.amax(1, keepdim=True) - offset) / 255
+        steps = (block - offset) / torch.where(factor > 0, factor, 1)
+        codes.append(steps.round().to(torch.uint8))
+        pairs.append(torch.cat([factor, offset], dim=1))
+    return torch.cat(codes, dim=1), torch.stack(pairs, dim=1)

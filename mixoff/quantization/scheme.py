@@ -1,0 +1,47 @@
+"""Which methods there are, and which of them a checkpoint has for what."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mixoff.errors import ConfigError
+from mixoff.quantization.axis0 import HQQAxis0
+from mixoff.quantization.base import Quantization
+from mixoff.quantization.hqq import HQQ
+from mixoff.quantization.unquantized import Unquantized
+
+METHODS: dict[str, type[Quantization]] = {
+    method.method: method for method in (HQQ, HQQAxis0, Unquantized)
+}
+
+
+def quantization_from_dict(settings: Mapping[str, Any]) -> Quantization:
+    """Return the scheme that `Quantization.to_dict` wrote.
+
+    Raises
+    ------
+    ConfigError
+        If the method or one of its settings is unknown.
+    """
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"quantization {settings!r}: give a method and its settings.")
+    options = dict(settings)
+    name = options.pop("method", None)
+    if name not in tuple(METHODS):
+        raise ConfigError(f"quantization method {name!r}: this mixoff knows {', '.join(METHODS)}.")
+    try:
+        return METHODS[name](**options)
+    except TypeError as error:
+        raise ConfigError(f"settings {options} of quantization method {name!r}: {error}.") from None
+
+
+_FOUR_BITS = HQQ(nbits=4, group_size=64)
+_TWO_BITS = HQQ(nbits=2, group_size=16, scale_nbits=8)
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a checkpoint is quantized: attention and experts each have their own way."""
+
+    attention: Quantization = _FOUR_BITS
+    experts: Quantization = _TWO_BITS
