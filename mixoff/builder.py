@@ -194,16 +194,16 @@ class MixoffQuantizer(HfQuantizer):
 
 def _attach(model: nn.Module, cache: ExpertCache, offload: OffloadConfig) -> None:
     """Give each layer's experts the cache, and what guesses for it."""
-    blocks = [block for block in model.modules() if _experts_of(block) is not None]
+    found = [(block, _experts_of(block)) for block in model.modules()]
+    blocks = [(block, experts) for block, experts in found if experts is not None]
     prefetcher = None
     if offload.prefetch:
-        predictor = predictor_named(offload.predictor, [block.gate for block in blocks])
+        gates = [block.get_submodule("gate") for block, _ in blocks]
+        predictor = predictor_named(offload.predictor, gates)
         prefetcher = Prefetcher(
             cache, predictor, experts=offload.prefetch, layers_ahead=offload.layers_ahead
         )
-    for block in blocks:
-        experts = _experts_of(block)
-        assert experts is not None
+    for _, experts in blocks:
         experts.cache, experts.prefetcher = cache, prefetcher
 
 

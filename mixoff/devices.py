@@ -98,9 +98,10 @@ class CudaStream:
         event.record(self._stream)
         return CudaEvent(event, *self._origin)
 
-    def follow(self, event: CudaEvent | None) -> None:
+    def follow(self, event: Event | None) -> None:
         """Make this stream wait for an event, without the host."""
         if event is not None:
+            assert isinstance(event, CudaEvent)  # streams of a GPU record no other
             self._stream.wait_event(event.event)
 
 

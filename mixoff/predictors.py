@@ -111,7 +111,8 @@ class Frequency(_History):
         self._counts = np.zeros((self._layers, self._experts), np.float32)
 
     def _row(self, target: int) -> NDArray[np.float32]:
-        return self._counts[target]  # [E]
+        row: NDArray[np.float32] = self._counts[target]
+        return row  # [E]
 
     def _learn(self, layer: int, chosen: list[int]) -> None:
         self._counts[layer, chosen] += 1

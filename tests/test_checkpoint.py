@@ -14,6 +14,7 @@ import torch
 from damage import changed, each_flip, each_truncation, swapped
 from tiny import EXACT, MIXED
 
+from mixoff.buffers import Buffer
 from mixoff.checkpoint import (
     INDEX_NAME,
     TRUNK_NAME,
@@ -23,6 +24,7 @@ from mixoff.checkpoint import (
     quantization_settings,
     scheme_from_settings,
 )
+from mixoff.disk import DiskReader
 from mixoff.errors import CheckpointError, ConfigError
 from mixoff.quantization import HQQ, Scheme
 from mixoff.records import PAGE
@@ -88,11 +90,11 @@ def copied(folder: Path, to: Path) -> Path:
 
 def read_experts(checkpoint: Checkpoint) -> None:
     locations = checkpoint.expert_locations()
-    store = RecordStore(locations)
-    buffer = torch.empty(checkpoint.expert_layout.stride, dtype=torch.uint8)
+    store = RecordStore(locations, DiskReader("buffered"))
+    buffer = Buffer.for_records(checkpoint.expert_layout.stride)
     for layer in range(len(locations)):
         for expert in range(len(locations[layer])):
-            store.read(layer, expert, buffer)
+            assert [*store.read(layer, expert, buffer)]
     store.close()
 
 
@@ -155,10 +157,11 @@ def test_opening_reads_no_tensor(folder):
 def test_every_flipped_bit_of_a_record_is_found_when_it_is_read(small):
     checkpoint = Checkpoint.open(small)
     (location,) = checkpoint.expert_locations()[0]
-    store, buffer = RecordStore([[location]]), torch.empty(location.nbytes, dtype=torch.uint8)
+    store = RecordStore([[location]], DiskReader("buffered"))
+    buffer = Buffer.for_records(location.nbytes)
     for _ in each_flip(location.file, range(location.offset, location.offset + location.nbytes)):
         with pytest.raises(CheckpointError, match="expert 0 of layer 0 is damaged"):
-            store.read(0, 0, buffer)
+            [*store.read(0, 0, buffer)]
 
 
 def test_every_flipped_bit_of_the_trunk_is_found_before_it_is_used(small):
