@@ -3,13 +3,10 @@
 import re
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Literal, Union
+from typing import Any, Literal
 
 from mixoff.errors import ConfigError
 from mixoff.policies import LIVE_POLICIES, Policy
-
-if TYPE_CHECKING:
-    from mixoff.predictors import Predictor
 
 # What mixtral-offloading published, in a layout of its own; the command line's default.
 RELEASED_CHECKPOINT = "lavawolfiee/Mixtral-8x7B-Instruct-v0.1-offloading-demo"
@@ -115,7 +112,7 @@ class OffloadConfig:
     policy: str | Policy = "lru"
     prefetch: int = 0
     layers_ahead: int = 1
-    predictor: Union[str, "Predictor"] = "next-gate"
+    predictor: Any = "next-gate"  # what a Predictor is, no one knows here: it needs torch
     staging: int = 4
     io: Literal["auto", "direct", "buffered"] = "auto"
 
@@ -136,7 +133,7 @@ class OffloadConfig:
             parse_budget(self.device_memory)
         _check_word(self, "io", ("auto", "direct", "buffered"))
         _check_word(self, "host_tier", ("auto", "inclusive", "exclusive"))
-        if isinstance(self.predictor, str):
+        if not hasattr(self.predictor, "scores"):
             _check_word(self, "predictor", PREDICTOR_NAMES)
         if not isinstance(self.policy, Policy) and self.policy not in tuple(LIVE_POLICIES):
             raise ConfigError(

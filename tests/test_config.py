@@ -55,9 +55,11 @@ def test_an_offload_that_is_no_count_is_refused_with_the_value(offload):
         OffloadConfig(offload_per_layer=offload)
 
 
-@pytest.mark.parametrize("policy", ["mru", "", None, LRU, ["lru"]])
+@pytest.mark.parametrize("policy", ["mru", "", "belady", None, LRU, ["lru"]])
 def test_an_unknown_policy_is_refused_with_the_known_ones(policy):
-    with pytest.raises(ConfigError, match="give one of lru, or a Policy"):
+    with pytest.raises(
+        ConfigError, match="give one of lru, lfu, fifo, random, static, or a Policy"
+    ):
         OffloadConfig(policy=policy)
 
 
@@ -91,8 +93,8 @@ def test_any_other_budget_is_refused(name, budget):
         ("layers_ahead", 0, "give a whole number from 1"),
         ("staging", 1, "give a whole number from 2"),
         ("staging", True, "give a whole number from 2"),
-        ("predictor", "", "give the name of one"),
-        ("predictor", None, "give the name of one"),
+        ("predictor", "", "give one of next-gate, previous-token, frequency, markov"),
+        ("predictor", None, "give one of next-gate, previous-token, frequency, markov"),
         ("io", "mmap", "give one of auto, direct, buffered"),
         ("host_tier", "none", "give one of auto, inclusive, exclusive"),
     ],
