@@ -39,6 +39,7 @@ from mixoff.cli.options import (
     ModelName,
     OffloadPerLayer,
     PolicyName,
+    Prefetch,
     Prompt,
     QuantizedModelName,
     Seed,
@@ -107,6 +108,7 @@ def demo(
     offload_per_layer: OffloadPerLayer = 4,
     device_memory: DeviceMemory = None,
     policy: PolicyName = "lru",
+    prefetch: Prefetch = 0,
     host_memory: HostMemory = "0",
     device: DeviceOption = Device.auto,
     temperature: Temperature = 0.0,
@@ -129,6 +131,7 @@ def demo(
         top_p=top_p,
         max_new_tokens=max_new_tokens,
         policy=policy,
+        prefetch=prefetch,
         host_memory=host_memory,
         device=device,
         seed=seed,
@@ -149,6 +152,7 @@ def chat(
     top_p: TopP = 0.9,
     max_new_tokens: MaxNewTokens = 512,
     policy: PolicyName = "lru",
+    prefetch: Prefetch = 0,
     host_memory: HostMemory = "0",
     device: DeviceOption = Device.auto,
     seed: Seed = None,
@@ -158,9 +162,7 @@ def chat(
 ) -> None:
     """Chat with a quantized checkpoint; through a pipe, each line is a message.
 
-    The default is what mixtral-offloading released,
-    lavawolfiee/Mixtral-8x7B-Instruct-v0.1-offloading-demo, with the tokenizer of
-    mistralai/Mixtral-8x7B-Instruct-v0.1.
+    The default is what mixtral-offloading released, with the tokenizer of Mixtral-8x7B-Instruct.
     """
     offload = offload_settings(
         ctx,
@@ -168,6 +170,7 @@ def chat(
         device_memory=device_memory,
         host_memory=host_memory,
         policy=policy,
+        prefetch=prefetch,
     )
     model, cache, tokenizer = load(quantized_model_name, offload, device, model_name)
     from mixoff import Chat

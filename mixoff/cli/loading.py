@@ -26,6 +26,7 @@ def offload_settings(
     device_memory: str | None,
     host_memory: str,
     policy: str = "lru",
+    prefetch: int = 0,
 ) -> OffloadConfig:
     """Return the settings that a command was given; a budget replaces a default of experts outside.
 
@@ -38,6 +39,7 @@ def offload_settings(
         device_memory=device_memory,
         host_memory=host_memory,
         policy=policy,
+        prefetch=prefetch,
     )
 
 

@@ -92,6 +92,9 @@ DeviceMemory = Annotated[
         show_default=False,
     ),
 ]
+Prefetch = Annotated[
+    int, typer.Option(min=0, help="Experts that are guessed for the next layer and fetched early.")
+]
 HostMemory = Annotated[
     str, typer.Option(help="Host memory for records off the device, such as 10GiB, or auto.")
 ]

@@ -21,6 +21,7 @@ from mixoff.cli.options import (
     ModelName,
     OffloadPerLayer,
     PolicyName,
+    Prefetch,
     RequiredPrompt,
     Seed,
     System,
@@ -47,6 +48,7 @@ def record(
     model_name: ModelName = MIXTRAL,
     offload_per_layer: OffloadPerLayer = 4,
     policy: PolicyName = "lru",
+    prefetch: Prefetch = 0,
     host_memory: HostMemory = "0",
     device: DeviceOption = Device.auto,
     temperature: Temperature = 0.0,
@@ -59,7 +61,10 @@ def record(
     if not output.parent.is_dir():
         raise ConfigError(f"output={output}: there is no folder {output.parent}: make it first.")
     offload = OffloadConfig(
-        offload_per_layer=offload_per_layer, policy=policy, host_memory=host_memory
+        offload_per_layer=offload_per_layer,
+        policy=policy,
+        prefetch=prefetch,
+        host_memory=host_memory,
     )
     model, cache, tokenizer = load(checkpoint, offload, device, model_name)
     from mixoff import Chat

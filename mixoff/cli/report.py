@@ -37,6 +37,8 @@ def statistics_line(stats: "ReplyStats") -> str:
             f"hit rate {percent(cache.hit_rate)}",
             f"bytes read {format_nbytes(cache.bytes_moved)}",
         ]
+        if guesses := cache.prefetch_used + cache.prefetch_late + cache.prefetch_wasted:
+            parts.append(f"guesses {guesses}, {cache.prefetch_used} in time")
     rate = f"{stats.tokens_per_second:.1f}" if stats.new_tokens > 1 else "unknown"
     parts.append(f"tokens/s {rate}")
     if stats.new_tokens:
