@@ -40,7 +40,6 @@ def expert_cache(
         "attention": checkpoint.scheme.attention.to_dict(),
         "experts": checkpoint.scheme.experts.to_dict(),
         "top_k": checkpoint.config.get("num_experts_per_tok"),
-        "io": reader.io,
         "io_reason": plan.io_reason,
         "host_tier": plan.host_tier,
         "prefetch": offload.prefetch,

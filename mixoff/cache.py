@@ -429,15 +429,19 @@ class ExpertCache:
 
     def _provenance(self) -> dict[str, Any]:
         layers = range(len(self._layouts))
-        return self.about | {
-            "num_experts": self.num_experts,
-            "num_layers": len(self._layouts),
-            "record_nbytes": [self._mover.nbytes((layer, 0)) for layer in layers],
-            "policy": policy_name(self.policy),
-            "slots_per_layer": self.slots_per_layer,
-            "staging": self._num_staging,
-            "device": str(self.device),
-        }
+        return (
+            self.about
+            | self._mover.facts()
+            | {
+                "num_experts": self.num_experts,
+                "num_layers": len(self._layouts),
+                "record_nbytes": [self._mover.nbytes((layer, 0)) for layer in layers],
+                "policy": policy_name(self.policy),
+                "slots_per_layer": self.slots_per_layer,
+                "staging": self._num_staging,
+                "device": str(self.device),
+            }
+        )
 
 
 def cache_of(model: torch.nn.Module) -> ExpertCache:

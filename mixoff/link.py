@@ -9,6 +9,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from threading import Lock
+from typing import Any
 
 from mixoff.buffers import Buffer, chunks
 from mixoff.devices import Device, Event, Stream
@@ -179,6 +180,7 @@ class LinkedDevice:
         self._device = device
         self._nbytes = nbytes
         self._inclusive = inclusive
+        self._pinned = pinned
         # Each thread, and who waits, has one fetch in hand and perhaps one that was overtaken.
         self._bounce = HostTier(2 * (transfers.max_threads + 1), lambda: pinned.allocate(nbytes))
         self._leaving: dict[Key, Ticket] = {}  # records on their way back to host memory
@@ -248,6 +250,10 @@ class LinkedDevice:
         ticket = self._outgoing.submit(self._send_back(key, buffer, place))
         self._leaving[key] = ticket
         return buffer, ticket
+
+    def facts(self) -> dict[str, Any]:
+        """Return how the disk is read, and why part of the host memory isn't pinned."""
+        return self._store.facts() | {"pinned_notice": self._pinned.notice}
 
     def close(self) -> None:
         """Wait for the copies under way, give up host memory and close the files."""

@@ -4,6 +4,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mixoff.buffers import Buffer, chunks
 from mixoff.disk import DiskReader
@@ -77,6 +78,10 @@ class RecordStore:
             if last >= end:
                 self._verified.add((layer, expert))
             yield first, last
+
+    def facts(self) -> dict[str, Any]:
+        """Return how files are read, and why not as it was asked for."""
+        return {"io": self.reader.io, "io_fallbacks": self.reader.fallbacks}
 
     def close(self) -> None:
         """Close the files."""

@@ -6,7 +6,7 @@ with memory of its own. Both know tiers, buffers and copies, and neither who is 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from mixoff.buffers import Buffer
 from mixoff.events import Span, Tier
@@ -54,6 +54,9 @@ class Mover(Protocol):
 
     def leave(self, key: Key, buffer: Buffer) -> tuple[Buffer | None, Ticket | None]:
         """Let a record go: return a buffer, if any, that is free now or once the ticket ended."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return how bytes move, as plain values for a recording: what was asked and what came."""
 
     def close(self) -> None:
         """Give back all that is held."""
@@ -122,6 +125,10 @@ class HostDevice:
         if len(self._kept) <= self.extra_buffers:
             return None, None
         return self._kept.pop(next(iter(self._kept))), None
+
+    def facts(self) -> dict[str, Any]:
+        """Return how the disk is read."""
+        return self._store.facts()
 
     def close(self) -> None:
         """Drop what is kept, and close the files."""
