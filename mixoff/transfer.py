@@ -67,16 +67,21 @@ class Ticket:
         self._transfers._settle(self)
 
     def wait(self) -> None:
-        """Return when the transfer has ended, as `settle` does, and raise what made it fail.
+        """Return when the transfer has moved all its bytes.
+
+        Its steps are done here as long as no thread has it in hand, as `settle` does them.
 
         Raises
         ------
         Exception
             What made it fail.
+        MixoffError
+            If it was cancelled or interrupted.
         """
         self.settle()
-        if self.state is State.FAILED:
-            raise self.error or MixoffError("a transfer was interrupted: ask for it again.")
+        if not self.done:
+            how = "cancelled" if self.state is State.CANCELLED else "interrupted"
+            raise self.error or MixoffError(f"a transfer was {how}: ask for it again.")
 
 
 class Transfers:
@@ -200,7 +205,11 @@ class Transfers:
 
     def _end(self, ticket: Ticket, state: State) -> None:
         close = getattr(ticket._steps, "close", None)
-        if close is not None:
-            close()
-        ticket.state = state
-        self._changed.notify_all()
+        try:
+            if close is not None:
+                close()
+        except Exception as failure:  # it, too, belongs to who waits, and ends the transfer
+            state, ticket.error = State.FAILED, failure
+        finally:
+            ticket.state = state
+            self._changed.notify_all()
