@@ -8,7 +8,7 @@ an event only before it lets the disk write over host memory that a copy may sti
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
-from threading import Lock
+from threading import RLock
 
 from mixoff.buffers import Buffer, chunks
 from mixoff.devices import Device, Event, Stream
@@ -74,7 +74,7 @@ class HostTier:
     def __init__(self, capacity: int, allocate: Callable[[], Buffer]) -> None:
         self._capacity = capacity
         self._allocate = allocate
-        self._lock = Lock()  # fetches run in any thread
+        self._lock = RLock()  # fetches run in any thread, and garbage collection inside them
         self._kept: dict[Key, Buffer] = {}  # the one that was kept first comes first
         self._lent: set[Key] = set()  # to fetches that are under way
         self._spare: list[Buffer] = []

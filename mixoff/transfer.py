@@ -8,6 +8,7 @@ hand does its steps himself, so that nobody waits for a thread that is busy, or 
 
 import threading
 from collections.abc import Iterator
+from copy import copy
 from enum import Enum
 from itertools import count
 
@@ -79,9 +80,18 @@ class Ticket:
             If it was cancelled or interrupted.
         """
         self.settle()
-        if not self.done:
+        if self.done:
+            return
+        if self.error is None:
             how = "cancelled" if self.state is State.CANCELLED else "interrupted"
-            raise self.error or MixoffError(f"a transfer was {how}: ask for it again.")
+            raise MixoffError(f"a transfer was {how}: ask for it again.")
+        # The error's traceback holds who waited, who holds the ticket: kept here, it would keep
+        # all of them until garbage is collected, with the buffers that they use.
+        error, self.error = self.error, copy(self.error)
+        try:
+            raise error
+        finally:
+            del error
 
 
 class Transfers:
@@ -202,6 +212,7 @@ class Transfers:
                 else:
                     self._end(ticket, State.CANCELLED if state is State.QUEUED else state)
                 self._changed.notify_all()
+            del error, ticket  # which the error's traceback would hold, as in `wait`
 
     def _end(self, ticket: Ticket, state: State) -> None:
         close = getattr(ticket._steps, "close", None)

@@ -1,8 +1,12 @@
 """Transfers end, each once and in order, whoever does them and whatever happens meanwhile."""
 
+import contextlib
+import gc
 import random
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from itertools import permutations, product
 
@@ -216,6 +220,28 @@ def test_the_error_of_a_failed_chunk_reaches_everyone_who_waits(threads):
     transfers.close()
 
 
+@pytest.mark.parametrize("threads", [0, 1])
+def test_an_error_that_was_handled_keeps_nothing_alive(threads):
+    transfers = Transfers(threads)
+
+    class Held:
+        pass
+
+    def wait() -> weakref.ref[Held]:
+        held = Held()
+        ticket = transfers.submit(Acting(boom))
+        with contextlib.suppress(OSError):
+            ticket.wait()
+        return weakref.ref(held)
+
+    gc.disable()
+    try:
+        assert wait()() is None
+    finally:
+        gc.enable()
+    transfers.close()
+
+
 def test_after_a_failed_transfer_the_others_are_done():
     transfers = Transfers(1)
     transfers.submit(Acting(boom))
@@ -278,7 +304,7 @@ def test_a_transfer_may_close_the_queue_it_is_in():
     transfers = Transfers(1)
     ticket = transfers.submit(Acting(transfers.close))
     within(5, ticket.settle, transfers.close)
-    assert ticket.ended
+    assert (ticket.ended, ticket.error) == (True, None)
 
 
 def test_who_waits_does_not_wait_for_a_thread_that_is_busy():
@@ -356,6 +382,7 @@ def test_closing_at_any_moment_leaves_nobody_waiting():
 @pytest.mark.parametrize("threads", [1, 2])
 def test_no_wake_up_is_lost_in_five_thousand_rounds(threads):
     transfers = Transfers(threads)
+    usual = sys.getswitchinterval()
 
     def rounds() -> None:
         for number in range(5000):
@@ -365,7 +392,11 @@ def test_no_wake_up_is_lost_in_five_thousand_rounds(threads):
             ticket.wait()
             assert ticket.done
 
-    within(30, rounds)
+    sys.setswitchinterval(1e-6)  # threads get in between everywhere
+    try:
+        within(30, rounds)
+    finally:
+        sys.setswitchinterval(usual)
     transfers.close()
     assert workers() == 0
 
