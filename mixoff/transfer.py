@@ -205,14 +205,13 @@ class Transfers:
             error = failure
         finally:  # an interrupt of a waiting thread, too, must not leave the ticket running
             with self._changed:
-                ticket.error = error
+                ticket.error, error = error, None  # or its traceback would hold it, as in `wait`
                 if state is State.QUEUED and not (ticket._cancelled or self._closed):
                     ticket.state = state
                     self._queue.append(ticket)
                 else:
                     self._end(ticket, State.CANCELLED if state is State.QUEUED else state)
                 self._changed.notify_all()
-            del error, ticket  # which the error's traceback would hold, as in `wait`
 
     def _end(self, ticket: Ticket, state: State) -> None:
         close = getattr(ticket._steps, "close", None)
