@@ -7,7 +7,8 @@ from mixoff.config import OffloadConfig
 from mixoff.devices import Cuda
 from mixoff.disk import DiskReader
 from mixoff.formats import AnyCheckpoint
-from mixoff.link import LinkedDevice, PinnedMemory
+from mixoff.host import PinnedMemory
+from mixoff.link import LinkedDevice
 from mixoff.plan import MemoryPlan
 from mixoff.records import PAGE
 from mixoff.store import RecordStore

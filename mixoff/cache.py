@@ -29,7 +29,15 @@ from mixoff.trace import Recorder, Trace
 class _Serving:
     """A demand that is being served."""
 
-    def __init__(self, layer: int, tokens: int, decision: Decision, staying: frozenset[int]):
+    def __init__(
+        self,
+        layer: int,
+        tokens: int,
+        decision: Decision,
+        staying: frozenset[int],
+        observers: Sequence[Observer],
+    ) -> None:
+        self.observers = tuple(observers)  # a recording that begins later begins behind it
         self.layer = layer
         self.tokens = tokens
         self.decision = decision
@@ -139,15 +147,16 @@ class ExpertCache:
         MixoffError
             If the cache was closed.
         """
-        if self._closed:
-            raise MixoffError("this expert cache was closed: build the model again.")
+        self._check_open()
         if self._serving is not None:
             self._end(self._serving)
         residency = self._residency[layer]
         decision = residency.demand(needed)
         self._hits[layer] += len(decision.hits)
         self._misses[layer] += len(decision.misses)
-        self._serving = serving = _Serving(layer, tokens, decision, residency.residents)
+        self._serving = serving = _Serving(
+            layer, tokens, decision, residency.residents, self._observers
+        )
         for expert in decision.misses:
             if (guessed := self._staging.adopt((layer, expert))) is not None:
                 serving.coming[expert] = guessed
@@ -215,7 +224,10 @@ class ExpertCache:
         ------
         ConfigError
             If it isn't 1 to the number of experts.
+        MixoffError
+            If the cache was closed.
         """
+        self._check_open()
         self._check_slots(slots_per_layer)
         if self._serving is not None:
             self._end(self._serving)
@@ -228,6 +240,8 @@ class ExpertCache:
 
     def close(self) -> None:
         """Give back slots, host memory, files and threads; nothing can be acquired afterwards."""
+        if self._serving is not None:
+            self._end(self._serving)
         self._closed = True
         self._staging.drop_all()
         self._shut()
@@ -244,6 +258,10 @@ class ExpertCache:
 
     def __reduce__(self) -> NoReturn:
         raise MixoffError("an expert cache can't be pickled: build the model again.")
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise MixoffError("this expert cache was closed: build the model again.")
 
     def _check_slots(self, slots_per_layer: int) -> None:
         if not 1 <= slots_per_layer <= self.num_experts:
@@ -335,6 +353,7 @@ class ExpertCache:
 
     def _receive(self, serving: _Serving, expert: int) -> Buffer | None:
         """Wait for a miss and give it its slot; a buffer is returned if it gets none."""
+        self._check_open()
         layer = serving.layer
         if expert not in serving.coming:
             serving.coming[expert] = self._fetch_first(serving, expert)
@@ -368,6 +387,8 @@ class ExpertCache:
 
     def _part(self, layer: int, expert: int, buffer: Buffer) -> None:
         """Let an expert go that was on the device, and have a buffer back."""
+        if self._closed:
+            return
         free, ticket = self._mover.leave((layer, expert), buffer)
         if free is not None:
             self._pool.give(free, after=ticket)
@@ -410,8 +431,9 @@ class ExpertCache:
             decision.evictions,
             complete,
         )
-        for observer in self._observers:
-            observer.demand(demand)
+        for observer in serving.observers:
+            if observer in self._observers:
+                observer.demand(demand)
         if not complete:
             self._tell_state(serving.layer, "interrupted", self._observers)
 

@@ -72,7 +72,7 @@ class DiskReader:
         self._pread = pread or _system_pread()
         self._files: dict[Path, _File] = {}
         self._refused: dict[Path, str] = {}
-        self._reads_under_way = 0
+        self._readers: list[int] = []  # the thread of each read under way
         self._closed = False
         self._changed = threading.Condition()
         descriptors: list[int] = []  # a file that fell back has two: a thread may be reading it
@@ -119,12 +119,17 @@ class DiskReader:
                 raise CheckpointError(f"{file}: can't be read ({error.strerror}).") from error
 
     def close(self) -> None:
-        """Wait for the reads under way, then close all files; nothing can be read afterwards."""
+        """Wait for the reads under way, then close all files; nothing can be read afterwards.
+
+        A read of the closing thread's own, which garbage collection may interrupt to close what
+        nobody holds any longer, closes them at its end.
+        """
         with self._changed:
             self._closed = True
-            while self._reads_under_way:
+            while set(self._readers) - {threading.get_ident()}:
                 self._changed.wait()
-            self._close_files()
+            if not self._readers:
+                self._close_files()
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -132,12 +137,14 @@ class DiskReader:
         with self._changed:
             if self._closed:
                 raise MixoffError("this disk reader was closed: build the model again.")
-            self._reads_under_way += 1
+            self._readers.append(threading.get_ident())
         try:
             yield
         finally:
             with self._changed:
-                self._reads_under_way -= 1
+                self._readers.remove(threading.get_ident())
+                if self._closed and not self._readers:
+                    self._close_files()
                 self._changed.notify_all()
 
     def _fill(self, path: Path, offset: int, into: memoryview) -> int:

@@ -121,6 +121,8 @@ class HostDevice:
 
     def leave(self, key: Key, buffer: Buffer) -> tuple[Buffer | None, Ticket | None]:
         """Keep the record if that is allowed, and return the buffer of the one it displaces."""
+        if key in self._kept:  # it was on the device twice: two demands were open that needed it
+            return buffer, None
         self._kept[key] = buffer
         if len(self._kept) <= self.extra_buffers:
             return None, None

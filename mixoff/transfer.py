@@ -8,6 +8,7 @@ hand does its steps himself, so that nobody waits for a thread that is busy, or 
 
 import threading
 from collections.abc import Iterator
+from copy import copy
 from enum import Enum
 from itertools import count
 
@@ -67,16 +68,30 @@ class Ticket:
         self._transfers._settle(self)
 
     def wait(self) -> None:
-        """Return when the transfer has ended, as `settle` does, and raise what made it fail.
+        """Return when the transfer has moved all its bytes.
+
+        Its steps are done here as long as no thread has it in hand, as `settle` does them.
 
         Raises
         ------
         Exception
             What made it fail.
+        MixoffError
+            If it was cancelled or interrupted.
         """
         self.settle()
-        if self.state is State.FAILED:
-            raise self.error or MixoffError("a transfer was interrupted: ask for it again.")
+        if self.done:
+            return
+        if self.error is None:
+            how = "cancelled" if self.state is State.CANCELLED else "interrupted"
+            raise MixoffError(f"a transfer was {how}: ask for it again.")
+        # The error's traceback holds who waited, who holds the ticket: kept here, it would keep
+        # all of them until garbage is collected, with the buffers that they use.
+        error, self.error = self.error, copy(self.error)
+        try:
+            raise error
+        finally:
+            del error
 
 
 class Transfers:
@@ -190,7 +205,7 @@ class Transfers:
             error = failure
         finally:  # an interrupt of a waiting thread, too, must not leave the ticket running
             with self._changed:
-                ticket.error = error
+                ticket.error, error = error, None  # or its traceback would hold it, as in `wait`
                 if state is State.QUEUED and not (ticket._cancelled or self._closed):
                     ticket.state = state
                     self._queue.append(ticket)
@@ -200,7 +215,11 @@ class Transfers:
 
     def _end(self, ticket: Ticket, state: State) -> None:
         close = getattr(ticket._steps, "close", None)
-        if close is not None:
-            close()
-        ticket.state = state
-        self._changed.notify_all()
+        try:
+            if close is not None:
+                close()
+        except Exception as failure:  # it, too, belongs to who waits, and ends the transfer
+            state, ticket.error = State.FAILED, failure
+        finally:
+            ticket.state = state
+            self._changed.notify_all()

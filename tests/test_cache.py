@@ -1,8 +1,12 @@
 """Every expert that the cache hands out is the one that was asked for, and is counted right."""
 
 import copy
+import gc
 import math
+import os
 import pickle
+import random
+import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
@@ -18,9 +22,11 @@ from stamped import LAYOUT, Files, is_right
 from torch import nn
 
 from mixoff.cache import ExpertCache, cache_of
+from mixoff.config import OffloadConfig
 from mixoff.disk import DiskReader
 from mixoff.errors import CheckpointError, ConfigError, MixoffError
-from mixoff.policies import Policy
+from mixoff.policies import Belady, BeladyBypass, Policy
+from mixoff.simulate import replay
 from mixoff.stats import CacheStats
 from mixoff.store import RecordStore
 from mixoff.tiers import HostDevice
@@ -254,3 +260,281 @@ def test_rates_are_hits_over_all_that_was_asked_for():
 
 def test_nothing_asked_for_is_no_rate():
     assert math.isnan(CacheStats((0,), (0,), 0).hit_rate)
+
+
+def settle_guesses(cache: ExpertCache) -> None:
+    """Let all copies end that were guessed, with no thread to do them."""
+    while cache._mover.transfers.step():
+        pass
+
+
+def buffers(cache: ExpertCache) -> int:
+    """Return how many buffers there are, in use or not, once all under way have ended."""
+    while cache._pool.wait():
+        pass
+    return cache._pool._made
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_a_resize_keeps_the_experts_right_and_the_counts_going(make_cache, threads):
+    cache = make_cache(slots=3, threads=threads)
+    take(cache, 0, [0, 1])
+    before = cache.stats()
+    for slots in (5, 1, 6, 2, 3):
+        cache.resize(slots)
+        assert cache.slots_per_layer == slots
+        for layer in range(2):
+            assert len(cache.residents(layer)) <= slots
+            assert sorted(take(cache, layer, range(6))) == [*range(6)]
+            assert len(cache.residents(layer)) == slots
+    after = cache.stats() - before
+    assert after.hits + after.misses == 5 * 2 * 6
+
+
+def test_a_smaller_cache_keeps_those_that_would_have_left_last(make_cache):
+    cache = make_cache(slots=4)
+    take(cache, 0, [2])
+    cache.resize(2)
+    assert cache.residents(0) == {2, 5}
+
+
+def test_slots_that_a_resize_takes_away_are_memory_given_back(make_cache):
+    cache = make_cache(slots=6, staging=2)
+    assert buffers(cache) == 12
+    cache.resize(1)
+    assert buffers(cache) <= 2 + 2
+    cache.resize(4)
+    for layer in range(2):
+        take(cache, layer, range(6))
+    assert buffers(cache) <= 8 + 2
+
+
+def test_a_resize_in_the_middle_of_a_demand_leaves_the_demand_right(make_cache):
+    for slots in range(1, 7):
+        cache = make_cache(slots=3)
+        arriving = cache.acquire(0, range(6))
+        next(arriving)
+        cache.resize(slots)
+        for expert, tensors in arriving:
+            assert is_right(0, expert, tensors)
+        assert len(cache.residents(0)) <= slots
+        assert sorted(take(cache, 0, range(6))) == [*range(6)]
+
+
+@pytest.mark.parametrize("slots", [0, 7])
+def test_a_resize_to_what_no_layer_has_changes_nothing(make_cache, slots):
+    cache = make_cache(slots=3)
+    with pytest.raises(ConfigError, match="give 1 to 6"):
+        cache.resize(slots)
+    assert cache.slots_per_layer == 3
+    assert take(cache, 0, [3, 4, 5]) == [3, 4, 5]
+
+
+def test_an_expert_that_two_open_demands_let_go_gives_both_its_buffers_back(make_cache):
+    cache = make_cache(slots=1, policy="static", host_memory=2 * LAYOUT.stride)
+    outer = cache.acquire(0, [0, 1])
+    assert next(outer)[0] == 0
+    assert take(cache, 0, [0]) == [0]
+    outer.close()
+    assert buffers(cache) == 2 + len(cache._mover._kept) + len(cache._pool._free)
+
+
+def test_a_guess_that_is_there_at_its_demand_is_used(make_cache):
+    cache = make_cache(slots=2, threads=0)
+    cache.prefetch(0, [1])
+    settle_guesses(cache)
+    assert take(cache, 0, [1]) == [1]
+    stats = cache.stats()
+    assert (stats.prefetch_used, stats.prefetch_late, stats.prefetch_wasted) == (1, 0, 0)
+    assert (stats.misses, stats.bytes_moved, stats.bytes_wasted) == (1, LAYOUT.stride, 0)
+
+
+def test_a_guess_that_is_under_way_at_its_demand_is_late(make_cache):
+    cache = make_cache(slots=2, threads=0)
+    cache.prefetch(0, [1])
+    assert take(cache, 0, [1]) == [1]
+    stats = cache.stats()
+    assert (stats.prefetch_used, stats.prefetch_late, stats.prefetch_wasted) == (0, 1, 0)
+    assert stats.bytes_moved == LAYOUT.stride
+
+
+def test_a_guess_under_way_that_its_layer_had_no_use_for_is_dropped_unread(make_cache):
+    cache = make_cache(slots=2, threads=0)
+    cache.prefetch(0, [1])
+    take(cache, 0, [0])
+    assert (cache.stats().prefetch_wasted, cache.stats().bytes_wasted) == (1, 0)
+
+
+def test_a_guess_that_was_copied_for_nothing_is_wasted_bytes_once_its_buffer_is_needed(make_cache):
+    cache = make_cache(slots=2, threads=0, staging=2)
+    cache.prefetch(0, [1, 2])
+    settle_guesses(cache)
+    take(cache, 0, [0, 3])
+    take(cache, 1, [0, 1, 2, 3])
+    stats = cache.stats()
+    assert stats.prefetch_wasted >= 1
+    assert stats.bytes_wasted == stats.prefetch_wasted * LAYOUT.stride
+
+
+def test_a_guess_that_is_still_in_its_buffer_serves_a_later_demand(make_cache):
+    cache = make_cache(slots=2, threads=0)
+    cache.prefetch(0, [1])
+    settle_guesses(cache)
+    take(cache, 0, [5])
+    take(cache, 0, [1])
+    assert cache.stats().prefetch_used == 1
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_no_guess_costs_a_resident_its_slot_or_changes_hits_and_misses(files, threads):
+    guessing, plain = make(files, 2, threads=threads), make(files, 2, threads=threads)
+    chance = random.Random(0)
+    for step in range(200):
+        layer, needed = step % 2, chance.sample(range(6), chance.choice([1, 2, 2, 4]))
+        guessing.prefetch(layer, chance.sample(range(6), 3), layers_ahead=chance.choice([1, 2]))
+        assert guessing.residents(layer) == plain.residents(layer)
+        take(guessing, layer, needed)
+        take(plain, layer, needed)
+        assert guessing.residents(layer) == plain.residents(layer)
+    with_guesses, without = guessing.stats(), plain.stats()
+    assert with_guesses.hits_per_layer == without.hits_per_layer
+    assert with_guesses.misses_per_layer == without.misses_per_layer
+    assert with_guesses.prefetch_used + with_guesses.prefetch_late > 0
+
+
+def test_guessing_a_resident_moves_nothing(make_cache):
+    cache = make_cache(slots=3, threads=0)
+    cache.prefetch(0, [3, 4, 5])
+    assert not cache._mover.transfers.step()
+
+
+def test_guessing_an_expert_twice_copies_it_once(make_cache):
+    cache = make_cache(slots=2, threads=0)
+    cache.prefetch(0, [1])
+    cache.prefetch(0, [1])
+    settle_guesses(cache)
+    take(cache, 0, [1])
+    assert cache.stats().bytes_moved + cache.stats().bytes_wasted == LAYOUT.stride
+
+
+def test_guessing_what_a_demand_is_waiting_for_copies_it_once(make_cache):
+    cache = make_cache(slots=2, threads=0)
+    arriving = cache.acquire(0, [0, 1])
+    cache.prefetch(0, [0, 1])
+    assert sorted(expert for expert, _ in arriving) == [0, 1]
+    stats = cache.stats()
+    assert stats.prefetch_wasted + stats.prefetch_used + stats.prefetch_late == 0
+
+
+def test_a_guess_of_a_damaged_record_is_no_error_until_it_is_demanded(files):
+    cache = make(files, slots=2, threads=0)
+    files.overwrite(0, expert=1)
+    cache.prefetch(0, [1])
+    settle_guesses(cache)
+    assert take(cache, 0, [0]) == [0]
+    with pytest.raises(CheckpointError, match="expert 1 of layer 0 is damaged"):
+        take(cache, 0, [1])
+    files.repair(0)
+    assert take(cache, 0, [1]) == [1]
+
+
+def test_recordings_may_lie_in_each_other(make_cache):
+    cache = make_cache(slots=2)
+    with cache.record() as outer:
+        take(cache, 0, [0])
+        with cache.record() as inner:
+            take(cache, 1, [1])
+        take(cache, 0, [2])
+    take(cache, 0, [3])
+    assert [[*outer.demands().layer], [*inner.demands().layer]] == [[0, 1, 0], [1]]
+
+
+def test_a_recording_that_an_error_ends_holds_what_was_until_then(make_cache):
+    cache = make_cache(slots=2)
+    with suppress(CheckpointError), cache.record() as trace:
+        take(cache, 0, [0])
+        raise CheckpointError("enough")
+    take(cache, 0, [1])
+    trace.check()
+    assert trace.demands().expert.tolist() == [0]
+
+
+def test_a_recording_begins_behind_the_demand_that_is_open_then(make_cache):
+    cache = make_cache(slots=2)
+    arriving = cache.acquire(0, [0, 1, 2])
+    next(arriving)
+    with cache.record() as trace:
+        assert len([*arriving]) == 2
+        take(cache, 0, [2, 3])
+    assert trace.demands().expert.tolist() == [2, 3]
+    assert replay(trace).hit.tolist() == trace.demands().hit.tolist()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("threads", [0, 1])
+def test_a_demand_whose_cache_is_closed_gives_out_nothing_more(make_cache, threads, number):
+    cache = make_cache(slots=2, threads=threads)
+    arriving = cache.acquire(0, [0, 1, 2, 5])
+    for _ in range(number):
+        next(arriving)
+    cache.close()
+    with pytest.raises(MixoffError, match="closed: build the model again"):
+        next(arriving)
+    cache.close()
+
+
+def test_a_closed_cache_cannot_be_resized_and_says_so(make_cache):
+    cache = make_cache(slots=2)
+    cache.close()
+    with pytest.raises(MixoffError, match="closed: build the model again"):
+        cache.resize(1)
+
+
+@pytest.mark.parametrize("policy", ["belady", "belady-bypass", Belady(), BeladyBypass()])
+def test_a_policy_that_knows_the_future_is_refused_live(make_cache, policy):
+    with pytest.raises(ConfigError, match="belady"):
+        make_cache(slots=2, policy=policy)
+    with pytest.raises(ConfigError, match="belady"):
+        make_cache(slots=2, policy=policy)
+
+
+@pytest.mark.parametrize("policy", ["belady", "belady-bypass"])
+def test_settings_refuse_a_policy_that_knows_the_future(policy):
+    with pytest.raises(ConfigError, match=r"give one of lru, lfu, .*, or a Policy"):
+        OffloadConfig(policy=policy)
+
+
+def test_a_cache_that_is_collected_inside_its_own_read_closes_all_the_same(files):
+    before, reading, go = open_files(), threading.Event(), threading.Event()
+    ended = threading.Event()
+
+    def collecting(descriptor: int, into: Any, offset: int) -> int:
+        if threading.current_thread().name == "mixoff-transfers" and armed:
+            reading.set()
+            go.wait(5)
+            gc.collect()
+            ended.set()
+        return os.preadv(descriptor, into, offset)
+
+    armed: list[bool] = []
+    cache = make(files, 2, reader=DiskReader("buffered", pread=collecting))
+    armed.append(True)
+    cache.itself = cache  # so that only garbage collection finds it
+    cache.prefetch(0, [0])
+    assert reading.wait(5)
+    gc.disable()
+    try:
+        del cache
+        go.set()
+        assert ended.wait(5), "the thread waits for its own read"
+    finally:
+        gc.enable()
+    for thread in threading.enumerate():
+        if thread.name == "mixoff-transfers" and thread.is_alive():
+            thread.join(0.5)
+    assert open_files() == before
+
+
+def open_files() -> list[str]:
+    links = Path("/proc/self/fd").iterdir()
+    return sorted(str(link.readlink()) for link in links if link.exists())

@@ -11,7 +11,8 @@ from stamped import LAYOUT, Files, is_right
 
 from mixoff.cache import ExpertCache
 from mixoff.disk import DiskReader
-from mixoff.link import LinkedDevice, PinnedMemory
+from mixoff.host import PinnedMemory
+from mixoff.link import LinkedDevice
 from mixoff.store import RecordStore
 from mixoff.transfer import Transfers
 

@@ -41,6 +41,7 @@ ORDER = (
     "memory",
     "store",
     "tiers",
+    "host",
     "link",
     "staging",
     "cache",

@@ -1,0 +1,127 @@
+"""Host memory beside a device: pinned where it can be, lent to transfers. Knows buffers; no streams."""
+
+import logging
+from collections.abc import Callable
+from threading import RLock
+
+from mixoff.buffers import Buffer
+from mixoff.devices import Device
+from mixoff.records import PAGE, align
+from mixoff.store import Key
+
+_log = logging.getLogger(__name__)
+
+
+class PinnedMemory:
+    """Buffers of pinned host memory as long as the budget and the system allow, else of pageable.
+
+    Parameters
+    ----------
+    device
+        Pins memory.
+    budget
+        Bytes that may be pinned.
+    """
+
+    def __init__(self, device: Device, budget: int) -> None:
+        self._device = device
+        self._left = budget
+        self.notice: str | None = None  # why not all of it is pinned
+
+    def allocate(self, nbytes: int) -> Buffer:
+        """Return a buffer for records of up to so many bytes."""
+        whole = align(nbytes, PAGE) + PAGE
+        if whole <= self._left:
+            try:
+                memory = self._device.allocate_pinned(whole + PAGE)
+                self._left -= whole
+                start = -memory.data_ptr() % PAGE
+                return Buffer(memory[start : start + whole])
+            except RuntimeError as error:  # WSL and Colab refuse large pins
+                self._tell(f"the system refuses to pin more ({str(error).splitlines()[0]})")
+        else:
+            self._tell("the budget for pinned memory is spent")
+        return Buffer.for_records(nbytes)
+
+    def _tell(self, why: str) -> None:
+        self._left = 0
+        if self.notice is None:
+            self.notice = f"Part of the host memory is pageable, so its copies are slower: {why}."
+            _log.warning(self.notice)
+
+
+class HostTier:
+    """Records in host memory beside a device, as many as there are buffers for.
+
+    Parameters
+    ----------
+    capacity
+        How many buffers.
+    allocate
+        Makes one.
+    """
+
+    def __init__(self, capacity: int, allocate: Callable[[], Buffer]) -> None:
+        self._capacity = capacity
+        self._allocate = allocate
+        self._lock = RLock()  # fetches run in any thread, and garbage collection inside them
+        self._kept: dict[Key, Buffer] = {}  # the one that was kept first comes first
+        self._lent: set[Key] = set()  # to fetches that are under way
+        self._spare: list[Buffer] = []
+        self._made = 0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._kept
+
+    def borrow(self, key: Key) -> Buffer | None:
+        """Return the buffer that holds a record, None if none does; it stays until `give_back`."""
+        with self._lock:
+            if key in self._kept:
+                self._lent.add(key)
+            return self._kept.get(key)
+
+    def give_back(self, key: Key) -> None:
+        """End what `borrow` began."""
+        with self._lock:
+            self._lent.discard(key)
+
+    def reserve(self) -> Buffer | None:
+        """Return a buffer to fill, None if all hold records."""
+        with self._lock:
+            if self._spare:
+                return self._spare.pop()
+            if self._made < self._capacity:
+                self._made += 1
+                return self._allocate()
+            return None
+
+    def keep(self, key: Key, buffer: Buffer) -> None:
+        """Note that a reserved buffer holds a record, or will when what fills it has ended."""
+        with self._lock:
+            self._kept[key] = buffer
+
+    def release(self, buffer: Buffer) -> None:
+        """Take a reserved buffer back that nothing was kept in."""
+        with self._lock:
+            self._spare.append(buffer)
+
+    def forget(self, key: Key) -> None:
+        """Make the buffer of a record spare, if there is one."""
+        with self._lock:
+            if (buffer := self._kept.pop(key, None)) is not None:
+                self._spare.append(buffer)
+
+    def displace(self) -> tuple[Key, Buffer] | None:
+        """Give up the record that was kept first, and return it with its buffer, now reserved."""
+        with self._lock:
+            key = next((key for key in self._kept if key not in self._lent), None)
+            return None if key is None else (key, self._kept.pop(key))
+
+    def clear(self) -> None:
+        """Give up all buffers."""
+        with self._lock:
+            self._kept.clear()
+            self._spare.clear()
