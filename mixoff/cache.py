@@ -14,43 +14,17 @@ from typing import Any, Literal, NoReturn
 
 import torch
 
-from mixoff.buffers import Buffer, Expert, Pool
+from mixoff.buffers import Expert, Pool
 from mixoff.errors import ConfigError, MixoffError
-from mixoff.events import Demand, Missed, Observer, Snapshot
+from mixoff.events import Demand, Observer, Snapshot
 from mixoff.policies import Policy, Usage, policy_name, policy_named
 from mixoff.records import RecordLayout
-from mixoff.residency import Decision, Residency
-from mixoff.staging import Coming, Staging, fetch_into
+from mixoff.residency import Residency
+from mixoff.serving import Server, Serving
+from mixoff.staging import Staging
 from mixoff.stats import CacheStats
-from mixoff.tiers import Fetch, Mover
+from mixoff.tiers import Mover
 from mixoff.trace import Recorder, Trace
-
-
-class _Serving:
-    """A demand that is being served."""
-
-    def __init__(
-        self,
-        layer: int,
-        tokens: int,
-        decision: Decision,
-        staying: frozenset[int],
-        observers: Sequence[Observer],
-    ) -> None:
-        self.observers = tuple(observers)  # a recording that begins later begins behind it
-        self.layer = layer
-        self.tokens = tokens
-        self.decision = decision
-        self.staying = staying
-        victims = [victim for _, victim in decision.evictions if victim is not None]
-        self.leaving = [victim for victim in victims if victim not in decision.misses]
-        self.unserved = [*decision.hits, *decision.misses]
-        self.coming: dict[int, Coming] = {}
-        self.arrivals: list[Missed] = []
-        self.start_ns = perf_counter_ns()
-        self.is_over = False
-        # Who of the demand stays depends on the misses' order then, so that they are taken in it.
-        self.in_order = not staying.issuperset(self.unserved)
 
 
 class ExpertCache:
@@ -99,19 +73,18 @@ class ExpertCache:
             Residency(self.num_experts, slots_per_layer, self.policy, layer)
             for layer in range(len(layouts))
         ]
-        self._slots: list[dict[int, Buffer]] = [{} for _ in layouts]
         self._num_staging = staging
         self._pool = Pool(mover.allocate, self._limit(slots_per_layer))
         self._observers: list[Observer] = []
         self._staging = Staging(mover, self._pool, self._observers)
-        self._serving: _Serving | None = None
+        self._server = Server(mover, layouts, self._pool, self._staging, self._observers)
+        self._serving: Serving | None = None
         self._hits = [0] * len(layouts)
         self._misses = [0] * len(layouts)
-        self._bytes_moved = self._wait_ns = 0
-        self._closed = False
         self._shut = weakref.finalize(self, _shut, mover)
         try:
-            self._load()
+            for layer, residency in enumerate(self._residency):
+                self._server.load(layer, residency.residents)
         except BaseException:
             self.close()
             raise
@@ -147,22 +120,18 @@ class ExpertCache:
         MixoffError
             If the cache was closed.
         """
-        self._check_open()
+        self._server.check_open()
         if self._serving is not None:
             self._end(self._serving)
         residency = self._residency[layer]
         decision = residency.demand(needed)
         self._hits[layer] += len(decision.hits)
         self._misses[layer] += len(decision.misses)
-        self._serving = serving = _Serving(
+        self._serving = serving = Serving(
             layer, tokens, decision, residency.residents, self._observers
         )
-        for expert in decision.misses:
-            if (guessed := self._staging.adopt((layer, expert))) is not None:
-                serving.coming[expert] = guessed
-        self._staging.pass_by(layer)
-        self._request(serving)
-        return self._serve(serving)
+        self._server.begin(serving)
+        return self._server.serve(serving, self._end)
 
     def prefetch(self, layer: int, experts: Iterable[int], *, layers_ahead: int = 1) -> None:
         """Begin to fetch experts that a layer may need soon, the likeliest first.
@@ -201,7 +170,7 @@ class ExpertCache:
 
     def residents(self, layer: int) -> frozenset[int]:
         """Return the experts that a layer has on the device now."""
-        return frozenset(self._slots[layer])
+        return frozenset(self._server.slots[layer])
 
     def stats(self) -> CacheStats:
         """Return counts of hits, misses, bytes and waiting since the cache was made."""
@@ -209,12 +178,12 @@ class ExpertCache:
         return CacheStats(
             tuple(self._hits),
             tuple(self._misses),
-            self._bytes_moved,
+            self._server.bytes_moved,
             self._staging.bytes_wasted,
             outcomes["used"],
             outcomes["late"],
             outcomes["wasted"],
-            self._wait_ns,
+            self._server.wait_ns,
         )
 
     def resize(self, slots_per_layer: int) -> None:
@@ -227,14 +196,14 @@ class ExpertCache:
         MixoffError
             If the cache was closed.
         """
-        self._check_open()
+        self._server.check_open()
         self._check_slots(slots_per_layer)
         if self._serving is not None:
             self._end(self._serving)
         self._pool.limit = self._limit(slots_per_layer)
         for layer, residency in enumerate(self._residency):
             for victim in residency.resize(slots_per_layer):
-                self._vacate(layer, victim)
+                self._server.vacate(layer, victim)
             self._tell_state(layer, "resize", self._observers)
         self._pool.trim()
 
@@ -242,10 +211,10 @@ class ExpertCache:
         """Give back slots, host memory, files and threads; nothing can be acquired afterwards."""
         if self._serving is not None:
             self._end(self._serving)
-        self._closed = True
+        self._server.is_closed = True
         self._staging.drop_all()
         self._shut()
-        for slots in self._slots:
+        for slots in self._server.slots:
             slots.clear()
         self._pool.limit = 0
         self._pool.trim()
@@ -259,10 +228,6 @@ class ExpertCache:
     def __reduce__(self) -> NoReturn:
         raise MixoffError("an expert cache can't be pickled: build the model again.")
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise MixoffError("this expert cache was closed: build the model again.")
-
     def _check_slots(self, slots_per_layer: int) -> None:
         if not 1 <= slots_per_layer <= self.num_experts:
             raise ConfigError(
@@ -275,129 +240,15 @@ class ExpertCache:
         slots = slots_per_layer * len(self._residency)
         return slots + self._num_staging + self._mover.extra_buffers
 
-    def _load(self) -> None:
-        for layer, residency in enumerate(self._residency):
-            for expert in sorted(residency.residents):
-                coming = self._fetch(layer, expert)
-                assert coming is not None, "there are as many buffers as slots, and more"
-                self._arrive(coming)
-                self._slots[layer][expert] = coming.fetch.buffer
-                self._mover.settled((layer, expert))
-
     def _is_here(self, layer: int, expert: int) -> bool:
         """Return whether an expert is in a slot, or on its way to the present demand."""
         serving = self._serving
         coming = serving is not None and serving.layer == layer and expert in serving.coming
-        return coming or expert in self._slots[layer]
+        return coming or expert in self._server.slots[layer]
 
-    # Serving a demand
-
-    def _serve(self, serving: _Serving) -> Iterator[tuple[int, Expert]]:
-        layer = serving.layer
-        try:
-            while serving.unserved:
-                expert = self._next(serving)
-                passing = None
-                if expert not in self._slots[layer]:
-                    passing = self._receive(serving, expert)
-                serving.unserved.remove(expert)
-                buffer = self._slots[layer][expert] if passing is None else passing
-                try:
-                    yield expert, buffer.expert(self._layouts[layer][expert])
-                finally:
-                    if passing is not None:
-                        self._part(layer, expert, passing)
-        finally:
-            self._end(serving)
-
-    def _next(self, serving: _Serving) -> int:
-        """Return who is served next: hits, then what has arrived, then what is waited for."""
-        first = serving.unserved[0]
-        if first in self._slots[serving.layer] or serving.is_over:
-            return first
-        self._request(serving)
-        if serving.in_order:
-            return first
-        there = (e for e, coming in serving.coming.items() if coming.is_there)
-        return next(there, first)
-
-    def _request(self, serving: _Serving) -> None:
-        """Begin to fetch the demand's misses, as many as there are buffers for."""
-        for expert in serving.unserved:
-            if expert in self._slots[serving.layer] or expert in serving.coming:
-                continue
-            coming = self._fetch(serving.layer, expert)
-            if coming is None:
-                return
-            serving.coming[expert] = coming
-
-    def _fetch(self, layer: int, expert: int) -> Coming | None:
-        """Begin to fetch an expert, or take it where it lies; None if no buffer is free yet."""
-        key = (layer, expert)
-        if (lent := self._mover.lend(key)) is not None:
-            return Coming(Fetch(key, lent, tier="host"), None)
-        while (buffer := self._pool.take()) is None:
-            if not self._staging.give_up_one():
-                return None
-        return fetch_into(buffer, key, self._mover, self._observers)
-
-    def _fetch_first(self, serving: _Serving, expert: int) -> Coming:
-        """Begin to fetch the expert that is served next, whatever has to wait for that."""
-        while (coming := self._fetch(serving.layer, expert)) is None:
-            if self._pool.wait():
-                continue
-            if not serving.coming:
-                raise MixoffError("too many demands are open at once: read each to its end.")
-            self._abandon(serving.coming.popitem()[1])
-        return coming
-
-    def _receive(self, serving: _Serving, expert: int) -> Buffer | None:
-        """Wait for a miss and give it its slot; a buffer is returned if it gets none."""
-        self._check_open()
-        layer = serving.layer
-        if expert not in serving.coming:
-            serving.coming[expert] = self._fetch_first(serving, expert)
-        coming = serving.coming[expert]
-        missed = self._arrive(coming)
-        del serving.coming[expert]
-        serving.arrivals.append(missed)
-        self._bytes_moved += coming.fetch.nbytes
-        self._wait_ns += missed.wait_ns
-        if serving.is_over or expert not in serving.staying:
-            return coming.fetch.buffer
-        self._slots[layer][expert] = coming.fetch.buffer
-        self._mover.settled((layer, expert))
-        if serving.leaving:  # after that: a victim may take the place that its successor left
-            self._vacate(layer, serving.leaving.pop(0))
-        return None
-
-    def _arrive(self, coming: Coming) -> Missed:
-        """Wait until a record is in its buffer, as compute does from here on."""
-        fetch, start_ns = coming.fetch, perf_counter_ns()
-        staged = coming.layers_ahead > 0 and coming.is_there
-        if coming.ticket is not None and not coming.ticket.done:
-            coming.ticket.wait()
-        wait_ns = perf_counter_ns() - start_ns
-        span = self._mover.before_use(fetch.buffer)
-        tier = "staged" if staged else fetch.tier
-        return Missed(fetch.key[1], tier, fetch.nbytes, start_ns, wait_ns, span)
-
-    def _vacate(self, layer: int, victim: int) -> None:
-        self._part(layer, victim, self._slots[layer].pop(victim))
-
-    def _part(self, layer: int, expert: int, buffer: Buffer) -> None:
-        """Let an expert go that was on the device, and have a buffer back."""
-        if self._closed:
-            return
-        free, ticket = self._mover.leave((layer, expert), buffer)
-        if free is not None:
-            self._pool.give(free, after=ticket)
-
-    def _end(self, serving: _Serving) -> None:
+    def _end(self, serving: Serving) -> None:
         """Settle a demand, whether it was served or not: the residents are those with a slot."""
-        for coming in serving.coming.values():
-            self._abandon(coming)
-        serving.coming.clear()
+        self._server.abandon(serving)
         if serving.is_over:
             return
         serving.is_over = True
@@ -405,20 +256,11 @@ class ExpertCache:
         if self._serving is serving:
             self._serving = None
         if not complete:
-            self._residency[serving.layer].residents = self._slots[serving.layer]
+            self._residency[serving.layer].residents = self._server.slots[serving.layer]
         if self._observers:
             self._tell(serving, complete)
 
-    def _abandon(self, coming: Coming) -> None:
-        if coming.ticket is None:  # it was lent
-            self._part(*coming.fetch.key, coming.fetch.buffer)
-            return
-        coming.ticket.cancel()
-        self._pool.give(coming.fetch.buffer, after=coming.ticket)
-
-    # Telling
-
-    def _tell(self, serving: _Serving, complete: bool) -> None:
+    def _tell(self, serving: Serving, complete: bool) -> None:
         decision = serving.decision
         demand = Demand(
             serving.layer,

@@ -1,4 +1,4 @@
-"""Host memory beside a device: pinned where it can be, lent to transfers. Knows buffers; no streams."""
+"""Host memory beside a device, pinned where it can be, lent to transfers. Knows no streams."""
 
 import logging
 from collections.abc import Callable

@@ -44,6 +44,7 @@ ORDER = (
     "host",
     "link",
     "staging",
+    "serving",
     "cache",
     "predictors",
     "layers",

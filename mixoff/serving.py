@@ -1,0 +1,217 @@
+"""How a demand is served: hits from slots, misses as they arrive, and who gives way to them.
+
+Knows buffers and what comes into them; who stays and who leaves is decided elsewhere, before.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from time import perf_counter_ns
+
+from mixoff.buffers import Buffer, Expert, Pool
+from mixoff.errors import MixoffError
+from mixoff.events import Missed, Observer
+from mixoff.records import RecordLayout
+from mixoff.residency import Decision
+from mixoff.staging import Coming, Staging, fetch_into
+from mixoff.tiers import Fetch, Mover
+
+
+class Serving:
+    """A demand that is being served."""
+
+    def __init__(
+        self,
+        layer: int,
+        tokens: int,
+        decision: Decision,
+        staying: frozenset[int],
+        observers: Sequence[Observer],
+    ) -> None:
+        self.observers = tuple(observers)  # a recording that begins later begins behind it
+        self.layer = layer
+        self.tokens = tokens
+        self.decision = decision
+        self.staying = staying
+        victims = [victim for _, victim in decision.evictions if victim is not None]
+        self.leaving = [victim for victim in victims if victim not in decision.misses]
+        self.unserved = [*decision.hits, *decision.misses]
+        self.coming: dict[int, Coming] = {}
+        self.arrivals: list[Missed] = []
+        self.start_ns = perf_counter_ns()
+        self.is_over = False
+        # Who of the demand stays depends on the misses' order then, so that they are taken in it.
+        self.in_order = not staying.issuperset(self.unserved)
+
+
+class Server:
+    """Serves demands out of slots and what comes into them.
+
+    Parameters
+    ----------
+    mover
+        Moves records.
+    layouts
+        ``layouts[layer][expert]``: where a record's tensors lie in it.
+    pool
+        Gives buffers.
+    staging
+        Holds guesses.
+    observers
+        Are told of copies.
+    """
+
+    def __init__(
+        self,
+        mover: Mover,
+        layouts: Sequence[Sequence[RecordLayout]],
+        pool: Pool,
+        staging: Staging,
+        observers: Sequence[Observer],
+    ) -> None:
+        self.slots: list[dict[int, Buffer]] = [{} for _ in layouts]
+        self.bytes_moved = self.wait_ns = 0
+        self.is_closed = False
+        self._mover = mover
+        self._layouts = layouts
+        self._pool = pool
+        self._staging = staging
+        self._observers = observers
+
+    def check_open(self) -> None:
+        """Raise MixoffError if the cache was closed."""
+        if self.is_closed:
+            raise MixoffError("this expert cache was closed: build the model again.")
+
+    def load(self, layer: int, experts: Iterable[int]) -> None:
+        """Fill a layer's slots, one after the other."""
+        for expert in sorted(experts):
+            coming = self._fetch(layer, expert)
+            assert coming is not None, "there are as many buffers as slots, and more"
+            self._arrive(coming)
+            self.slots[layer][expert] = coming.fetch.buffer
+            self._mover.settled((layer, expert))
+
+    def begin(self, serving: Serving) -> None:
+        """Begin to fetch what a demand misses; guesses of it are adopted, others passed by."""
+        for expert in serving.decision.misses:
+            if (guessed := self._staging.adopt((serving.layer, expert))) is not None:
+                serving.coming[expert] = guessed
+        self._staging.pass_by(serving.layer)
+        self._request(serving)
+
+    def serve(
+        self, serving: Serving, end: Callable[[Serving], None]
+    ) -> Iterator[tuple[int, Expert]]:
+        """Yield each expert of a demand, and call `end` when it is over, however it ends."""
+        layer = serving.layer
+        try:
+            while serving.unserved:
+                expert = self._next(serving)
+                passing = None
+                if expert not in self.slots[layer]:
+                    passing = self._receive(serving, expert)
+                serving.unserved.remove(expert)
+                buffer = self.slots[layer][expert] if passing is None else passing
+                try:
+                    yield expert, buffer.expert(self._layouts[layer][expert])
+                finally:
+                    if passing is not None:
+                        self._part(layer, expert, passing)
+        finally:
+            end(serving)
+
+    def _next(self, serving: Serving) -> int:
+        """Return who is served next: hits, then what has arrived, then what is waited for."""
+        first = serving.unserved[0]
+        if first in self.slots[serving.layer] or serving.is_over:
+            return first
+        self._request(serving)
+        if serving.in_order:
+            return first
+        there = (e for e, coming in serving.coming.items() if coming.is_there)
+        return next(there, first)
+
+    def _request(self, serving: Serving) -> None:
+        """Begin to fetch the demand's misses, as many as there are buffers for."""
+        for expert in serving.unserved:
+            if expert in self.slots[serving.layer] or expert in serving.coming:
+                continue
+            coming = self._fetch(serving.layer, expert)
+            if coming is None:
+                return
+            serving.coming[expert] = coming
+
+    def _fetch(self, layer: int, expert: int) -> Coming | None:
+        """Begin to fetch an expert, or take it where it lies; None if no buffer is free yet."""
+        key = (layer, expert)
+        if (lent := self._mover.lend(key)) is not None:
+            return Coming(Fetch(key, lent, tier="host"), None)
+        while (buffer := self._pool.take()) is None:
+            if not self._staging.give_up_one():
+                return None
+        return fetch_into(buffer, key, self._mover, self._observers)
+
+    def _fetch_first(self, serving: Serving, expert: int) -> Coming:
+        """Begin to fetch the expert that is served next, whatever has to wait for that."""
+        while (coming := self._fetch(serving.layer, expert)) is None:
+            if self._pool.wait():
+                continue
+            if not serving.coming:
+                raise MixoffError("too many demands are open at once: read each to its end.")
+            self._abandon(serving.coming.popitem()[1])
+        return coming
+
+    def _receive(self, serving: Serving, expert: int) -> Buffer | None:
+        """Wait for a miss and give it its slot; a buffer is returned if it gets none."""
+        self.check_open()
+        layer = serving.layer
+        if expert not in serving.coming:
+            serving.coming[expert] = self._fetch_first(serving, expert)
+        coming = serving.coming[expert]
+        missed = self._arrive(coming)
+        del serving.coming[expert]
+        serving.arrivals.append(missed)
+        self.bytes_moved += coming.fetch.nbytes
+        self.wait_ns += missed.wait_ns
+        if serving.is_over or expert not in serving.staying:
+            return coming.fetch.buffer
+        self.slots[layer][expert] = coming.fetch.buffer
+        self._mover.settled((layer, expert))
+        if serving.leaving:  # after that: a victim may take the place that its successor left
+            self.vacate(layer, serving.leaving.pop(0))
+        return None
+
+    def _arrive(self, coming: Coming) -> Missed:
+        """Wait until a record is in its buffer, as compute does from here on."""
+        fetch, start_ns = coming.fetch, perf_counter_ns()
+        staged = coming.layers_ahead > 0 and coming.is_there
+        if coming.ticket is not None and not coming.ticket.done:
+            coming.ticket.wait()
+        wait_ns = perf_counter_ns() - start_ns
+        span = self._mover.before_use(fetch.buffer)
+        tier = "staged" if staged else fetch.tier
+        return Missed(fetch.key[1], tier, fetch.nbytes, start_ns, wait_ns, span)
+
+    def vacate(self, layer: int, victim: int) -> None:
+        """Take a resident's slot."""
+        self._part(layer, victim, self.slots[layer].pop(victim))
+
+    def _part(self, layer: int, expert: int, buffer: Buffer) -> None:
+        """Let an expert go that was on the device, and have a buffer back."""
+        if self.is_closed:
+            return
+        free, ticket = self._mover.leave((layer, expert), buffer)
+        if free is not None:
+            self._pool.give(free, after=ticket)
+
+    def abandon(self, serving: Serving) -> None:
+        """Give up what is still on its way to a demand."""
+        for coming in serving.coming.values():
+            self._abandon(coming)
+        serving.coming.clear()
+
+    def _abandon(self, coming: Coming) -> None:
+        if coming.ticket is None:  # it was lent
+            self._part(*coming.fetch.key, coming.fetch.buffer)
+            return
+        coming.ticket.cancel()
+        self._pool.give(coming.fetch.buffer, after=coming.ticket)
