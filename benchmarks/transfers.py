@@ -8,18 +8,20 @@ The first part takes records of Mixtral's size (66.4 MB) from disk with direct I
 serves the same demands from the same starting residents, and arms take turns, round by round. A
 layer goes as a model's does: attention, router, `acquire` of this layer and `prefetch` of the next
 one, then the experts as they come. Attention is half of a layer's compute, each of its two experts
-a quarter. Compute is a stand-in: a fixed number of matrix products in one torch thread, which lets
-go of the interpreter as a model's do and leaves the second core alone; in a calibration they took
-0.5, 1 or 2 times what reading a layer's misses takes on average. The last of the four layers
-guesses for the first one's next token what the model's layer 3 guessed for layer 4, so that the
-four are a stretch of a longer model.
+a quarter. Compute is a stand-in: matrix products in one torch thread, one after the other until a
+given time is over, which let go of the interpreter as a model's do and leave the second core alone.
+The time is 0.5, 1 or 2 times what reading a layer's misses takes on average, measured anew in each
+round. *Speed* tells how many products went into it beside an arm's transfers, over those that go
+into it without: what transfers take from compute. The last of the four layers guesses for the first
+one's next token what the model's layer 3 guessed for layer 4, so that the four are a stretch of a
+longer model.
 
 Arms: *blocking* reads misses when compute needs them, and nothing beside compute. *no prefetch*
 reads them beside the compute of the layer's hits. The others fetch guesses for the next layer:
 *next-gate* those that the demo model's next gate made, top 2; *80 % right* each needed expert with
 a probability of 0.8, else a wrong one; *perfect* what is needed; *perfect, 2 ahead* that of the two
-next layers. Stall is `CacheStats.wait_ns`. The bound is the larger of compute, measured alone in
-the same round, and of transfer: the time that the blocking arm read.
+next layers. Stall is `CacheStats.wait_ns`. The bound is the larger of compute and of transfer,
+the time for which the blocking arm read in the same round.
 
 The second part is a reply of the demo model as it is.
 """
@@ -85,7 +87,7 @@ class Run:
 
     total_ms: float
     stall_ms: float
-    compute_ms: float  # of the stand-in, beside the arm's transfers
+    speed: float  # of the stand-in, in products a millisecond
     megabytes: float
     used: int
     late: int
@@ -186,9 +188,11 @@ def capped(nbytes: int) -> Iterator[Callable[[], str]]:
         (group / "memory.limit_in_bytes").write_text(str(nbytes))
         (group / "cgroup.procs").write_text(str(os.getpid()))
         peak = group / "memory.max_usage_in_bytes"
-        yield lambda: (
-            f"memory is capped at {format_nbytes(nbytes)}, the page cache included; "
-            f"{format_nbytes(int(peak.read_text()))} were in use at most"
+        yield (
+            lambda: (
+                f"memory is capped at {format_nbytes(nbytes)}, the page cache included; "
+                f"{format_nbytes(int(peak.read_text()))} were in use at most"
+            )
         )
     finally:
         with suppress(OSError):
@@ -199,31 +203,30 @@ def capped(nbytes: int) -> Iterator[Callable[[], str]]:
 
 
 class Compute:
-    """A stand-in for a model's compute: so many matrix products take so long."""
+    """A stand-in for a model's compute: matrix products, one after the other, for a given time."""
 
     def __init__(self) -> None:
         torch.set_num_threads(1)
         self._left = torch.randn(192, 192)
         self._out = torch.empty(192, 192)
-        self.spent_ns = 0
-        self._multiply(500)
-        seconds = statistics.median(self._timed(200) for _ in range(9))
-        self.per_second = 200 / seconds
+        self.products = self.spent_ns = 0
 
-    def __call__(self, products: float) -> None:
-        """Compute, as long as that many products take."""
+    def __call__(self, ms: float) -> None:
+        """Compute for so long."""
         began = time.perf_counter_ns()
-        self._multiply(round(products))
+        while time.perf_counter_ns() - began < ms * NS_PER_MS:
+            torch.mm(self._left, self._left, out=self._out)
+            self.products += 1
         self.spent_ns += time.perf_counter_ns() - began
 
-    def _multiply(self, times: int) -> None:
-        for _ in range(times):
-            torch.mm(self._left, self._left, out=self._out)
+    def restart(self) -> None:
+        """Count from nothing."""
+        self.products = self.spent_ns = 0
 
-    def _timed(self, products: int) -> float:
-        began = time.perf_counter()
-        self._multiply(products)
-        return time.perf_counter() - began
+    @property
+    def speed(self) -> float:
+        """Products a millisecond since the restart."""
+        return self.products / max(1, self.spent_ns) * NS_PER_MS
 
 
 def open_cache(locations: list[list[RecordLocation]], threads: int) -> ExpertCache:
@@ -239,22 +242,23 @@ def run_arm(
     arm: Arm,
     needed: list[Token],
     compute: Compute,
-    products: float,
+    layer_ms: float,
 ) -> Run:
-    """Serve all demands once; `products` are a layer's compute."""
+    """Serve all demands once; a layer computes for `layer_ms`."""
     cache = open_cache(locations, arm.threads)
-    before, compute.spent_ns = cache.stats(), 0
+    before = cache.stats()
+    compute.restart()
     began = time.perf_counter_ns()
     for position in range(len(needed) * LAYERS):
         token, layer = divmod(position, LAYERS)
-        compute(products / 2)
+        compute(layer_ms / 2)
         arriving = cache.acquire(layer, needed[token][layer])
         for ahead in range(1, arm.layers_ahead + 1):
             later, target = divmod(position + ahead, LAYERS)
             if arm.guesses is not None and later < len(needed):
                 cache.prefetch(target, arm.guesses[later][target], layers_ahead=ahead)
         for _ in arriving:
-            compute(products / 4)
+            compute(layer_ms / 4)
     took_ns = time.perf_counter_ns() - began
     done = cache.stats() - before
     cache.close()
@@ -264,22 +268,12 @@ def run_arm(
     return Run(
         total_ms=took_ns / tokens / NS_PER_MS,
         stall_ms=done.wait_ns / tokens / NS_PER_MS,
-        compute_ms=compute.spent_ns / tokens / NS_PER_MS,
+        speed=compute.speed,
         megabytes=(done.bytes_moved + done.bytes_wasted) / tokens / 1e6,
         used=done.prefetch_used,
         late=done.prefetch_late,
         wasted=done.prefetch_wasted,
     )
-
-
-def compute_alone(compute: Compute, products: float, tokens: int) -> float:
-    """Return how many milliseconds a token's compute takes without any transfer."""
-    compute.spent_ns = 0
-    for _ in range(tokens * LAYERS):
-        compute(products / 2)
-        compute(products / 4)
-        compute(products / 4)
-    return compute.spent_ns / tokens / NS_PER_MS
 
 
 def spread(values: Sequence[float]) -> str:
@@ -294,40 +288,52 @@ def compare(
     compute = Compute()
     chosen = arms(routing)
     tokens = len(routing.needed)
-    idle = run_arm(locations, chosen[0], routing.needed, compute, 0)
-    layer_ms = idle.stall_ms / LAYERS
-    products = ratio * layer_ms / 1000 * compute.per_second
     runs: dict[str, list[Run]] = {arm.name: [] for arm in chosen}
-    alone = []
+    speeds, computed = [], []
     for turn in range(rounds):
-        alone.append(compute_alone(compute, products, tokens))
+        layer_ms = (
+            ratio * run_arm(locations, chosen[0], routing.needed, compute, 0).stall_ms / LAYERS
+        )
+        compute.restart()
+        compute(500)
+        speeds.append(compute.speed)
+        computed.append(layer_ms * LAYERS)
         for arm in chosen if turn % 2 == 0 else chosen[::-1]:
-            runs[arm.name].append(run_arm(locations, arm, routing.needed, compute, products))
+            runs[arm.name].append(run_arm(locations, arm, routing.needed, compute, layer_ms))
     read_ms = [run.stall_ms for run in runs["blocking"]]
-    bounds = [max(pair) for pair in zip(alone, read_ms, strict=True)]
+    bounds = [max(pair) for pair in zip(computed, read_ms, strict=True)]
     print(
-        f"\nCompute {ratio:g} x transfer; reading a layer's misses took {layer_ms:.1f} ms "
-        f"({idle.megabytes / idle.stall_ms:.2f} GB/s). A token: compute alone {spread(alone)} ms, "
-        f"transfer {spread(read_ms)} ms, bound {spread(bounds)} ms. Medians [min-max] of {rounds}."
+        f"\nCompute {ratio:g} x transfer, {tokens} tokens, medians [min-max] of {rounds} rounds. A "
+        f"token: compute {spread(computed)} ms, transfer {spread(read_ms)} ms, "
+        f"bound {spread(bounds)} ms."
     )
+    print_arms(runs, bounds, speeds)
+    return runs
+
+
+def print_arms(runs: dict[str, list[Run]], bounds: list[float], speeds: list[float]) -> None:
+    """Print a row for each arm; bounds and the stand-in's speed alone are those of each round."""
     print(
         f"{'':<17}{'stall ms':>22}{'total ms':>25}{'total / bound':>19}"
-        f"{'compute ms':>12}{'MB/token':>10}{'used/late/wasted':>18}{'stall saved':>13}"
+        f"{'speed':>7}{'MB/token':>10}{'used/late/wasted':>18}{'stall saved':>20}"
     )
-    blocked = statistics.median(read_ms)
     for name, own in runs.items():
         over = [run.total_ms / bound for run, bound in zip(own, bounds, strict=True)]
+        saved = [
+            100 * (1 - run.stall_ms / blocked.stall_ms)
+            for run, blocked in zip(own, runs["blocking"], strict=True)
+        ]
+        speed = [run.speed / alone for run, alone in zip(own, speeds, strict=True)]
         last = own[-1]
-        saved = 1 - statistics.median(run.stall_ms for run in own) / blocked
         print(
             f"{name:<17}{spread([r.stall_ms for r in own]):>22}"
             f"{spread([r.total_ms for r in own]):>25}"
             f"{f'{statistics.median(over):.2f} [{min(over):.2f}-{max(over):.2f}]':>19}"
-            f"{statistics.median(r.compute_ms for r in own):>12.1f}{last.megabytes:>10.1f}"
-            f"{f'{last.used}/{last.late}/{last.wasted}':>18}{saved:>12.0%}",
+            f"{statistics.median(speed):>7.2f}{last.megabytes:>10.1f}"
+            f"{f'{last.used}/{last.late}/{last.wasted}':>18}"
+            f"{f'{statistics.median(saved):.0f} [{min(saved):.0f}-{max(saved):.0f}] %':>20}",
             flush=True,
         )
-    return runs
 
 
 def from_disk(folder: Path | None, *, tokens: int, rounds: int, ratios: Sequence[float]) -> None:

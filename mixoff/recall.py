@@ -39,9 +39,9 @@ def watch_routers(model: nn.Module) -> Iterator[Watched]:
         If the model has no experts behind a cache.
     """
     pairs = [
-        (block.gate, child)
+        (gate, child)
         for block in model.modules()
-        if isinstance(getattr(block, "gate", None), nn.Module)
+        if isinstance(gate := getattr(block, "gate", None), nn.Module)
         for child in block.children()
         if isinstance(child, OffloadedExperts)
     ]

@@ -46,6 +46,7 @@ ORDER = (
     "cache",
     "predictors",
     "layers",
+    "recall",
     "shards",
     "mixtral",
     "checkpoint",
