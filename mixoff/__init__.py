@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mixoff.generate import Chat, ReplyStats
     from mixoff.plan import plan_memory
     from mixoff.quantization import HQQ, QuantizedTensor, Scheme, Unquantized
+    from mixoff.recall import measure_recall
     from mixoff.simulate import Replay, replay, sweep
     from mixoff.stats import CacheStats
     from mixoff.trace import Trace
@@ -45,6 +46,7 @@ _HOME = {
     "QuantizedTensor": "quantization",
     "Scheme": "quantization",
     "Unquantized": "quantization",
+    "measure_recall": "recall",
     "Replay": "simulate",
     "replay": "simulate",
     "sweep": "simulate",
@@ -73,6 +75,7 @@ __all__ = [
     "cache_of",
     "demo_path",
     "held_out_loss",
+    "measure_recall",
     "plan_memory",
     "plots",
     "quantize_checkpoint",

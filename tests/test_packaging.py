@@ -48,6 +48,7 @@ ORDER = (
     "cache",
     "predictors",
     "layers",
+    "recall",
     "shards",
     "mixtral",
     "checkpoint",
