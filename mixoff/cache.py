@@ -346,9 +346,10 @@ class ExpertCache:
         while (coming := self._fetch(serving.layer, expert)) is None:
             if self._pool.wait():
                 continue
-            if not serving.coming:
+            waiting = serving if serving.coming or self._serving is None else self._serving
+            if not waiting.coming:
                 raise MixoffError("too many demands are open at once: read each to its end.")
-            self._abandon(serving.coming.popitem()[1])
+            self._abandon(waiting.coming.popitem()[1])
         return coming
 
     def _receive(self, serving: _Serving, expert: int) -> Buffer | None:
