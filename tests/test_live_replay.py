@@ -44,7 +44,7 @@ def built(quantized: Callable[..., Path]) -> Iterator[Built]:
 
     def build(slots: int = 4, **options: Any) -> tuple[Any, ExpertCache]:
         offload = OffloadConfig(offload_per_layer=EXPERTS - slots, **options)
-        model, cache = build_model(quantized(num_hidden_layers=LAYERS), offload)
+        model, cache = build_model(quantized(num_hidden_layers=LAYERS, top_k=3), offload)
         caches.append(cache)
         return model, cache
 
