@@ -78,7 +78,6 @@ class ExpertCache:
         self._observers: list[Observer] = []
         self._staging = Staging(mover, self._pool, self._observers)
         self._server = Server(mover, layouts, self._pool, self._staging, self._observers)
-        self._serving: Serving | None = None
         self._hits = [0] * len(layouts)
         self._misses = [0] * len(layouts)
         self._shut = weakref.finalize(self, _shut, mover)
@@ -121,15 +120,13 @@ class ExpertCache:
             If the cache was closed.
         """
         self._server.check_open()
-        if self._serving is not None:
-            self._end(self._serving)
+        if self._server.present is not None:
+            self._end(self._server.present)
         residency = self._residency[layer]
         decision = residency.demand(needed)
         self._hits[layer] += len(decision.hits)
         self._misses[layer] += len(decision.misses)
-        self._serving = serving = Serving(
-            layer, tokens, decision, residency.residents, self._observers
-        )
+        serving = Serving(layer, tokens, decision, residency.residents, self._observers)
         self._server.begin(serving)
         return self._server.serve(serving, self._end)
 
@@ -198,8 +195,8 @@ class ExpertCache:
         """
         self._server.check_open()
         self._check_slots(slots_per_layer)
-        if self._serving is not None:
-            self._end(self._serving)
+        if self._server.present is not None:
+            self._end(self._server.present)
         self._pool.limit = self._limit(slots_per_layer)
         for layer, residency in enumerate(self._residency):
             for victim in residency.resize(slots_per_layer):
@@ -209,8 +206,8 @@ class ExpertCache:
 
     def close(self) -> None:
         """Give back slots, host memory, files and threads; nothing can be acquired afterwards."""
-        if self._serving is not None:
-            self._end(self._serving)
+        if self._server.present is not None:
+            self._end(self._server.present)
         self._server.is_closed = True
         self._staging.drop_all()
         self._shut()
@@ -242,7 +239,7 @@ class ExpertCache:
 
     def _is_here(self, layer: int, expert: int) -> bool:
         """Return whether an expert is in a slot, or on its way to the present demand."""
-        serving = self._serving
+        serving = self._server.present
         coming = serving is not None and serving.layer == layer and expert in serving.coming
         return coming or expert in self._server.slots[layer]
 
@@ -253,8 +250,8 @@ class ExpertCache:
             return
         serving.is_over = True
         complete = not serving.unserved
-        if self._serving is serving:
-            self._serving = None
+        if self._server.present is serving:
+            self._server.present = None
         if not complete:
             self._residency[serving.layer].residents = self._server.slots[serving.layer]
         if self._observers:

@@ -70,6 +70,7 @@ class Server:
         self.slots: list[dict[int, Buffer]] = [{} for _ in layouts]
         self.bytes_moved = self.wait_ns = 0
         self.is_closed = False
+        self.present: Serving | None = None  # the demand that slots are given away for
         self._mover = mover
         self._layouts = layouts
         self._pool = pool
@@ -92,6 +93,7 @@ class Server:
 
     def begin(self, serving: Serving) -> None:
         """Begin to fetch what a demand misses; guesses of it are adopted, others passed by."""
+        self.present = serving
         for expert in serving.decision.misses:
             if (guessed := self._staging.adopt((serving.layer, expert))) is not None:
                 serving.coming[expert] = guessed
@@ -155,9 +157,10 @@ class Server:
         while (coming := self._fetch(serving.layer, expert)) is None:
             if self._pool.wait():
                 continue
-            if not serving.coming:
+            waiting = serving if serving.coming or self.present is None else self.present
+            if not waiting.coming:
                 raise MixoffError("too many demands are open at once: read each to its end.")
-            self._abandon(serving.coming.popitem()[1])
+            self._abandon(waiting.coming.popitem()[1])
         return coming
 
     def _receive(self, serving: Serving, expert: int) -> Buffer | None:

@@ -339,6 +339,16 @@ def test_an_expert_that_two_open_demands_let_go_gives_both_its_buffers_back(make
     assert buffers(cache) == 2 + len(cache._mover._kept) + len(cache._pool._free)
 
 
+def test_a_demand_that_nobody_reads_keeps_no_buffer_from_one_that_is_read(make_cache):
+    cache = make_cache(slots=1, staging=2)
+    outer = cache.acquire(0, range(6))
+    next(outer)
+    unread = cache.acquire(1, range(6))
+    for expert, tensors in outer:
+        assert is_right(0, expert, tensors)
+    assert sorted(expert for expert, _ in unread) == [*range(6)]
+
+
 def test_a_guess_that_is_there_at_its_demand_is_used(make_cache):
     cache = make_cache(slots=2, threads=0)
     cache.prefetch(0, [1])

@@ -123,10 +123,6 @@ def test_recording_into_no_folder_is_refused_before_anything_is_loaded(tmp_path:
 
 
 def test_what_was_recorded_is_what_a_replay_finds(tmp_path: Path) -> None:
-    from mixoff.cache import ExpertCache
-
-    if not hasattr(ExpertCache, "record"):
-        pytest.skip("this cache can't record yet")
     output = tmp_path / "a.trace"
     words = ("--prompt", "Why is the sky blue?", "--max-new-tokens", 8, "--device", "cpu")
     result = mixoff_says("record", mixoff.demo_path(), *words, "--output", output)

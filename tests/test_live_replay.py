@@ -21,7 +21,7 @@ from mixoff.policies import LIVE_POLICIES
 from mixoff.predictors import Predictor
 from mixoff.trace import Trace
 
-LAYERS, EXPERTS = 3, 8
+LAYERS, EXPERTS = 4, 8
 tokens = torch.randint(VOCAB, (1, 10), generator=torch.Generator().manual_seed(0))
 
 Built = Callable[..., tuple[Any, ExpertCache]]
@@ -44,7 +44,7 @@ def built(quantized: Callable[..., Path]) -> Iterator[Built]:
 
     def build(slots: int = 4, **options: Any) -> tuple[Any, ExpertCache]:
         offload = OffloadConfig(offload_per_layer=EXPERTS - slots, **options)
-        model, cache = build_model(quantized(num_hidden_layers=LAYERS), offload)
+        model, cache = build_model(quantized(num_hidden_layers=LAYERS, top_k=3), offload)
         caches.append(cache)
         return model, cache
 
@@ -142,7 +142,7 @@ def compare(usual: tuple[Tensor, Any], model: Any, cache: ExpertCache) -> None:
 
 @pytest.mark.parametrize(
     ("prefetch", "ahead", "predictor"),
-    [*product([0, 1, 2, 4], [1, 2], ["next-gate"]), *product([2], [2], PREDICTOR_NAMES[1:])],
+    [*product([0, 1, 2, 4], [1, 2, 3], ["next-gate"]), *product([2], [3], PREDICTOR_NAMES[1:])],
 )
 def test_no_guess_changes_logits_hits_or_misses(built, usual, prefetch, ahead, predictor):
     model, cache = built(4, prefetch=prefetch, layers_ahead=ahead, predictor=predictor)

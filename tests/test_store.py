@@ -5,9 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
+from mixoff.buffers import Buffer
+from mixoff.disk import DiskReader, Io
 from mixoff.errors import CheckpointError
+from mixoff.records import PAGE
 from mixoff.store import RecordLocation, RecordStore
 
 LAYERS, EXPERTS, NBYTES = 2, 4, 5000
@@ -35,10 +37,15 @@ def locations(tmp_path: Path) -> list[list[RecordLocation]]:
     return rows
 
 
+def make(locations: list[list[RecordLocation]], io: Io = "buffered") -> RecordStore:
+    return RecordStore(locations, DiskReader(io))
+
+
 def read(store: RecordStore, layer: int, expert: int) -> bytes:
-    buffer = torch.zeros(NBYTES, dtype=torch.uint8)
-    store.read(layer, expert, buffer)
-    return buffer.numpy().tobytes()
+    buffer = Buffer.for_records(NBYTES)
+    buffer.memory.fill_(77)
+    list(store.read(layer, expert, buffer))
+    return buffer.memory[buffer.start :][:NBYTES].numpy().tobytes()
 
 
 def truncate(path: Path, nbytes: int = 0) -> None:
@@ -57,36 +64,55 @@ def open_files() -> list[str]:
     return sorted(str(link.readlink()) for link in links if link.exists())
 
 
-@pytest.mark.parametrize("host_memory", [0, 2 * NBYTES, 2**30])
-def test_every_record_is_read_as_it_was_written_each_time(locations, host_memory):
-    store = RecordStore(locations, host_memory)
+@pytest.mark.parametrize("io", ["buffered", "direct"])
+@pytest.mark.parametrize("chunk", [PAGE, 2 * PAGE, 2**20])
+def test_every_record_is_read_as_it_was_written_each_time(locations, monkeypatch, io, chunk):
+    monkeypatch.setattr("mixoff.buffers.CHUNK", chunk)
+    store = make(locations, io)
     for _ in range(3):
         for layer in range(LAYERS):
             for expert in range(EXPERTS):
                 assert read(store, layer, expert) == record(layer, expert)
 
 
-def test_a_larger_buffer_is_filled_only_as_far_as_the_record_goes(locations):
-    buffer = torch.full((NBYTES + 9,), 77, dtype=torch.uint8)
-    RecordStore(locations).read(0, 0, buffer)
-    assert (buffer[NBYTES:] == 77).all()
+def test_a_record_comes_in_chunks_that_are_there_when_they_are_told_of(locations, monkeypatch):
+    monkeypatch.setattr("mixoff.buffers.CHUNK", PAGE)
+    for expert, location in enumerate(locations[0]):
+        buffer, whole, at = Buffer.for_records(NBYTES), record(0, expert), 0
+        for first, last in make(locations).read(0, expert, buffer):
+            assert (first, last) == (at, at + PAGE)
+            assert buffer.start == location.offset % PAGE
+            there = buffer.memory[max(first, buffer.start) : min(last, buffer.start + NBYTES)]
+            assert there.numpy().tobytes() == whole[: len(there)]
+            at = last
+        assert at >= buffer.start + NBYTES
+
+
+@pytest.mark.parametrize("chunk", [PAGE, 2**20])
+def test_damage_is_found_before_the_last_chunk_is_told_of(locations, monkeypatch, chunk):
+    monkeypatch.setattr("mixoff.buffers.CHUNK", chunk)
+    damage(locations[0][1])
+    buffer, told = Buffer.for_records(NBYTES), []
+    with pytest.raises(CheckpointError, match="damaged"):
+        told.extend(make(locations).read(0, 1, buffer))
+    assert all(last < buffer.start + NBYTES for _, last in told)
 
 
 def test_a_record_without_a_checksum_is_read_as_it_is(locations):
     damage(locations[1][2])
     location = replace(locations[1][2], crc32=None)
-    assert read(RecordStore([[location]]), 0, 0) == record(1, 2)[:-1] + b"\xfe"
+    assert read(make([[location]]), 0, 0) == record(1, 2)[:-1] + b"\xfe"
 
 
 def test_a_damaged_record_is_refused_with_its_expert_and_file(locations):
     damage(locations[1][2])
     with pytest.raises(CheckpointError, match="layer 1: expert 2 of layer 1 is damaged"):
-        read(RecordStore(locations), 1, 2)
+        read(make(locations), 1, 2)
 
 
 def test_a_damaged_record_does_not_keep_others_from_being_read(locations):
     damage(locations[1][2])
-    store = RecordStore(locations)
+    store = make(locations)
     with pytest.raises(CheckpointError):
         read(store, 1, 2)
     assert read(store, 1, 3) == record(1, 3)
@@ -94,14 +120,14 @@ def test_a_damaged_record_does_not_keep_others_from_being_read(locations):
 
 def test_a_damaged_record_is_refused_again_the_second_time(locations):
     damage(locations[0][0])
-    store = RecordStore(locations, host_memory=2**30)
+    store = make(locations)
     for _ in range(2):
         with pytest.raises(CheckpointError, match="damaged"):
             read(store, 0, 0)
 
 
 def test_a_record_is_read_once_its_damage_is_repaired(locations):
-    store = RecordStore(locations)
+    store = make(locations)
     damage(locations[0][0])
     with pytest.raises(CheckpointError):
         read(store, 0, 0)
@@ -112,7 +138,7 @@ def test_a_record_is_read_once_its_damage_is_repaired(locations):
 
 
 def test_a_file_that_ends_inside_a_record_is_an_error_even_after_a_good_read(locations):
-    store = RecordStore(locations)
+    store = make(locations)
     read(store, 0, 3)
     truncate(locations[0][3].file, locations[0][3].offset + NBYTES - 1)
     with pytest.raises(CheckpointError, match="the file ends inside a record"):
@@ -122,58 +148,21 @@ def test_a_file_that_ends_inside_a_record_is_an_error_even_after_a_good_read(loc
 def test_a_missing_file_is_an_error_with_its_name(locations):
     locations[0][0].file.unlink()
     with pytest.raises(CheckpointError, match=r"layer 0: can't be read \(No such file"):
-        read(RecordStore(locations), 0, 0)
+        read(make(locations), 0, 0)
 
 
 def test_a_file_that_was_replaced_by_another_gives_its_old_bytes(locations, tmp_path):
-    store = RecordStore(locations)
+    store = make(locations)
     read(store, 0, 0)
     (tmp_path / "other").write_bytes(bytes(10 * NBYTES))
     (tmp_path / "other").replace(locations[0][0].file)
     assert read(store, 0, 1) == record(0, 1)
 
 
-def test_host_memory_serves_what_it_holds_when_the_file_is_gone(locations):
-    store = RecordStore(locations, host_memory=2**30)
-    for expert in range(EXPERTS):
-        read(store, 0, expert)
-    truncate(locations[0][0].file)
-    assert [read(store, 0, expert) for expert in range(EXPERTS)] == [
-        record(0, expert) for expert in range(EXPERTS)
-    ]
-
-
-@pytest.mark.parametrize("budget", [0, NBYTES - 1, NBYTES, 2 * NBYTES + 1, 2**30])
-def test_host_memory_holds_as_many_records_as_its_budget_and_no_more(locations, budget):
-    store = RecordStore(locations, budget)
-    for _ in range(2):
-        for expert in range(EXPERTS):
-            read(store, 0, expert)
-    truncate(locations[0][0].file)
-    assert sum(is_readable(store, 0, expert) for expert in range(EXPERTS)) == min(
-        budget // NBYTES, EXPERTS
-    )
-
-
-def is_readable(store: RecordStore, layer: int, expert: int) -> bool:
-    try:
-        return read(store, layer, expert) == record(layer, expert)
-    except CheckpointError:
-        return False
-
-
-def test_what_host_memory_holds_is_a_copy_of_its_own(locations):
-    store = RecordStore(locations, host_memory=2**30)
-    buffer = torch.zeros(NBYTES, dtype=torch.uint8)
-    store.read(0, 0, buffer)
-    buffer.fill_(99)
-    assert read(store, 0, 0) == record(0, 0)
-
-
 @pytest.mark.parametrize("end", ["closed", "dropped"])
 def test_no_file_stays_open_after_a_store_is(locations, end):
     before = open_files()
-    store = RecordStore(locations)
+    store = make(locations)
     read(store, 0, 0)
     read(store, 1, 0)
     if end == "closed":
