@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import torch
 from transformers import AutoTokenizer
 
 from mixoff import build_model, demo_path, measure_recall
@@ -31,6 +32,7 @@ def held_out_windows(tokens: int) -> list[list[int]]:
 
 def measure(tokens: int) -> pd.DataFrame:
     """Return the demo model's recall; `mixoff.measure_recall` tells the columns."""
+    torch.set_num_threads(1)  # other work may share the cores
     model, _ = build_model(demo_path())
     return measure_recall(model, held_out_windows(tokens))
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import AutoTokenizer
 
 from mixoff import Chat, ExpertCache, OffloadConfig, build_model, demo_path
@@ -94,6 +95,7 @@ def timed_reply(chat: Chat, cache: ExpertCache) -> Timed:
 
 def measure(rounds: int, *, prefetch: int) -> None:
     """Print what recording costs, with so many experts prefetched."""
+    torch.set_num_threads(1)
     model, cache = build_model(demo_path(), OffloadConfig(prefetch=prefetch))
     tokenizer = AutoTokenizer.from_pretrained(demo_path())
     chat = Chat(model, tokenizer, temperature=0, max_new_tokens=60)

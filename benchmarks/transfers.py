@@ -23,7 +23,8 @@ a probability of 0.8, else a wrong one; *perfect* what is needed; *perfect, 2 ah
 next layers. Stall is `CacheStats.wait_ns`. The bound is the larger of compute and of transfer,
 the time for which the blocking arm read in the same round.
 
-The second part is a reply of the demo model as it is.
+The second part is a reply of the demo model as it is, computed by one thread, so that the second
+core is left to transfers.
 """
 
 import argparse
@@ -96,6 +97,7 @@ class Run:
 
 def demo_chat(tokens: int, **offload: object) -> tuple[torch.nn.Module, ExpertCache, Chat]:
     """Return the demo model, its cache, and a chat that always draws the most probable token."""
+    torch.set_num_threads(1)
     model, cache = build_model(demo_path(), OffloadConfig(**offload))
     tokenizer = AutoTokenizer.from_pretrained(demo_path())
     return model, cache, Chat(model, tokenizer, temperature=0, max_new_tokens=tokens)

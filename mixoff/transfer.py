@@ -109,6 +109,7 @@ class Transfers:
         self._changed = threading.Condition()
         self._queue: list[Ticket] = []  # as short as there are buffers to move bytes into
         self._orders = count()
+        self._running = 0  # transfers that somebody has in hand
         self._closed = False
 
     def submit(self, steps: Iterator[object], *, guess: bool = False) -> Ticket:
@@ -176,7 +177,8 @@ class Transfers:
     def _work(self) -> None:
         while True:
             with self._changed:
-                while (ticket := self._first()) is None:
+                # A link has one bandwidth: what is waited for isn't to share it with the next.
+                while self._running >= self.max_threads or (ticket := self._first()) is None:
                     if self._closed:
                         return
                     self._changed.wait()
@@ -192,6 +194,7 @@ class Transfers:
     def _take(self, ticket: Ticket) -> None:
         self._queue.remove(ticket)
         ticket.state = State.RUNNING
+        self._running += 1
 
     def _step(self, ticket: Ticket) -> None:
         """Do a taken transfer's next step, and queue it again unless that ended it."""
@@ -205,6 +208,7 @@ class Transfers:
             error = failure
         finally:  # an interrupt of a waiting thread, too, must not leave the ticket running
             with self._changed:
+                self._running -= 1
                 ticket.error, error = error, None  # or its traceback would hold it, as in `wait`
                 if state is State.QUEUED and not (ticket._cancelled or self._closed):
                     ticket.state = state
