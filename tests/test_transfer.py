@@ -438,3 +438,27 @@ def check_order(order: tuple[str, ...], cancelled: str, awaited: str, chunks: in
         assert work.closed
         assert work.done == chunks or tickets[name].state is State.CANCELLED
         assert log.count(name) == work.done
+
+
+class Chunky(Work):
+    """Chunks that take a moment, the first of which frees the thread that was held."""
+
+    def __init__(self, name: str, log: list[str], release: threading.Event) -> None:
+        super().__init__(name, chunks=20, log=log)
+        self.release = release
+
+    def act(self) -> None:
+        self.release.set()
+        time.sleep(0.001)
+
+
+def test_what_is_waited_for_shares_the_link_with_no_other_transfer():
+    transfers, log = Transfers(threads=1), []
+    held, release = threading.Event(), threading.Event()
+    transfers.submit(Acting(lambda: (held.set(), release.wait(10))))
+    held.wait(10)  # the thread is busy, so that who waits does the first chunk
+    first, second = (transfers.submit(Chunky(name, log, release)) for name in "AB")
+    within(20, first.wait)
+    second.wait()
+    assert "".join(log) == "A" * 20 + "B" * 20
+    transfers.close()
