@@ -293,9 +293,10 @@ def compare(
     runs: dict[str, list[Run]] = {arm.name: [] for arm in chosen}
     speeds, computed = [], []
     for turn in range(rounds):
-        layer_ms = (
-            ratio * run_arm(locations, chosen[0], routing.needed, compute, 0).stall_ms / LAYERS
-        )
+        layer_ms = 0.0
+        for _ in range(2):  # reads beside compute take longer than reads one after the other
+            blocked = run_arm(locations, chosen[0], routing.needed, compute, layer_ms)
+            layer_ms = ratio * blocked.stall_ms / LAYERS
         compute.restart()
         compute(500)
         speeds.append(compute.speed)
