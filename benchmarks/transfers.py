@@ -384,9 +384,9 @@ def demo_as_it_is(*, tokens: int, rounds: int) -> None:
                 pass
             if turn:  # the first one warms up
                 found.append(chat.last)
-    replies = {own[3][0].new_tokens for own in made.values()}
+    drawn = sorted({own[3][0].new_tokens for own in made.values()})  # one number, or a bug
     print(
-        f"\nThe demo model as it is: {', '.join(map(str, sorted(replies)))} tokens drawn, 4 of 8 slots, "
+        f"\nThe demo model as it is: {drawn} tokens drawn, 4 of 8 slots, "
         f"load average {os.getloadavg()[0]:.2f}. Medians [min-max] of {rounds}, prompt included."
     )
     print(f"{'':<24}{'tokens/s':>22}{'wait ms/token':>20}{'kB/token':>10}{'used/late/wasted':>20}")
