@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from fake_device import FakeDevice, FakeEvent, FakeStream
 from stamped import LAYOUT, Files, is_right
 
@@ -172,4 +171,3 @@ def test_nothing_is_left_under_way_when_the_cache_is_closed(files):
     run.cache.prefetch(0, range(EXPERTS))
     run.cache.close()
     assert not any(s.work for s in (run.device.inward, run.device.outward, run.device.compute))
-    assert torch.is_tensor(run.device.allocate(1))
