@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from mixoff.errors import CheckpointError, ConfigError
-from mixoff.quantization import Scheme, Shape, quantization_from_dict
+from mixoff.quantization import Quantization, Scheme, Shape, quantization_from_dict
 from mixoff.records import RecordLayout
 from mixoff.shards import DTYPES, Shard, read_shard
 from mixoff.store import RecordLocation
@@ -48,14 +48,31 @@ def experts_tensor(layer: int) -> str:
     return f"model.layers.{layer}.mlp.experts.gate_up_proj"
 
 
+def expert_layout(quantization: Quantization, hidden: int, inner: int) -> RecordLayout:
+    """Return where the tensors of an expert lie in its record: gate over up, and down.
+
+    Raises
+    ------
+    ConfigError
+        If matrices of such sizes can't be stored so.
+    """
+    gate_up = [(2 * inner, hidden)] if quantization.joins_rows else [(inner, hidden)] * 2
+    matrices = (*(("gate_up_proj", shape) for shape in gate_up), ("down_proj", (hidden, inner)))
+    return RecordLayout(quantization, matrices)
+
+
 def quantization_settings(scheme: Scheme) -> dict[str, Any]:
     """Return what ``config.json`` holds under ``quantization_config``."""
-    return {
+    settings = {
         "quant_method": QUANT_METHOD,
         "format_version": FORMAT_VERSION,
         "attention": scheme.attention.to_dict(),
         "experts": scheme.experts.to_dict(),
     }
+    if scheme.layer_experts:
+        layers = sorted(scheme.layer_experts.items())
+        settings["layer_experts"] = {str(layer): experts.to_dict() for layer, experts in layers}
+    return settings
 
 
 def scheme_from_settings(settings: Mapping[str, Any]) -> Scheme:
@@ -77,7 +94,18 @@ def scheme_from_settings(settings: Mapping[str, Any]) -> Scheme:
     return Scheme(
         attention=quantization_from_dict(settings["attention"]),
         experts=quantization_from_dict(settings["experts"]),
+        layer_experts=_layer_experts(settings.get("layer_experts", {})),
     )
+
+
+def _layer_experts(settings: object) -> dict[int, Quantization]:
+    if not isinstance(settings, dict) or not all(map(_is_layer, settings)):
+        raise ConfigError(f"layer_experts={settings!r}: give a layer's number and its settings.")
+    return {int(layer): quantization_from_dict(experts) for layer, experts in settings.items()}
+
+
+def _is_layer(number: str) -> bool:
+    return number.isascii() and number.isdigit() and number == str(int(number[:9]))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -168,22 +196,14 @@ class Checkpoint:
         """Experts of a layer."""
         return int(self.config["num_local_experts"])
 
-    @cached_property
-    def expert_layout(self) -> RecordLayout:
-        """Where an expert's tensors lie in its record."""
-        hidden, inner = int(self.config["hidden_size"]), int(self.config["intermediate_size"])
-        shapes = (("gate_up_proj", (2 * inner, hidden)), ("down_proj", (hidden, inner)))
-        return RecordLayout(self.scheme.experts, shapes)
-
     def expert_layouts(self) -> list[list[RecordLayout]]:
         """Return where the tensors of each record lie in it, ``[layer][expert]``."""
-        return [[self.expert_layout] * self.num_experts] * self.num_layers
+        return [[layout] * self.num_experts for layout in self._layer_layouts]
 
     def expert_locations(self) -> list[list[RecordLocation]]:
         """Return where each layer's records lie on disk, ``[layer][expert]``."""
-        layout = self.expert_layout
         locations = []
-        for layer in range(self.num_layers):
+        for layer, layout in enumerate(self._layer_layouts):
             shard = self.shards[layer_file(layer)]
             start = shard.tensors[experts_tensor(layer)].offset
             crcs = shard.checksums[experts_tensor(layer)]
@@ -194,6 +214,15 @@ class Checkpoint:
                 ]
             )
         return locations
+
+    @cached_property
+    def _layer_layouts(self) -> list[RecordLayout]:
+        hidden, inner = int(self.config["hidden_size"]), int(self.config["intermediate_size"])
+        layouts = {
+            quantization: expert_layout(quantization, hidden, inner)
+            for quantization in (self.scheme.experts, *self.scheme.layer_experts.values())
+        }
+        return [layouts[self.scheme.experts_of(layer)] for layer in range(self.num_layers)]
 
     def attention_layout(self, name: str, shape: Shape) -> RecordLayout:
         """Return where the parts of an attention matrix lie in the record of this name."""
@@ -229,8 +258,10 @@ class Checkpoint:
         try:
             if len(self.shards) != 1 + self.num_layers:
                 raise ValueError(f"{len(self.shards)} files for {self.num_layers} layers")
-            expected = (self.num_experts, self.expert_layout.stride)
-            for layer in range(self.num_layers):
+            if strange := self.scheme.layer_experts.keys() - set(range(self.num_layers)):
+                raise ValueError(f"layer_experts names layer {min(strange)}")
+            for layer, layout in enumerate(self._layer_layouts):
+                expected = (self.num_experts, layout.stride)
                 shard = self.shards[layer_file(layer)]
                 found = shard.tensors[experts_tensor(layer)].shape
                 crcs = shard.checksums[experts_tensor(layer)]

@@ -3,12 +3,10 @@
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from itertools import chain
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,16 +15,17 @@ from tqdm.auto import tqdm
 from mixoff.checkpoint import (
     INDEX_NAME,
     TRUNK_NAME,
+    expert_layout,
     experts_tensor,
     layer_file,
     quantization_settings,
-    read_json,
 )
 from mixoff.errors import CheckpointError, ConfigError
-from mixoff.mixtral import Mixtral
-from mixoff.quantization import Quantization, QuantizedTensor, Scheme, Shape
+from mixoff.originals import Original
+from mixoff.quantization import Quantization, QuantizedTensor, Scheme
 from mixoff.records import RecordLayout
 from mixoff.shards import NewTensor, Shard, read_shard, write_shard
+from mixoff.sources import FolderFiles
 
 _COPIED = (
     "tokenizer.json",
@@ -38,7 +37,6 @@ _COPIED = (
     "generation_config.json",
 )
 _ATTENTION = re.compile(r"\.self_attn\.[qkvo]_proj\.weight$")
-_FLOATS = ("F32", "F16", "BF16")
 
 
 def quantize_checkpoint(
@@ -70,7 +68,7 @@ def quantize_checkpoint(
     source, target, scheme = Path(source), Path(target), scheme or Scheme()
     if target.exists():
         raise ConfigError(f"{target}: exists already; give a new folder or remove it first.")
-    reader = _open_source(source)
+    reader = Original(FolderFiles(source))
     with _new_folder(target) as folder:
         shards = [_write_trunk(reader, folder)]
         layers = range(reader.model.num_layers)
@@ -83,85 +81,6 @@ def quantize_checkpoint(
         except OSError as error:
             raise CheckpointError(f"{target}: can't be written ({error.strerror}).") from error
     return target
-
-
-class _Source:
-    """A Hugging Face Mixtral's tensors, under the names that transformers' models have for them."""
-
-    def __init__(self, path: Path, config: Mapping[str, Any], shards: Iterable[Shard]) -> None:
-        self.path = path
-        self.config = config
-        self.model = Mixtral(config, path / "config.json")
-        self._home = {
-            _model_name(name): (shard, name) for shard in shards for name in shard.tensors
-        }
-        self._check()
-
-    def tensor(self, name: str, row: int | None = None) -> Tensor:
-        shard, stored = self._home[name]
-        return shard.read(stored, row)
-
-    def expert(self, layer: int, expert: int) -> dict[str, Tensor]:
-        """Return gate and up [2I, H] as one matrix, and down [H, I]."""
-        prefix = f"model.layers.{layer}.mlp.experts."
-        if self._is_stacked(layer):
-            return {n: self.tensor(prefix + n, expert) for n in ("gate_up_proj", "down_proj")}
-        gate, down, up = (self.tensor(f"{prefix}{expert}.w{number}.weight") for number in (1, 2, 3))
-        return {"gate_up_proj": torch.cat([gate, up]), "down_proj": down}
-
-    def _expert_shapes(self) -> Iterator[tuple[str, Shape]]:
-        shapes = self.model.expert_shapes()
-        inner, hidden = shapes["w1"]
-        for layer in range(self.model.num_layers):
-            prefix = f"model.layers.{layer}.mlp.experts."
-            if self._is_stacked(layer):
-                yield prefix + "gate_up_proj", (self.model.num_experts, 2 * inner, hidden)
-                yield prefix + "down_proj", (self.model.num_experts, hidden, inner)
-                continue
-            for expert in range(self.model.num_experts):
-                for matrix, shape in shapes.items():
-                    yield f"{prefix}{expert}.{matrix}.weight", shape
-
-    def _is_stacked(self, layer: int) -> bool:
-        return experts_tensor(layer) in self._home
-
-    def _check(self) -> None:
-        for name, shape in chain(self.model.trunk_shapes(), self._expert_shapes()):
-            if name not in self._home:
-                raise CheckpointError(
-                    f"{self.path}: {name} is missing: fetch the checkpoint again."
-                )
-            shard, stored = self._home[name]
-            entry = shard.tensors[stored]
-            if entry.shape != shape or entry.dtype not in _FLOATS:
-                raise CheckpointError(
-                    f"{shard.path}: {name} is {entry.dtype} {entry.shape}; config.json asks for "
-                    f"{shape}, unquantized ({', '.join(_FLOATS)}): fetch the checkpoint again."
-                )
-
-
-def _model_name(name: str) -> str:
-    return name.replace(".block_sparse_moe.", ".mlp.")
-
-
-def _open_source(path: Path) -> _Source:
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: no such folder.")
-    config = read_json(path / "config.json")
-    if config.get("model_type") != "mixtral" or config.get("quantization_config"):
-        kind = config.get("quantization_config") or config.get("model_type")
-        raise CheckpointError(f"{path}: no unquantized Mixtral ({kind}).")
-    return _Source(path, config, [read_shard(shard) for shard in _source_shards(path)])
-
-
-def _source_shards(path: Path) -> list[Path]:
-    if not (path / INDEX_NAME).exists():
-        return [path / "model.safetensors"]
-    weight_map = read_json(path / INDEX_NAME).get("weight_map")
-    names = [*weight_map.values()] if isinstance(weight_map, dict) else []
-    if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
-        raise CheckpointError(f"{path / INDEX_NAME}: lists no files, or files outside the folder.")
-    return [path / name for name in sorted(set(names))]
 
 
 @contextmanager
@@ -185,7 +104,7 @@ def _new_folder(target: Path) -> Iterator[Path]:
                 parent.rmdir()
 
 
-def _write_trunk(reader: _Source, folder: Path) -> Shard:
+def _write_trunk(reader: Original, folder: Path) -> Shard:
     names = [
         name for name, _ in reader.model.trunk_shapes() if not name.startswith("model.layers.")
     ]
@@ -193,13 +112,13 @@ def _write_trunk(reader: _Source, folder: Path) -> Shard:
     return _write(folder / TRUNK_NAME, tensors)
 
 
-def _write_layer(reader: _Source, folder: Path, layer: int, scheme: Scheme) -> Shard:
+def _write_layer(reader: Original, folder: Path, layer: int, scheme: Scheme) -> Shard:
     tensors = {experts_tensor(layer): _expert_records(reader, layer, scheme)}
     for name, _ in reader.model.trunk_shapes():
         if name.startswith(f"model.layers.{layer}."):
             tensor = reader.tensor(name)
             if _ATTENTION.search(name):
-                tensor = _attention_record(tensor, scheme, f"{reader.path}: {name}")
+                tensor = _attention_record(tensor, scheme, f"{reader.files.name}: {name}")
             tensors[name] = NewTensor.whole(tensor)
     return _write(folder / layer_file(layer), tensors)
 
@@ -216,15 +135,16 @@ def _quantized(weight: Tensor, quantization: Quantization, what: str) -> Quantiz
         raise CheckpointError(f"{what}: {error}") from None
 
 
-def _expert_records(reader: _Source, layer: int, scheme: Scheme) -> NewTensor:
-    shapes = tuple((name, tuple(w.shape)) for name, w in reader.expert(layer, 0).items())
-    layout = RecordLayout(scheme.experts, shapes)
+def _expert_records(reader: Original, layer: int, scheme: Scheme) -> NewTensor:
+    inner, hidden = reader.model.expert_shapes()["w1"]
+    quantization = scheme.experts_of(layer)
+    layout = expert_layout(quantization, hidden, inner)
 
     def records() -> Iterator[Tensor]:
         for expert in range(reader.model.num_experts):
-            where = f"{reader.path}: layer {layer}'s expert {expert}"
+            where = f"{reader.files.name}: layer {layer}'s expert {expert}"
             quantized = {
-                name: _quantized(weight, scheme.experts, f"{where}, {name}")
+                name: _quantized(weight, quantization, f"{where}, {name}")
                 for name, weight in reader.expert(layer, expert).items()
             }
             record = torch.zeros(layout.stride, dtype=torch.uint8)
@@ -251,9 +171,9 @@ def _write_index(shards: list[Shard], folder: Path) -> None:
     (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_settings(reader: _Source, folder: Path, scheme: Scheme) -> None:
+def _write_settings(reader: Original, folder: Path, scheme: Scheme) -> None:
     config = {**reader.config, "quantization_config": quantization_settings(scheme)}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for name in _COPIED:
-        if (reader.path / name).is_file():
-            shutil.copyfile(reader.path / name, folder / name)
+        if (reader.files.settings / name).is_file():
+            shutil.copyfile(reader.files.settings / name, folder / name)

@@ -256,13 +256,16 @@ def _workspace_nbytes(checkpoint: AnyCheckpoint, dtype: torch.dtype) -> int:
         int(checkpoint.config["hidden_size"]),
         int(checkpoint.config["intermediate_size"]),
     )
-    layouts = [layout for layer in checkpoint.expert_layouts() for layout in layer]
-    weights = max(math.prod(shape) for layout in layouts for _, shape in layout.shapes)
-    experts = checkpoint.scheme.experts
-    if isinstance(experts, Unquantized):
-        matrix = 0 if getattr(torch, experts.dtype) is dtype else weights * dtype.itemsize
-    else:
-        # float32 codes, unpacked plane by plane, and a copy in another type
-        matrix = weights * 5 + (0 if dtype is torch.float32 else weights * dtype.itemsize)
+    layouts = dict.fromkeys(_layouts(checkpoint))  # each once
+    matrix = max(_dequantized_nbytes(layout, dtype) for layout in layouts)
     activations = PREFILL_TOKENS * (3 * inner + 4 * hidden) * dtype.itemsize
     return matrix + activations
+
+
+def _dequantized_nbytes(layout: RecordLayout, dtype: torch.dtype) -> int:
+    weights = max(math.prod(shape) for _, shape in layout.shapes)
+    stored = layout.quantization
+    if isinstance(stored, Unquantized):
+        return 0 if getattr(torch, stored.dtype) is dtype else weights * dtype.itemsize
+    # float32 codes, unpacked plane by plane, and a copy in another type
+    return weights * 5 + (0 if dtype is torch.float32 else weights * dtype.itemsize)

@@ -112,7 +112,7 @@ def with_dequantized_weights(stock: MixtralForCausalLM, folder: Path) -> Mixtral
             linear.weight.data = layout.tensors(record)["w"].dequantize()
         for expert in range(checkpoint.num_experts):
             record = shard.read(experts_tensor(layer), expert)
-            for name, tensor in checkpoint.expert_layout.tensors(record).items():
+            for name, tensor in checkpoint.expert_layouts()[0][0].tensors(record).items():
                 getattr(block.mlp.experts, name).data[expert] = tensor.dequantize()
     return model
 
@@ -266,7 +266,7 @@ def test_each_expert_of_a_step_is_counted_once_a_layer(quantized):
 def test_bytes_moved_are_a_record_for_each_miss(quantized):
     model, cache = build(quantized(MIXED), offload=6)
     logits_both_ways(model)
-    stride = Checkpoint.open(quantized(MIXED)).expert_layout.stride
+    stride = Checkpoint.open(quantized(MIXED)).expert_layouts()[0][0].stride
     assert cache.stats().bytes_moved == cache.stats().misses * stride > 0
 
 
@@ -448,7 +448,7 @@ def set_config(folder: Path, **changes: Any) -> None:
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "record": lambda folder: flip(
-        folder, 1, 8 * Checkpoint.open(folder).expert_layout.stride - 4096
+        folder, 1, 8 * Checkpoint.open(folder).expert_layouts()[0][0].stride - 4096
     ),
     "trunk": lambda folder: flip(folder, 1, -1),
     "version": lambda folder: set_quantization(folder, format_version=2),

@@ -91,7 +91,7 @@ def copied(folder: Path, to: Path) -> Path:
 def read_experts(checkpoint: Checkpoint) -> None:
     locations = checkpoint.expert_locations()
     store = RecordStore(locations, DiskReader("buffered"))
-    buffer = Buffer.for_records(checkpoint.expert_layout.stride)
+    buffer = Buffer.for_records(checkpoint.expert_layouts()[0][0].stride)
     for layer in range(len(locations)):
         for expert in range(len(locations[layer])):
             assert [*store.read(layer, expert, buffer)]
@@ -144,7 +144,7 @@ def test_a_folder_of_links_is_read_as_the_hubs_cache_has_them(folder, tmp_path):
 def test_trunk_bytes_are_the_files_less_headers_and_experts(folder):
     checkpoint = Checkpoint.open(folder)
     data = sum(path.stat().st_size - PAGE for path in shard_files(folder))
-    assert trunk_nbytes(checkpoint) == data - 2 * 2 * checkpoint.expert_layout.stride
+    assert trunk_nbytes(checkpoint) == data - 2 * 2 * checkpoint.expert_layouts()[0][0].stride
 
 
 def test_opening_reads_no_tensor(folder):
@@ -180,7 +180,7 @@ def each_flip_of_the_trunk(checkpoint: Checkpoint) -> Iterator[int]:
 
 def test_records_and_trunk_are_all_that_follows_the_headers(small):
     checkpoint = Checkpoint.open(small)
-    covered = trunk_nbytes(checkpoint) + checkpoint.expert_layout.stride
+    covered = trunk_nbytes(checkpoint) + checkpoint.expert_layouts()[0][0].stride
     assert covered == sum(path.stat().st_size - PAGE for path in shard_files(small))
 
 

@@ -60,10 +60,10 @@ def test_a_layer_has_a_slot_however_few_experts_it_has(quantized, experts):
 
 def test_every_buffer_is_a_page_larger_than_a_record(planned, checkpoint):
     plan = planned(offload_per_layer=5, staging=3)
-    assert plan.buffer_nbytes == checkpoint.expert_layout.stride + PAGE
+    assert plan.buffer_nbytes == checkpoint.expert_layouts()[0][0].stride + PAGE
     assert plan.slots == 3 * LAYERS * plan.buffer_nbytes
     assert plan.staging == 3 * plan.buffer_nbytes
-    assert plan.disk == LAYERS * EXPERTS * checkpoint.expert_layout.stride
+    assert plan.disk == LAYERS * EXPERTS * checkpoint.expert_layouts()[0][0].stride
 
 
 def test_a_longer_context_takes_a_larger_kv_cache(checkpoint):

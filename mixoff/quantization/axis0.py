@@ -46,6 +46,7 @@ class HQQAxis0(Quantization):
     """
 
     method = "hqq-axis0"
+    joins_rows = False  # a group has weights of many rows
     nbits: int = 2
     group_size: int = 16
     scale_group_size: int = 128

@@ -21,6 +21,7 @@ class Quantization(ABC):
     """How a matrix is stored: which tensors, and how to make the matrix from them."""
 
     method: ClassVar[str]  # its name in a checkpoint's settings
+    joins_rows: ClassVar[bool] = True  # whether matrices can be stored as one, row after row
 
     @abstractmethod
     def part_specs(self, shape: Shape) -> PartSpecs:

@@ -1,7 +1,7 @@
 """Which methods there are, and which of them a checkpoint has for what."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mixoff.errors import ConfigError
@@ -41,7 +41,22 @@ _TWO_BITS = HQQ(nbits=2, group_size=16, scale_nbits=8)
 
 @dataclass(frozen=True)
 class Scheme:
-    """How a checkpoint is quantized: attention and experts each have their own way."""
+    """How a checkpoint is quantized: attention and experts each have their own way.
+
+    Parameters
+    ----------
+    attention
+        How attention's matrices are stored.
+    experts
+        How experts' matrices are stored, in all layers that `layer_experts` doesn't name.
+    layer_experts
+        How experts' matrices of single layers are stored, by the layer's number.
+    """
 
     attention: Quantization = _FOUR_BITS
     experts: Quantization = _TWO_BITS
+    layer_experts: Mapping[int, Quantization] = field(default_factory=dict, hash=False)
+
+    def experts_of(self, layer: int) -> Quantization:
+        """Return how the experts' matrices of a layer are stored."""
+        return self.layer_experts.get(layer, self.experts)

@@ -1,0 +1,108 @@
+"""Where the files of a checkpoint that is to be converted come from. Knows files; no tensors."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from mixoff.checkpoint import INDEX_NAME, read_json
+from mixoff.errors import CheckpointError
+from mixoff.shards import Shard, read_shard
+
+_SUFFIX = ".safetensors"
+
+
+class SourceFiles(Protocol):
+    """Files that come one by one, and may go again when they aren't needed any more."""
+
+    @property
+    def name(self) -> str:
+        """What a person calls the source: a folder, or a repository and its revision."""
+
+    @property
+    def identity(self) -> str:
+        """A text that is another one when the contents are: a resumed conversion compares it."""
+
+    @property
+    def settings(self) -> Path:
+        """A folder with ``config.json``, the index if there is one, and the tokenizer's files."""
+
+    @property
+    def headers(self) -> Mapping[str, Shard]:
+        """The header of each file of weights, by its name; its path is where the file will lie."""
+
+    @property
+    def nbytes(self) -> Mapping[str, int]:
+        """The size of each file of weights."""
+
+    def fetch(self, name: str) -> None:
+        """See that a file lies, whole, at its header's path.
+
+        Raises
+        ------
+        CheckpointError
+            If it can't be had, or isn't what it should be.
+        """
+
+    def release(self, name: str) -> None:
+        """Tell that a file will not be needed again."""
+
+
+class FolderFiles:
+    """The files of a folder here, which all are there and stay.
+
+    Parameters
+    ----------
+    path
+        The folder.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such folder, or a file of its index is missing or damaged.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.settings = Path(path)
+        self.name = str(path)
+        if not self.settings.is_dir():
+            raise CheckpointError(f"{path}: no such folder.")
+        self.headers = {name: read_shard(self.settings / name) for name in self._file_names()}
+        self.nbytes = {name: shard.path.stat().st_size for name, shard in self.headers.items()}
+
+    @property
+    def identity(self) -> str:
+        """A hash of settings, and of names, sizes, times and headers of the files of weights."""
+        found = hashlib.sha256((self.settings / "config.json").read_bytes())
+        for name, shard in self.headers.items():
+            told = shard.path.stat()
+            found.update(f"{name} {told.st_size} {told.st_mtime_ns} {shard.header_crc32}".encode())
+        return found.hexdigest()
+
+    def fetch(self, name: str) -> None:
+        """Do nothing: the file is here."""
+
+    def release(self, name: str) -> None:
+        """Do nothing: the file isn't ours to remove."""
+
+    def _file_names(self) -> list[str]:
+        index = self.settings / INDEX_NAME
+        return indexed_files(index) if index.exists() else ["model.safetensors"]
+
+
+def indexed_files(index: Path) -> list[str]:
+    """Return the names of the files that an index lists.
+
+    Raises
+    ------
+    CheckpointError
+        If it lists none, or others than safetensors files of its own folder.
+    """
+    weight_map = read_json(index).get("weight_map")
+    names = [*weight_map.values()] if isinstance(weight_map, dict) else []
+    if not names:
+        raise CheckpointError(f"{index}: lists no files.")
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(_SUFFIX):
+            raise CheckpointError(f"{index}: {name!r} is no safetensors file of its folder.")
+    return sorted(set(names))
