@@ -36,6 +36,11 @@ QUANT_METHOD = "mixoff"
 INDEX_NAME = "model.safetensors.index.json"
 TRUNK_NAME = "trunk.safetensors"
 _MAX_JSON = 64 << 20  # bytes
+_WEIGHT_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
 
 
 def layer_file(layer: int) -> str:
@@ -59,6 +64,33 @@ def expert_layout(quantization: Quantization, hidden: int, inner: int) -> Record
     gate_up = [(2 * inner, hidden)] if quantization.joins_rows else [(inner, hidden)] * 2
     matrices = (*(("gate_up_proj", shape) for shape in gate_up), ("down_proj", (hidden, inner)))
     return RecordLayout(quantization, matrices)
+
+
+def layer_layouts(scheme: Scheme, layers: int, hidden: int, inner: int) -> list[RecordLayout]:
+    """Return where the tensors of each layer's experts lie in their records.
+
+    Raises
+    ------
+    ConfigError
+        If matrices of such sizes can't be stored so.
+    """
+    ways = (scheme.experts, *scheme.layer_experts.values())
+    layouts = {way: expert_layout(way, hidden, inner) for way in ways}
+    return [layouts[scheme.experts_of(layer)] for layer in range(layers)]
+
+
+def stored_dtype(config: Mapping[str, Any]) -> torch.dtype:
+    """Return the type that ``config.json`` says the weights have.
+
+    Raises
+    ------
+    CheckpointError
+        If it is none that a model's weights have.
+    """
+    name = config.get("dtype") or config.get("torch_dtype") or "float32"
+    if name not in _WEIGHT_DTYPES:
+        raise CheckpointError(f"config.json: dtype={name!r}: give {', '.join(_WEIGHT_DTYPES)}.")
+    return _WEIGHT_DTYPES[name]
 
 
 def quantization_settings(scheme: Scheme) -> dict[str, Any]:
@@ -218,11 +250,12 @@ class Checkpoint:
     @cached_property
     def _layer_layouts(self) -> list[RecordLayout]:
         hidden, inner = int(self.config["hidden_size"]), int(self.config["intermediate_size"])
-        layouts = {
-            quantization: expert_layout(quantization, hidden, inner)
-            for quantization in (self.scheme.experts, *self.scheme.layer_experts.values())
-        }
-        return [layouts[self.scheme.experts_of(layer)] for layer in range(self.num_layers)]
+        return layer_layouts(self.scheme, self.num_layers, hidden, inner)
+
+    @property
+    def experts_nbytes(self) -> int:
+        """Bytes of all experts' records on disk."""
+        return sum(place.nbytes for layer in self.expert_locations() for place in layer)
 
     def attention_layout(self, name: str, shape: Shape) -> RecordLayout:
         """Return where the parts of an attention matrix lie in the record of this name."""

@@ -1,7 +1,6 @@
 """From a Hugging Face Mixtral to a mixoff checkpoint, a layer at a time. Knows both forms."""
 
 import json
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,6 +20,7 @@ from mixoff.checkpoint import (
     quantization_settings,
 )
 from mixoff.errors import CheckpointError, ConfigError
+from mixoff.mixtral import is_attention_matrix
 from mixoff.originals import Original
 from mixoff.quantization import Quantization, QuantizedTensor, Scheme
 from mixoff.records import RecordLayout
@@ -36,7 +36,6 @@ _COPIED = (
     "chat_template.jinja",
     "generation_config.json",
 )
-_ATTENTION = re.compile(r"\.self_attn\.[qkvo]_proj\.weight$")
 
 
 def quantize_checkpoint(
@@ -117,7 +116,7 @@ def _write_layer(reader: Original, folder: Path, layer: int, scheme: Scheme) -> 
     for name, _ in reader.model.trunk_shapes():
         if name.startswith(f"model.layers.{layer}."):
             tensor = reader.tensor(name)
-            if _ATTENTION.search(name):
+            if is_attention_matrix(name):
                 tensor = _attention_record(tensor, scheme, f"{reader.files.name}: {name}")
             tensors[name] = NewTensor.whole(tensor)
     return _write(folder / layer_file(layer), tensors)

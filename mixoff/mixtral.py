@@ -1,11 +1,19 @@
 """What tensors a Mixtral has. Knows its settings; nothing of how tensors are stored."""
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mixoff.errors import CheckpointError
 from mixoff.quantization import Shape
+
+_ATTENTION = re.compile(r"\.self_attn\.[qkvo]_proj\.weight$")
+
+
+def is_attention_matrix(name: str) -> bool:
+    """Return whether a tensor of this name is one of a layer's attention matrices."""
+    return _ATTENTION.search(name) is not None
 
 
 class Mixtral:

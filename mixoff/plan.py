@@ -15,14 +15,17 @@ from mixoff.budgets import (
     pinned_nbytes,
     refuse_too_much,
 )
+from mixoff.checkpoint import stored_dtype
 from mixoff.config import OffloadConfig
 from mixoff.disk import choose_io
 from mixoff.errors import ConfigError
 from mixoff.formats import AnyCheckpoint
 from mixoff.memory import FreeMemory, free_memory
+from mixoff.outline import Outline
 from mixoff.quantization import Unquantized
 from mixoff.records import PAGE, RecordLayout
 
+PlannedCheckpoint = AnyCheckpoint | Outline
 PREFILL_TOKENS = 512  # tokens that a chat computes at once
 _DEFAULT_CONTEXT = 4096
 _BOUNCE = 4  # host buffers: thread and caller may each have a fetch in hand and one overtaken
@@ -110,7 +113,7 @@ def compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def plan_memory(
-    checkpoint: AnyCheckpoint,
+    checkpoint: PlannedCheckpoint,
     offload: OffloadConfig,
     *,
     device: str | torch.device = "cpu",
@@ -146,7 +149,7 @@ def plan_memory(
 
 
 def _plan(
-    checkpoint: AnyCheckpoint,
+    checkpoint: PlannedCheckpoint,
     offload: OffloadConfig,
     device: torch.device,
     needs: Needs,
@@ -156,10 +159,11 @@ def _plan(
 ) -> MemoryPlan:
     resident = needs.layers * slots_per_layer
     on_host = min(host.buffers, needs.experts - resident)
-    disk = sum(place.nbytes for layer in checkpoint.expert_locations() for place in layer)
     taken = host.nbytes + needs.bounce
     taken += 0 if needs.on_gpu else needs.device_nbytes(slots_per_layer)
-    io, io_reason = _io(offload, disk, None if free.host is None else free.host - taken)
+    io, io_reason = _io(
+        offload, checkpoint.experts_nbytes, None if free.host is None else free.host - taken
+    )
     return MemoryPlan(
         device=device.type,
         trunk=needs.trunk,
@@ -170,7 +174,7 @@ def _plan(
         host=host.nbytes,
         bounce=needs.bounce,
         pinned=pinned_nbytes(offload, needs, host.nbytes, free),
-        disk=disk,
+        disk=checkpoint.experts_nbytes,
         host_tier=host.kind,
         experts_on_device=resident,
         experts_on_host=on_host,
@@ -184,7 +188,7 @@ def _plan(
     )
 
 
-def _layouts(checkpoint: AnyCheckpoint) -> list[RecordLayout]:
+def _layouts(checkpoint: PlannedCheckpoint) -> list[RecordLayout]:
     return [layout for layer in checkpoint.expert_layouts() for layout in layer]
 
 
@@ -207,14 +211,14 @@ def _io(
 
 
 def _needs(
-    checkpoint: AnyCheckpoint,
+    checkpoint: PlannedCheckpoint,
     offload: OffloadConfig,
     device: torch.device,
     dtype: torch.dtype | None,
     context: int | None,
 ) -> Needs:
     config, on_gpu = checkpoint.config, device.type != "cpu"
-    dtype = dtype or compute_dtype(_stored_dtype(config), device)
+    dtype = dtype or compute_dtype(stored_dtype(config), device)
     context = context or min(int(config["max_position_embeddings"]), _DEFAULT_CONTEXT)
     # A record may begin inside its first page.
     buffer = max(layout.stride for layout in _layouts(checkpoint)) + PAGE
@@ -232,12 +236,7 @@ def _needs(
     )
 
 
-def _stored_dtype(config: Any) -> torch.dtype:
-    name = config.get("dtype") or config.get("torch_dtype") or "float32"
-    return getattr(torch, str(name))  # type: ignore[no-any-return]
-
-
-def _trunk_nbytes(checkpoint: AnyCheckpoint, dtype: torch.dtype) -> int:
+def _trunk_nbytes(checkpoint: PlannedCheckpoint, dtype: torch.dtype) -> int:
     tensors = checkpoint.trunk.values()
     packed = sum(tensor.nbytes for tensor in tensors if tensor.dtype is torch.uint8)
     plain = sum(math.prod(t.shape) for t in tensors if t.dtype is not torch.uint8)
@@ -251,7 +250,7 @@ def _kv_nbytes_per_token(config: Any) -> int:
     return 2 * int(config["num_hidden_layers"]) * kv_heads * head_dim
 
 
-def _workspace_nbytes(checkpoint: AnyCheckpoint, dtype: torch.dtype) -> int:
+def _workspace_nbytes(checkpoint: PlannedCheckpoint, dtype: torch.dtype) -> int:
     hidden, inner = (
         int(checkpoint.config["hidden_size"]),
         int(checkpoint.config["intermediate_size"]),

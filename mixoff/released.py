@@ -95,6 +95,11 @@ class ReleasedCheckpoint:
         """Return where each layer's records lie on disk, ``[layer][expert]``."""
         return [[location for _, location in layer] for layer in self._experts]
 
+    @property
+    def experts_nbytes(self) -> int:
+        """Bytes of all experts' records on disk."""
+        return sum(place.nbytes for layer in self.expert_locations() for place in layer)
+
     def attention_layout(self, name: str, shape: Shape) -> RecordLayout:
         """Return where the parts of an attention matrix lie in the record of this name."""
         return self._attention[name]

@@ -315,7 +315,7 @@ def test_a_missing_file_of_the_source_is_named(source, target):
 )
 def test_an_index_that_names_no_files_of_the_folder_is_refused(source, target, weight_map):
     (source / INDEX_NAME).write_text(json.dumps({"weight_map": weight_map}))
-    with pytest.raises(CheckpointError, match="lists no files|no safetensors file of its folder"):
+    with pytest.raises(CheckpointError, match=r"lists no files|no safetensors file of its folder"):
         convert(source, target)
 
 

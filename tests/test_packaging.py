@@ -54,6 +54,7 @@ ORDER = (
     "checkpoint",
     "released",
     "formats",
+    "outline",
     "sources",
     "originals",
     "budgets",

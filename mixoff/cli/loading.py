@@ -110,10 +110,9 @@ def read_text(path: Path) -> str:
 
 def stored_type(source: Path) -> str:
     """Return the type that a Hugging Face folder says its weights have."""
-    from mixoff.checkpoint import read_json
+    from mixoff.checkpoint import read_json, stored_dtype
 
-    config = read_json(source / "config.json")
-    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    return str(stored_dtype(read_json(source / "config.json"))).removeprefix("torch.")
 
 
 def quantization(bits: Bits, group_size: int, scale_nbits: int, source: Path) -> "Quantization":

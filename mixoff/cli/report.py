@@ -98,9 +98,13 @@ def checkpoint_facts(checkpoint: "AnyCheckpoint") -> dict[str, Any]:
         "attention": checkpoint.scheme.attention.to_dict(),
         "attention_bits_per_weight": 8 * packed / attention_weights,
         "experts": checkpoint.scheme.experts.to_dict(),
+        "layer_experts": {
+            str(layer): experts.to_dict()
+            for layer, experts in sorted(checkpoint.scheme.layer_experts.items())
+        },
         "experts_bits_per_weight": 8 * sum(layout.nbytes for layout in layouts) / expert_weights,
         "trunk_nbytes": sum(tensor.nbytes for tensor in trunk.values()),
-        "experts_nbytes": sum(e.nbytes for layer in checkpoint.expert_locations() for e in layer),
+        "experts_nbytes": checkpoint.experts_nbytes,
         "expert_nbytes": max(layout.nbytes for layout in layouts),
     }
 
