@@ -46,7 +46,6 @@ setup(
     install_requires=[
         "torch>=2.6",
         "transformers>=5.13,<6",
-        "hqq>=0.2.8",
         "huggingface_hub>=1.5,<3",
         "safetensors>=0.5",
         "ipywidgets>=7.7,<9",
@@ -62,6 +61,7 @@ setup(
         "test": [
             "pytest>=8",
             "hypothesis>=6.100",
+            "hqq>=0.2.8",
             "mypy>=1.15",
             "ruff>=0.11",
             "nbclient>=0.10",

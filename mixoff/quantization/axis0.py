@@ -23,7 +23,7 @@ from mixoff.packing import (
     unpack_words,
 )
 from mixoff.quantization.base import Parts, PartSpecs, Quantization, Shape
-from mixoff.quantization.hqq import solve
+from mixoff.quantization.solver import solve
 
 _LARGEST_ZERO = 60_000  # of 8-bit scales and zeros; float16 ends at 65,504
 _SMALLEST_STEP = 2**-20  # which float16 has with four bits of precision

@@ -13,15 +13,15 @@ from torch import Tensor
 from mixoff.errors import ConfigError
 from mixoff.packing import BITS, pack, packed_shape, unpack
 from mixoff.quantization.base import Parts, PartSpecs, Quantization, Shape
+from mixoff.quantization.solver import solve
 
 _GROUPS_PER_PAIR = 128
 _SCALE_BITS = (16, 8)
-_MAX_ZERO = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True)
 class HQQ(Quantization):
-    """Half-quadratic quantization (Badri and Shaji, 2023), through hqq's own `Quantizer`.
+    """Half-quadratic quantization (Badri and Shaji, 2023).
 
     Parameters
     ----------
@@ -95,39 +95,6 @@ class HQQ(Quantization):
         pairs = parts["pairs"].repeat_interleave(_GROUPS_PER_PAIR, dim=1)[:, : scale.shape[1]]
         factor_s, offset_s, factor_z, offset_z = pairs.unbind(-1)  # [N, G] each
         return scale * factor_s + offset_s, zero * factor_z + offset_z
-
-
-def solve(
-    weight: Tensor, nbits: int, group_size: int, *, axis: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return uint8 codes, float32 scales and zeros as hqq's solver finds them, in its shapes.
-
-    Raises
-    ------
-    ConfigError
-        If float16 can't hold a scale or a zero of this matrix.
-    """
-    from hqq.core.quantize import (
-        Quantizer,  # here, because it imports slowly and loading needs no solver
-    )
-
-    W_q, meta = Quantizer.quantize(
-        weight.float(),
-        nbits=nbits,
-        group_size=group_size,
-        axis=axis,
-        round_zero=nbits == 4,
-        bitpack=False,
-        device=str(weight.device),
-    )
-    scale, zero = meta["scale"].float(), meta["zero"].float()
-    if not (scale.isfinite() & (zero.abs() <= _MAX_ZERO)).all():
-        rows, columns = weight.shape
-        raise ConfigError(
-            f"a {rows} x {columns} matrix has weights that aren't finite, or groups too narrow "
-            "and too far from zero for HQQ: store it with Unquantized()."
-        )
-    return W_q.to(torch.uint8), scale, zero
 
 
 def _quantize_to_bytes(values: Tensor) -> tuple[Tensor, Tensor]:
