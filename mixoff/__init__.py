@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from mixoff import plots
     from mixoff.builder import build_model, register
     from mixoff.cache import ExpertCache, cache_of
+    from mixoff.comparison import Divergence, divergence
     from mixoff.config import OffloadConfig
     from mixoff.convert import quantize_checkpoint
     from mixoff.demo import demo_path
-    from mixoff.comparison import Divergence, divergence
     from mixoff.errors import CheckpointError, ConfigError, MixoffError, TraceError
     from mixoff.evaluate import held_out_loss
     from mixoff.generate import Chat, ReplyStats

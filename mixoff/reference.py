@@ -202,7 +202,9 @@ class _Stream:
         head = self._original.tensor(head_name)
         self._norm.load_state_dict({"weight": self._tensor("model.norm.weight")}, assign=True)
         states = self._embedded(windows)
-        layers = tqdm(range(self._layers), "unquantized model", unit="layer", disable=not progress)
+        nbytes = format_nbytes(reference_nbytes(self._original, windows))
+        about = f"unquantized model, {windows.predicted} tokens, {nbytes}"
+        layers = tqdm(range(self._layers), about, unit="layer", disable=not progress)
         for layer in layers:
             self._fetch(self._original.layer_files(layer))
             self._load(layer)
