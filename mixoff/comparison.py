@@ -47,8 +47,8 @@ class Divergence:
     ----------
     mean
         In nats a token.
-    standard_error
-        Of the mean, in nats, as if tokens were independent; NaN of a single token.
+    standard_error, rise_standard_error
+        Of `mean` and of `rise`, in nats, as if tokens were independent; NaN of a single token.
     median, percentile_99
         What half of all tokens, and 99 of 100, don't exceed; in nats.
     top1_agreement
@@ -62,8 +62,14 @@ class Divergence:
     median: float
     percentile_99: float
     top1_agreement: float
+    rise_standard_error: float
     quantized: HeldOutLoss
     unquantized: HeldOutLoss
+
+    @property
+    def rise(self) -> float:
+        """How much larger the quantized model's loss is, in nats a token; noise may make it < 0."""
+        return self.quantized.loss - self.unquantized.loss
 
     @property
     def tokens(self) -> int:
@@ -125,7 +131,7 @@ def refuse_other_sizes(config: Mapping[str, Any], original: Original, name: str)
     """
     ours, theirs = (MixtralConfig.from_dict(dict(c)) for c in (config, original.config))
     differing = [
-        f"{size} is {getattr(theirs, size)} there and {getattr(ours, size)} here"
+        f"{size} is {_size(theirs, size)} there and {_size(ours, size)} here"
         for size in _SIZES
         if _size(ours, size) != _size(theirs, size)
     ]
@@ -161,10 +167,15 @@ def _summary(found: NDArray[np.float64]) -> Divergence:
     (kl, agree, quantized, unquantized), tokens = found, found.shape[1]
     return Divergence(
         mean=float(kl.mean()),
-        standard_error=float(kl.std(ddof=1) / tokens**0.5) if tokens > 1 else float("nan"),
+        standard_error=_standard_error(kl),
         median=float(np.median(kl)),
         percentile_99=float(np.percentile(kl, 99)),
         top1_agreement=float(agree.mean()),
+        rise_standard_error=_standard_error(quantized - unquantized),
         quantized=HeldOutLoss(float(quantized.mean()), tokens),
         unquantized=HeldOutLoss(float(unquantized.mean()), tokens),
     )
+
+
+def _standard_error(values: NDArray[np.float64]) -> float:
+    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")

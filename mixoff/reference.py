@@ -213,6 +213,7 @@ class _Stream:
                     inputs_embeds=hidden_states[None], use_cache=False
                 ).last_hidden_state[0]
             self._add_experts(layer, states)
+            self._model.layers.to("meta")  # lets go of the layer before the next is read
             self._release_after(layer)
         normed = [self._norm(hidden_states).cpu() for hidden_states in _drained(states)]
         return torch.cat(normed), head.float()

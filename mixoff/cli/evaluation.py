@@ -139,18 +139,22 @@ def _divergence_facts(found: "Divergence", reference: "Reference") -> dict[str, 
     """Return what was compared, as JSON holds it: what is unknown is null, sizes are in bytes."""
     from mixoff.reference import reference_nbytes
 
-    error = found.standard_error
     return {
         "against": reference.original.files.name,
         "unquantized_loss": found.unquantized.loss,
         "unquantized_perplexity": found.unquantized.perplexity,
+        "rise_standard_error": _known(found.rise_standard_error),
         "kl_mean": found.mean,
-        "kl_standard_error": None if math.isnan(error) else error,
+        "kl_standard_error": _known(found.standard_error),
         "kl_median": found.median,
         "kl_percentile_99": found.percentile_99,
         "top1_agreement": found.top1_agreement,
         "reference_nbytes": reference_nbytes(reference.original, reference.windows),
     }
+
+
+def _known(error: float) -> float | None:
+    return None if math.isnan(error) else error
 
 
 def _loss_line(facts: dict[str, Any]) -> str:
