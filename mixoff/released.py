@@ -54,8 +54,10 @@ class ReleasedCheckpoint:
     format = "mixtral-offloading"
 
     @classmethod
-    def open(cls, path: str | Path) -> "ReleasedCheckpoint":
-        """Open a folder that holds such a checkpoint.
+    def open(
+        cls, path: str | Path, headers: Mapping[str, Shard] | None = None
+    ) -> "ReleasedCheckpoint":
+        """Open a folder that holds such a checkpoint; files whose headers are given may lie off it.
 
         Raises
         ------
@@ -65,7 +67,7 @@ class ReleasedCheckpoint:
         path = Path(path)
         if not path.is_dir():
             raise CheckpointError(f"{path}: no such folder.")
-        checkpoint = cls(path, _read_config(path), _read_index(path))
+        checkpoint = cls(path, _read_config(path), _read_index(path, headers))
         checkpoint._experts, checkpoint.trunk  # noqa: B018 - what is wrong with them is said here
         return checkpoint
 
@@ -118,7 +120,24 @@ class ReleasedCheckpoint:
 
     def trunk_state(self) -> dict[str, Tensor] | None:
         """Return the trunk's tensors, matrices of attention packed into one record each."""
-        return {name: self._read(name) for name in self.trunk}
+        return {name: self.tensor(name) for name in self.trunk}
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a tensor of the trunk; a matrix of attention is a record."""
+        layout = self._attention.get(name)
+        if layout is None:
+            return self._tensor_read(_released_name(name))
+        prefix = name.removesuffix("weight")
+        parts = {part: self._tensor_read(prefix + part) for part in _PARTS}
+        (_, shape), *_ = layout.shapes
+        return layout.pack({"weight": QuantizedTensor(layout.quantization, shape, parts)})
+
+    def files_of(self, name: str) -> set[str]:
+        """Return the names of the files that hold a tensor of the trunk, or its parts."""
+        stored = [_released_name(name)]
+        if name in self._attention:
+            stored = [name.removesuffix("weight") + part for part in _PARTS]
+        return {self._tensor(each)[0].path.name for each in stored}
 
     def verify(self) -> None:
         """Check that all scales and zeros are numbers: the files hold no checksums.
@@ -228,15 +247,6 @@ class ReleasedCheckpoint:
                 f"as config.json asks for ({error.args[0].removesuffix('.')}): {_FETCH_AGAIN}"
             ) from None
 
-    def _read(self, name: str) -> Tensor:
-        layout = self._attention.get(name)
-        if layout is None:
-            return self._tensor_read(_released_name(name))
-        prefix = name.removesuffix("weight")
-        parts = {part: self._tensor_read(prefix + part) for part in _PARTS}
-        (_, shape), *_ = layout.shapes
-        return layout.pack({"weight": QuantizedTensor(layout.quantization, shape, parts)})
-
     def _tensor_read(self, name: str) -> Tensor:
         shard, _ = self._tensor(name)
         return shard.read(_name_in_file(name))
@@ -282,18 +292,16 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_index(path: Path) -> dict[str, Shard]:
+def _read_index(path: Path, headers: Mapping[str, Shard] | None) -> dict[str, Shard]:
     weight_map = read_json(path / INDEX_NAME).get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{path / INDEX_NAME}: lists no files.")
     for file in weight_map.values():
-        if (
-            not isinstance(file, str)
-            or Path(file).name != file
-            or not file.endswith(".safetensors")
-        ):
+        known = isinstance(file, str) and file.endswith(".safetensors")
+        if not known or Path(file).name != file:
             raise CheckpointError(
                 f"{path / INDEX_NAME}: {file!r} is no safetensors file of this folder."
             )
-    shards = {file: read_shard(path / file) for file in sorted(set(weight_map.values()))}
+    files = sorted(set(weight_map.values()))
+    shards = headers or {file: read_shard(path / file) for file in files}
     return {name: shards[file] for name, file in weight_map.items()}
