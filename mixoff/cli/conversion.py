@@ -113,7 +113,7 @@ def _beginning(conversion: "Conversion", source: str, *, restart: bool) -> list[
         f"source: {source}, {conversion.num_layers} layers, {conversion.num_weights:,} weights",
         f"attention: {_said(scheme.attention)}; experts: {_said(scheme.experts)}",
         f"target: {conversion.target}, {format_nbytes(conversion.nbytes)}, "
-        f"{bits:.2f} bits a weight in all; {format_nbytes(conversion.free_nbytes)} free on its disk",
+        f"{bits:.2f} bits a weight in all; {format_nbytes(conversion.free_nbytes)} are free there",
         f"memory: about {format_nbytes(conversion.memory_nbytes)} at most",
     ]
     if scheme.layer_experts:

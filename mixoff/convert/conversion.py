@@ -130,6 +130,7 @@ class Conversion:
         self._units = units_of(self._matrices, self._told)
         self._folder = PartialFolder(self.target, self._facts)
         if _is_there(self.target) and not self._folder.was_finished():
+            self._folder.clean_up(only_if_empty=True)
             raise ConfigError(f"{target}: exists already; give a new folder or remove it first.")
 
     @property

@@ -77,10 +77,10 @@ class PartialFolder:
             return same and self.target.is_dir() and not self.model.exists()
         return False
 
-    def clean_up(self) -> None:
+    def clean_up(self, *, only_if_empty: bool = False) -> None:
         """Remove what is left once the target is there."""
         with suppress(OSError):
-            for entry in [*self.path.iterdir()]:
+            for entry in [] if only_if_empty else [*self.path.iterdir()]:
                 entry.unlink()
             self.path.rmdir()
 
