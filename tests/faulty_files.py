@@ -69,7 +69,9 @@ class FaultyFiles:
         if self.fault == "short":
             return True
         assert isinstance(self.fault, int)
-        raise OSError(self.fault, os.strerror(self.fault))
+        message = os.strerror(self.fault)
+        named = isinstance(what, str | Path)  # as the system does, but not of a descriptor
+        raise OSError(self.fault, message, str(what)) if named else OSError(self.fault, message)
 
     def counts_path(self, path: object) -> bool:
         if isinstance(path, int):

@@ -16,7 +16,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from mixoff.checkpoint import FORMAT_VERSION, Checkpoint, quantization_settings
-from mixoff.convert.folder import PartialFolder, write_durably
+from mixoff.convert.folder import PartialFolder, named_errors, write_durably
 from mixoff.convert.matrices import Matrices, open_matrices
 from mixoff.convert.settings import small_files
 from mixoff.convert.units import Unit, units_of
@@ -90,12 +90,13 @@ def source_files(name: str | Path, *, keep_shards: bool | None = None) -> Source
         If files of a folder were to be removed.
     """
     path = Path(name).expanduser()
-    if path.is_dir():
-        if keep_shards is False:
-            raise ConfigError(
-                f"{name}: a folder's own files are never removed: leave --delete-shards out."
-            )
-        return FolderFiles(path)
+    with named_errors(path):
+        if path.is_dir():
+            if keep_shards is False:
+                raise ConfigError(
+                    f"{name}: a folder's own files are never removed: leave --delete-shards out."
+                )
+            return FolderFiles(path)
     raise CheckpointError(
         f"{name}: no such folder, and converting from the hub isn't possible yet: "
         "fetch the repository into a folder first."
@@ -126,12 +127,11 @@ class Conversion:
         self.files = files
         self.target = Path(target)
         self._told = _Told()
-        self._matrices: Matrices = open_matrices(files, scheme)
-        self._units = units_of(self._matrices, self._told)
-        self._folder = PartialFolder(self.target, self._facts)
-        if _is_there(self.target) and not self._folder.was_finished():
-            self._folder.clean_up(only_if_empty=True)
-            raise ConfigError(f"{target}: exists already; give a new folder or remove it first.")
+        with named_errors(self.target):
+            self._matrices: Matrices = open_matrices(files, scheme)
+            self._units = units_of(self._matrices, self._told)
+            self._folder = PartialFolder(self.target, self._facts)
+            self._refuse_what_is_there()
 
     @property
     def scheme(self) -> Scheme:
@@ -185,6 +185,10 @@ class Conversion:
 
     def run(self, *, progress: bool = True, restart: bool = False) -> Path:
         """Convert, and return the target; `quantize_checkpoint` tells the rest."""
+        with named_errors(self.target):
+            return self._run(progress=progress, restart=restart)
+
+    def _run(self, *, progress: bool, restart: bool) -> Path:
         if self._folder.was_finished():
             self._folder.clean_up()
             return self.target
@@ -200,6 +204,13 @@ class Conversion:
             self._verify(progress)
             self._folder.finish()
         return self.target
+
+    def _refuse_what_is_there(self) -> None:
+        if _is_there(self.target) and not self._folder.was_finished():
+            self._folder.clean_up(only_if_empty=True)
+            raise ConfigError(
+                f"{self.target}: exists already; give a new folder or remove it first."
+            )
 
     @property
     def _facts(self) -> Mapping[str, Any]:

@@ -228,3 +228,13 @@ def _plain_errors(path: Path) -> Iterator[None]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         way = ": make room, then do the same again to go on" if full else ""
         raise CheckpointError(f"{path}: can't be written ({error.strerror}){way}.") from error
+
+
+@contextmanager
+def named_errors(otherwise: Path) -> Iterator[None]:
+    """Turn those of the system's errors that nobody else did into one sentence each."""
+    try:
+        yield
+    except OSError as error:
+        name = error.filename or otherwise
+        raise CheckpointError(f"{name}: can't be read or written ({error.strerror}).") from error
