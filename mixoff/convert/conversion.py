@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from mixoff.checkpoint import FORMAT_VERSION, Checkpoint, quantization_settings
 from mixoff.convert.folder import PartialFolder, named_errors, write_durably
 from mixoff.convert.matrices import Matrices, open_matrices
-from mixoff.convert.settings import small_files
+from mixoff.convert.settings import SMALL_FILES, small_files
 from mixoff.convert.units import Unit, units_of
 from mixoff.errors import CheckpointError, ConfigError
 from mixoff.quantization import Scheme
@@ -232,9 +232,15 @@ class Conversion:
         return done
 
     def _keep_what_is_whole(self) -> set[str]:
+        """Remove what can't be used, and return the names of units that are finished.
+
+        Small files stay until they are replaced, and the folder is listed once: where nothing can
+        be locked, another process may be about to finish.
+        """
+        there = self._folder.files()
         done = self._done()
-        for path in self._folder.files():
-            if path.name not in done:
+        for path in there:
+            if path.name not in done and path.name not in SMALL_FILES:
                 self._folder.remove(path)
         return set(done)
 
@@ -287,8 +293,8 @@ class Conversion:
             yield bar
 
     def _publish_small_files(self) -> None:
-        paths = {path.name: path for path in self._folder.files()}
-        crcs = {unit.name: read_shard(paths[unit.name]).header_crc32 for unit in self._units}
+        model = self._folder.model
+        crcs = {unit.name: read_shard(model / unit.name).header_crc32 for unit in self._units}
         for name, content in small_files(self._matrices, self._units, crcs).items():
             with self._folder.publishing(name) as path:
                 write_durably(path, content)

@@ -18,6 +18,7 @@ _COPIED = (
     "chat_template.jinja",
     "generation_config.json",
 )
+SMALL_FILES = frozenset({"config.json", INDEX_NAME, *_COPIED})
 
 
 def small_files(
