@@ -6,8 +6,7 @@
   with ``model.layers.L.block_sparse_moe.experts.E.`` before.
 - Matrices of attention and experts are `mixoff.quantization.HQQAxis0`; all else is as it is.
 
-Nothing in these files is a checksum: what can be checked are names, types, shapes, and that scales
-are numbers.
+No file holds a checksum: what can be checked are names, types, shapes, and that scales are numbers.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,6 +27,7 @@ from mixoff.records import RecordLayout
 from mixoff.shards import DTYPES, Shard, TensorEntry, read_shard
 from mixoff.store import RecordLocation
 
+Headers = Mapping[str, Shard]  # by file name
 _FETCH_AGAIN = "fetch the checkpoint again."
 _PARTS = tuple(HQQAxis0().part_specs((256, 256)))
 _FLOATS = ("F16", "BF16", "F32")
@@ -54,9 +54,7 @@ class ReleasedCheckpoint:
     format = "mixtral-offloading"
 
     @classmethod
-    def open(
-        cls, path: str | Path, headers: Mapping[str, Shard] | None = None
-    ) -> "ReleasedCheckpoint":
+    def open(cls, path: str | Path, headers: Headers | None = None) -> "ReleasedCheckpoint":
         """Open a folder that holds such a checkpoint; files whose headers are given may lie off it.
 
         Raises
@@ -134,9 +132,8 @@ class ReleasedCheckpoint:
 
     def files_of(self, name: str) -> set[str]:
         """Return the names of the files that hold a tensor of the trunk, or its parts."""
-        stored = [_released_name(name)]
-        if name in self._attention:
-            stored = [name.removesuffix("weight") + part for part in _PARTS]
+        parts = [name.removesuffix("weight") + part for part in _PARTS]
+        stored = parts if name in self._attention else [_released_name(name)]
         return {self._tensor(each)[0].path.name for each in stored}
 
     def verify(self) -> None:
@@ -292,16 +289,14 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_index(path: Path, headers: Mapping[str, Shard] | None) -> dict[str, Shard]:
-    weight_map = read_json(path / INDEX_NAME).get("weight_map")
+def _read_index(path: Path, headers: Headers | None) -> dict[str, Shard]:
+    index = path / INDEX_NAME
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{path / INDEX_NAME}: lists no files.")
+        raise CheckpointError(f"{index}: lists no files.")
     for file in weight_map.values():
         known = isinstance(file, str) and file.endswith(".safetensors")
         if not known or Path(file).name != file:
-            raise CheckpointError(
-                f"{path / INDEX_NAME}: {file!r} is no safetensors file of this folder."
-            )
-    files = sorted(set(weight_map.values()))
-    shards = headers or {file: read_shard(path / file) for file in files}
+            raise CheckpointError(f"{index}: {file!r} is no safetensors file of this folder.")
+    shards = headers or {file: read_shard(path / file) for file in {*weight_map.values()}}
     return {name: shards[file] for name, file in weight_map.items()}

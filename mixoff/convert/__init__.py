@@ -5,6 +5,7 @@ into, `mixoff.convert.folder` where those lie until all are whole, and `mixoff.c
 does one after the other.
 """
 
-from mixoff.convert.conversion import Conversion, quantize_checkpoint, source_files
+from mixoff.convert.conversion import Conversion
+from mixoff.convert.opening import quantize_checkpoint, source_files
 
 __all__ = ["Conversion", "quantize_checkpoint", "source_files"]
