@@ -1,6 +1,6 @@
 """The layout that mixtral-offloading released, read where it lies. Knows its names and its files.
 
-- ``config.json``: a Mixtral's settings. How it is quantized, the tensors' shapes tell.
+- ``config.json``: a Mixtral's settings; how it is quantized, the tensors' shapes tell.
 - ``model.safetensors.index.json``: which tensor is in which file. One file holds the trunk, and one
   each expert: w1 (gate), w2 (down), w3 (up). There the names begin with ``w1.``; the index has them
   with ``model.layers.L.block_sparse_moe.experts.E.`` before.
@@ -133,8 +133,8 @@ class ReleasedCheckpoint:
     def files_of(self, name: str) -> set[str]:
         """Return the names of the files that hold a tensor of the trunk, or its parts."""
         parts = [name.removesuffix("weight") + part for part in _PARTS]
-        stored = parts if name in self._attention else [_released_name(name)]
-        return {self._tensor(each)[0].path.name for each in stored}
+        names = parts if name in self._attention else [_released_name(name)]
+        return {self._tensor(each)[0].path.name for each in names}
 
     def verify(self) -> None:
         """Check that all scales and zeros are numbers: the files hold no checksums.
@@ -144,7 +144,7 @@ class ReleasedCheckpoint:
         CheckpointError
             If one is infinite or none at all.
         """
-        floats = [part for part in _PARTS if not part.endswith("_q") and part != "W_q"]
+        floats = [part for part in _PARTS if not part.endswith("_q")]
         for prefix, _ in chain(self._attention_matrices(), self._expert_matrices()):
             for part in floats:
                 shard, _ = self._tensor(prefix + part)
@@ -266,8 +266,8 @@ def _expert_prefix(layer: int, expert: int) -> str:
 
 def _name_in_file(name: str) -> str:
     """Return a tensor's name in its file, where experts' names are short."""
-    _, found, rest = name.partition(".block_sparse_moe.experts.")
-    return rest.partition(".")[2] if found else name
+    rest = name.partition(".block_sparse_moe.experts.")[2]
+    return rest.partition(".")[2] or name
 
 
 def _released_name(name: str) -> str:
@@ -291,8 +291,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _read_index(path: Path, headers: Headers | None) -> dict[str, Shard]:
     index = path / INDEX_NAME
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
+    if not isinstance(weight_map := read_json(index).get("weight_map"), dict):
         raise CheckpointError(f"{index}: lists no files.")
     for file in weight_map.values():
         known = isinstance(file, str) and file.endswith(".safetensors")
