@@ -127,8 +127,8 @@ class ReleasedCheckpoint:
             return self._tensor_read(_released_name(name))
         prefix = name.removesuffix("weight")
         parts = {part: self._tensor_read(prefix + part) for part in _PARTS}
-        (_, shape), *_ = layout.shapes
-        return layout.pack({"weight": QuantizedTensor(layout.quantization, shape, parts)})
+        matrix = QuantizedTensor(layout.quantization, layout.shapes[0][1], parts)
+        return layout.pack({"weight": matrix})
 
     def files_of(self, name: str) -> set[str]:
         """Return the names of the files that hold a tensor of the trunk, or its parts."""
@@ -266,8 +266,7 @@ def _expert_prefix(layer: int, expert: int) -> str:
 
 def _name_in_file(name: str) -> str:
     """Return a tensor's name in its file, where experts' names are short."""
-    rest = name.partition(".block_sparse_moe.experts.")[2]
-    return rest.partition(".")[2] or name
+    return name.partition(".block_sparse_moe.experts.")[2].partition(".")[2] or name
 
 
 def _released_name(name: str) -> str:
