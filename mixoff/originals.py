@@ -4,18 +4,18 @@ Experts one by one (``block_sparse_moe.experts.E.w1``) or stacked (``mlp.experts
 one file or many, in float32, float16 or bfloat16, with a head of its own or the embeddings as head.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mixoff.checkpoint import experts_tensor, read_json
+from mixoff.checkpoint import QUANT_METHOD, experts_tensor, read_json
 from mixoff.errors import CheckpointError
 from mixoff.mixtral import Mixtral
 from mixoff.quantization import Shape
-from mixoff.shards import Shard
+from mixoff.shards import DTYPES, Shard
 from mixoff.sources import SourceFiles
 
 _FLOATS = ("F32", "F16", "BF16")
@@ -41,34 +41,47 @@ class Original:
         self.files = files
         self.config: Mapping[str, Any] = _read_config(files)
         self.model = Mixtral(self.config, files.settings / "config.json")
-        self._home = {
-            _model_name(name): (file, name)
-            for file, shard in files.headers.items()
-            for name in shard.tensors
-        }
+        stored = [(file, name) for file in files.headers for name in files.headers[file].tensors]
+        headless = not any(name.startswith("model.") for _, name in stored)
+        self._home = {_model_name(name, headless): (file, name) for file, name in stored}
         self._check()
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the type that a tensor that is no expert is stored in."""
+        shard, stored = self._shard(name)
+        return DTYPES[shard.tensors[stored].dtype]
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor that is no expert, in the type it is stored in."""
         return self._read(name)
 
-    def expert(self, layer: int, expert: int) -> dict[str, Tensor]:
-        """Return gate and up [2I, H] as one matrix, and down [H, I], as they are stored."""
+    def expert(self, layer: int, expert: int) -> Iterator[tuple[str, Tensor]]:
+        """Yield gate and up [2I, H] as one matrix, then down [H, I], as they are stored."""
         prefix = f"model.layers.{layer}.mlp.experts."
         if self._is_stacked(layer):
-            return {n: self._read(prefix + n, expert) for n in ("gate_up_proj", "down_proj")}
-        gate, down, up = (self._read(f"{prefix}{expert}.w{number}.weight") for number in (1, 2, 3))
-        return {"gate_up_proj": torch.cat([gate, up]), "down_proj": down}
+            yield "gate_up_proj", self._read(prefix + "gate_up_proj", expert)
+            yield "down_proj", self._read(prefix + "down_proj", expert)
+            return
+        one = f"{prefix}{expert}."
+        yield (
+            "gate_up_proj",
+            torch.cat([self._read(one + "w1.weight"), self._read(one + "w3.weight")]),
+        )
+        yield "down_proj", self._read(one + "w2.weight")
 
-    def layer_files(self, layer: int) -> set[str]:
-        """Return the names of the files that hold tensors of a layer."""
+    def files_of(self, names: Iterable[str]) -> set[str]:
+        """Return the names of the files that hold tensors that are no experts."""
+        return {self._home[name][0] for name in names}
+
+    def files_of_layer(self, layer: int) -> set[str]:
+        """Return the names of the files that hold tensors of a layer, its experts among them."""
         prefix = f"model.layers.{layer}."
         return {file for name, (file, _) in self._home.items() if name.startswith(prefix)}
 
-    def trunk_files(self) -> set[str]:
-        """Return the names of the files that hold what is in no layer."""
-        names = (name for name, _ in self.model.trunk_shapes())
-        return {self._home[name][0] for name in names if not name.startswith("model.layers.")}
+    def files_of_experts(self, layer: int) -> set[str]:
+        """Return the names of the files that hold experts of a layer."""
+        prefix = f"model.layers.{layer}.mlp.experts."
+        return {file for name, (file, _) in self._home.items() if name.startswith(prefix)}
 
     def _shard(self, name: str) -> tuple[Shard, str]:
         file, stored = self._home[name]
@@ -109,13 +122,23 @@ class Original:
                 )
 
 
-def _model_name(name: str) -> str:
-    return name.replace(".block_sparse_moe.", ".mlp.")
+def _model_name(name: str, headless: bool) -> str:
+    name = name.replace(".block_sparse_moe.", ".mlp.")
+    return f"model.{name}" if headless and not name.startswith("lm_head.") else name
 
 
 def _read_config(files: SourceFiles) -> Mapping[str, Any]:
     config = read_json(files.settings / "config.json")
-    if config.get("model_type") != "mixtral" or config.get("quantization_config"):
-        kind = config.get("quantization_config") or config.get("model_type")
-        raise CheckpointError(f"{files.name}: no unquantized Mixtral ({kind}).")
+    settings = config.get("quantization_config")
+    if settings:
+        method = settings.get("quant_method") if isinstance(settings, dict) else settings
+        mixoffs = method == QUANT_METHOD
+        kind = "mixoff's own checkpoint already" if mixoffs else f"quantized by {method!r} already"
+        raise CheckpointError(
+            f"{files.name}: no unquantized Mixtral ({kind}): give the model that it was made of."
+        )
+    if (model_type := config.get("model_type")) != "mixtral":
+        raise CheckpointError(
+            f"{files.name}: no unquantized Mixtral ({model_type}): mixoff converts mixtral alone."
+        )
     return config

@@ -197,8 +197,8 @@ class _Stream:
 
     def run(self, windows: Windows, *, progress: bool) -> tuple[Tensor, Tensor]:
         """Return what the head is given [N, D], and the head [V, D]."""
-        self._fetch(self._original.trunk_files())
         head_name = _EMBEDDINGS if self._original.config.get("tie_word_embeddings") else _HEAD
+        self._fetch(self._original.files_of({_EMBEDDINGS, "model.norm.weight", head_name}))
         head = self._original.tensor(head_name)
         self._norm.load_state_dict({"weight": self._tensor("model.norm.weight")}, assign=True)
         states = self._embedded(windows)
@@ -206,7 +206,7 @@ class _Stream:
         about = f"unquantized model, {windows.predicted} tokens, {nbytes}"
         layers = tqdm(range(self._layers), about, unit="layer", disable=not progress)
         for layer in layers:
-            self._fetch(self._original.layer_files(layer))
+            self._fetch(self._original.files_of_layer(layer))
             self._load(layer)
             for number, hidden_states in enumerate(states):
                 states[number] = self._model(
@@ -244,10 +244,9 @@ class _Stream:
     def _apply(
         self, layer: int, expert: int, work: Iterable[tuple[_Call, tuple[Tensor, Tensor]]]
     ) -> None:
-        stored = self._original.expert(layer, expert)
         gate_up, down = (
-            stored.pop(name).to(self._device, torch.float32)
-            for name in ("gate_up_proj", "down_proj")
+            stored.to(self._device, torch.float32)
+            for _, stored in self._original.expert(layer, expert)
         )
         for call, (position, token) in work:
             hidden = self._apply_gate(F.linear(call.hidden_states[token], gate_up))
@@ -263,8 +262,8 @@ class _Stream:
 
     def _release_after(self, layer: int) -> None:
         """Let go of the files that no later layer needs."""
-        later = (self._original.layer_files(other) for other in range(layer + 1, self._layers))
-        for name in sorted(self._original.layer_files(layer).difference(*later)):
+        later = (self._original.files_of_layer(other) for other in range(layer + 1, self._layers))
+        for name in sorted(self._original.files_of_layer(layer).difference(*later)):
             self._original.files.release(name)
 
 

@@ -1,13 +1,12 @@
 """The layout that mixtral-offloading released, read where it lies. Knows its names and its files.
 
-- ``config.json``: a Mixtral's settings. How it is quantized, the tensors' shapes tell.
+- ``config.json``: a Mixtral's settings; how it is quantized, the tensors' shapes tell.
 - ``model.safetensors.index.json``: which tensor is in which file. One file holds the trunk, and one
   each expert: w1 (gate), w2 (down), w3 (up). There the names begin with ``w1.``; the index has them
   with ``model.layers.L.block_sparse_moe.experts.E.`` before.
 - Matrices of attention and experts are `mixoff.quantization.HQQAxis0`; all else is as it is.
 
-Nothing in these files is a checksum: what can be checked are names, types, shapes, and that scales
-are numbers.
+No file holds a checksum: what can be checked are names, types, shapes, and that scales are numbers.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,6 +27,7 @@ from mixoff.records import RecordLayout
 from mixoff.shards import DTYPES, Shard, TensorEntry, read_shard
 from mixoff.store import RecordLocation
 
+Headers = Mapping[str, Shard]  # by file name
 _FETCH_AGAIN = "fetch the checkpoint again."
 _PARTS = tuple(HQQAxis0().part_specs((256, 256)))
 _FLOATS = ("F16", "BF16", "F32")
@@ -54,8 +54,8 @@ class ReleasedCheckpoint:
     format = "mixtral-offloading"
 
     @classmethod
-    def open(cls, path: str | Path) -> "ReleasedCheckpoint":
-        """Open a folder that holds such a checkpoint.
+    def open(cls, path: str | Path, headers: Headers | None = None) -> "ReleasedCheckpoint":
+        """Open a folder that holds such a checkpoint; files whose headers are given may lie off it.
 
         Raises
         ------
@@ -65,7 +65,7 @@ class ReleasedCheckpoint:
         path = Path(path)
         if not path.is_dir():
             raise CheckpointError(f"{path}: no such folder.")
-        checkpoint = cls(path, _read_config(path), _read_index(path))
+        checkpoint = cls(path, _read_config(path), _read_index(path, headers))
         checkpoint._experts, checkpoint.trunk  # noqa: B018 - what is wrong with them is said here
         return checkpoint
 
@@ -123,7 +123,23 @@ class ReleasedCheckpoint:
 
     def trunk_state(self) -> dict[str, Tensor] | None:
         """Return the trunk's tensors, matrices of attention packed into one record each."""
-        return {name: self._read(name) for name in self.trunk}
+        return {name: self.tensor(name) for name in self.trunk}
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a tensor of the trunk; a matrix of attention is a record."""
+        layout = self._attention.get(name)
+        if layout is None:
+            return self._tensor_read(_released_name(name))
+        prefix = name.removesuffix("weight")
+        parts = {part: self._tensor_read(prefix + part) for part in _PARTS}
+        matrix = QuantizedTensor(layout.quantization, layout.shapes[0][1], parts)
+        return layout.pack({"weight": matrix})
+
+    def files_of(self, name: str) -> set[str]:
+        """Return the names of the files that hold a tensor of the trunk, or its parts."""
+        parts = [name.removesuffix("weight") + part for part in _PARTS]
+        names = parts if name in self._attention else [_released_name(name)]
+        return {self._tensor(each)[0].path.name for each in names}
 
     def verify(self) -> None:
         """Check that all scales and zeros are numbers: the files hold no checksums.
@@ -133,7 +149,7 @@ class ReleasedCheckpoint:
         CheckpointError
             If one is infinite or none at all.
         """
-        floats = [part for part in _PARTS if not part.endswith("_q") and part != "W_q"]
+        floats = [part for part in _PARTS if not part.endswith("_q")]
         for prefix, _ in chain(self._attention_matrices(), self._expert_matrices()):
             for part in floats:
                 shard, _ = self._tensor(prefix + part)
@@ -233,15 +249,6 @@ class ReleasedCheckpoint:
                 f"as config.json asks for ({error.args[0].removesuffix('.')}): {_FETCH_AGAIN}"
             ) from None
 
-    def _read(self, name: str) -> Tensor:
-        layout = self._attention.get(name)
-        if layout is None:
-            return self._tensor_read(_released_name(name))
-        prefix = name.removesuffix("weight")
-        parts = {part: self._tensor_read(prefix + part) for part in _PARTS}
-        (_, shape), *_ = layout.shapes
-        return layout.pack({"weight": QuantizedTensor(layout.quantization, shape, parts)})
-
     def _tensor_read(self, name: str) -> Tensor:
         shard, _ = self._tensor(name)
         return shard.read(_name_in_file(name))
@@ -264,8 +271,7 @@ def _expert_prefix(layer: int, expert: int) -> str:
 
 def _name_in_file(name: str) -> str:
     """Return a tensor's name in its file, where experts' names are short."""
-    _, found, rest = name.partition(".block_sparse_moe.experts.")
-    return rest.partition(".")[2] if found else name
+    return name.partition(".block_sparse_moe.experts.")[2].partition(".")[2] or name
 
 
 def _released_name(name: str) -> str:
@@ -287,18 +293,13 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_index(path: Path) -> dict[str, Shard]:
-    weight_map = read_json(path / INDEX_NAME).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{path / INDEX_NAME}: lists no files.")
+def _read_index(path: Path, headers: Headers | None) -> dict[str, Shard]:
+    index = path / INDEX_NAME
+    if not isinstance(weight_map := read_json(index).get("weight_map"), dict):
+        raise CheckpointError(f"{index}: lists no files.")
     for file in weight_map.values():
-        if (
-            not isinstance(file, str)
-            or Path(file).name != file
-            or not file.endswith(".safetensors")
-        ):
-            raise CheckpointError(
-                f"{path / INDEX_NAME}: {file!r} is no safetensors file of this folder."
-            )
-    shards = {file: read_shard(path / file) for file in sorted(set(weight_map.values()))}
+        known = isinstance(file, str) and file.endswith(".safetensors")
+        if not known or Path(file).name != file:
+            raise CheckpointError(f"{index}: {file!r} is no safetensors file of this folder.")
+    shards = headers or {file: read_shard(path / file) for file in {*weight_map.values()}}
     return {name: shards[file] for name, file in weight_map.items()}

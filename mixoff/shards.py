@@ -7,6 +7,7 @@ chunk written in the header's metadata.
 
 import json
 import math
+import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -62,15 +63,25 @@ class Shard:
         entry = self.tensors[name]
         shape = entry.shape if row is None else entry.shape[1:]
         tensor = torch.empty(shape, dtype=DTYPES[entry.dtype], device="cpu")
-        view = tensor.view(-1).view(torch.uint8).numpy().data
+        self.read_range(entry.offset + (row or 0) * tensor.nbytes, tensor, name)
+        return tensor
+
+    def read_range(self, offset: int, into: Tensor, what: str = "a record") -> None:
+        """Fill a contiguous tensor with the file's bytes from `offset` on.
+
+        Raises
+        ------
+        CheckpointError
+            If the file can't be read, or not any more as far as its header tells.
+        """
+        view = into.view(-1).view(torch.uint8).numpy().data
         try:
             with self.path.open("rb") as file:
-                file.seek(entry.offset + (row or 0) * tensor.nbytes)
-                if file.readinto(view) != tensor.nbytes:
-                    raise CheckpointError(f"{self.path}: the file ends inside {name}.")
+                file.seek(offset)
+                if file.readinto(view) != into.nbytes:
+                    raise CheckpointError(f"{self.path}: the file ends inside {what}.")
         except OSError as error:
             raise CheckpointError(f"{self.path}: can't be read ({error.strerror}).") from error
-        return tensor
 
     def verify(self, names: Iterable[str]) -> None:
         """Compare tensors' bytes, each written in one chunk, with their checksums.
@@ -145,6 +156,11 @@ class NewTensor:
     num_chunks: int
     chunks: Iterable[Tensor]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
     @classmethod
     def whole(cls, tensor: Tensor) -> "NewTensor":
         """Return a tensor that is written in one chunk."""
@@ -154,7 +170,7 @@ class NewTensor:
 def write_shard(path: Path, tensors: Mapping[str, NewTensor], metadata: Mapping[str, str]) -> None:
     """Write a file whose data begins on a page; chunks are made and written one at a time.
 
-    A file that couldn't be written whole is removed.
+    The file is on the disk when this returns; one that couldn't be written whole is removed.
 
     Raises
     ------
@@ -172,10 +188,31 @@ def write_shard(path: Path, tensors: Mapping[str, NewTensor], metadata: Mapping[
                     file.write(raw)
             file.seek(0)
             file.write(_header(tensors, metadata, checksums))
+            file.flush()
+            os.fsync(file.fileno())
     except BaseException:
         with suppress(OSError):
             path.unlink()
         raise
+
+
+def shard_nbytes(tensors: Mapping[str, NewTensor], metadata: Mapping[str, str]) -> int:
+    """Return how many bytes `write_shard` will write, to the byte; no chunk is made for it."""
+    checksums = {name: [0] * tensor.num_chunks for name, tensor in tensors.items()}
+    header = _header(tensors, metadata, checksums)
+    return len(header) + sum(tensor.nbytes for tensor in tensors.values())
+
+
+def is_whole(shard: Shard, tensors: Mapping[str, NewTensor], metadata: Mapping[str, str]) -> bool:
+    """Return whether a file's header is what `write_shard` ends with, whatever the checksums are.
+
+    Its size is the header's own then, as for all that `read_shard` returns.
+    """
+    counts = {name: len(crcs) for name, crcs in shard.checksums.items()}
+    if counts != {name: tensor.num_chunks for name, tensor in tensors.items()}:
+        return False
+    header = _header(tensors, metadata, {name: shard.checksums[name] for name in tensors})
+    return zlib.crc32(header[8:]) == shard.header_crc32
 
 
 def _header(
@@ -186,13 +223,12 @@ def _header(
     entries: dict[str, Any] = {}
     offset = 0
     for name, tensor in tensors.items():
-        nbytes = torch.Size(tensor.shape).numel() * tensor.dtype.itemsize
         entries[name] = {
             "dtype": _DTYPE_NAMES[tensor.dtype],
             "shape": tensor.shape,
-            "data_offsets": [offset, offset + nbytes],
+            "data_offsets": [offset, offset + tensor.nbytes],
         }
-        offset += nbytes
+        offset += tensor.nbytes
     # Eight digits each, so that the header is as long before the checksums are known as after.
     crc32 = json.dumps({name: [f"{crc:08x}" for crc in crcs] for name, crcs in checksums.items()})
     text = json.dumps({"__metadata__": {"format": "pt", **metadata, "crc32": crc32}} | entries)

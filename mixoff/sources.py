@@ -1,7 +1,9 @@
 """Where the files of a checkpoint that is to be converted come from. Knows files; no tensors."""
 
 import hashlib
-from collections.abc import Mapping
+import json
+import os
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Protocol
 
@@ -10,6 +12,8 @@ from mixoff.errors import CheckpointError
 from mixoff.shards import Shard, read_shard
 
 _SUFFIX = ".safetensors"
+_WHOLE = "model.safetensors"  # the file's name where there is but one
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 class SourceFiles(Protocol):
@@ -34,6 +38,14 @@ class SourceFiles(Protocol):
     @property
     def nbytes(self) -> Mapping[str, int]:
         """The size of each file of weights."""
+
+    @property
+    def absent(self) -> Set[str]:
+        """The files that `fetch` would have to bring here first, and make room for."""
+
+    @property
+    def frees(self) -> bool:
+        """Whether `release` removes a file that `fetch` brought."""
 
     def fetch(self, name: str) -> None:
         """See that a file lies, whole, at its header's path.
@@ -62,21 +74,27 @@ class FolderFiles:
         If there is no such folder, or a file of its index is missing or damaged.
     """
 
+    absent: Set[str] = frozenset()
+    frees = False
+
     def __init__(self, path: str | Path) -> None:
         self.settings = Path(path)
         self.name = str(path)
         if not self.settings.is_dir():
             raise CheckpointError(f"{path}: no such folder.")
         self.headers = {name: read_shard(self.settings / name) for name in self._file_names()}
-        self.nbytes = {name: shard.path.stat().st_size for name, shard in self.headers.items()}
+        told = {name: _stat(shard.path) for name, shard in self.headers.items()}
+        self.nbytes = {name: stat.st_size for name, stat in told.items()}
+        self._changed = {name: stat.st_mtime_ns for name, stat in told.items()}
 
     @property
     def identity(self) -> str:
         """A hash of settings, and of names, sizes, times and headers of the files of weights."""
-        found = hashlib.sha256((self.settings / "config.json").read_bytes())
+        settings = read_json(self.settings / "config.json")
+        found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for name, shard in self.headers.items():
-            told = shard.path.stat()
-            found.update(f"{name} {told.st_size} {told.st_mtime_ns} {shard.header_crc32}".encode())
+            facts = (name, self.nbytes[name], self._changed[name], shard.header_crc32)
+            found.update(repr(facts).encode())
         return found.hexdigest()
 
     def fetch(self, name: str) -> None:
@@ -87,7 +105,25 @@ class FolderFiles:
 
     def _file_names(self) -> list[str]:
         index = self.settings / INDEX_NAME
-        return indexed_files(index) if index.exists() else ["model.safetensors"]
+        if index.exists():
+            return indexed_files(index)
+        if not (self.settings / _WHOLE).exists() and (pickles := self._pickles()):
+            raise CheckpointError(
+                f"{self.name}: its weights are pickles ({pickles[0]}), which may run code as they "
+                "are read, so mixoff reads none: fetch the repository's safetensors files, or "
+                "save the model as safetensors with transformers' save_pretrained."
+            )
+        return [_WHOLE]
+
+    def _pickles(self) -> list[str]:
+        return sorted(p.name for p in self.settings.iterdir() if p.suffix in _PICKLES)
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read ({error.strerror}).") from error
 
 
 def indexed_files(index: Path) -> list[str]:

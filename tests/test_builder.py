@@ -112,7 +112,7 @@ def with_dequantized_weights(stock: MixtralForCausalLM, folder: Path) -> Mixtral
             linear.weight.data = layout.tensors(record)["w"].dequantize()
         for expert in range(checkpoint.num_experts):
             record = shard.read(experts_tensor(layer), expert)
-            for name, tensor in checkpoint.expert_layouts()[0][0].tensors(record).items():
+            for name, tensor in checkpoint.expert_layouts()[layer][0].tensors(record).items():
                 getattr(block.mlp.experts, name).data[expert] = tensor.dequantize()
     return model
 

@@ -215,6 +215,9 @@ def test_what_no_command_understands_exits_with_2(words: list[str]) -> None:
         ),
         (["quantize", "{source}", "{whole}"], "{whole}", "give a new folder"),
         (["quantize", "/nowhere", "{whole}/new"], "/nowhere", "no such folder"),
+        (["quantize", "{source}", "{source}-7", "--layer-experts", "0:5"], "'0:5'", "as 0:4,31"),
+        (["quantize", "{source}", "{source}-7", "--layer-experts", "9:4"], "layer 9", "0 to 1"),
+        (["quantize", "{source}", "{source}-7", "--delete-shards"], "{source}", "leave --delete"),
         (["quantize", "{source}", "{source}-7", "--experts-group-size", "7"], "=7", "divisor"),
     ],
 )
@@ -540,6 +543,32 @@ def test_quantize_to_none_keeps_the_type_of_the_weights(source: Path, tmp_path: 
     mixoff_says("quantize", source, target, "--attention", "none", "--experts", "none")
     scheme = json.loads((target / "config.json").read_text())["quantization_config"]
     assert scheme["attention"] == {"method": "none", "dtype": "float32"}
+
+
+def quantization_settings(target: Path) -> dict[str, Any]:
+    settings: dict[str, Any] = json.loads((target / "config.json").read_text())
+    return settings["quantization_config"]
+
+
+def test_quantize_stores_single_layers_in_bits_of_their_own(source: Path, tmp_path: Path) -> None:
+    layers = ("--layer-experts", "0:4,1:none", "--group-size", 32)
+    result = mixoff_says("quantize", source, tmp_path / "model", *layers)
+    assert result.exit_code == 0, result.stderr
+    found = quantization_settings(tmp_path / "model")
+    four = {"method": "hqq", "nbits": 4, "group_size": 32, "scale_nbits": 16}
+    assert found["layer_experts"] == {"0": four, "1": {"method": "none", "dtype": "float32"}}
+    assert (found["attention"]["group_size"], found["experts"]["group_size"]) == (32, 32)
+
+
+def test_quantize_tells_size_disk_and_memory_before_it_starts(source: Path, tmp_path: Path) -> None:
+    result = mixoff_says("quantize", source, tmp_path / "model")
+    for told in (str(source), "bits a weight", "are free there", "memory: about"):
+        assert told in result.stderr
+
+
+def test_quantize_without_bits_keeps_the_codes_of_the_released_layout(tmp_path: Path) -> None:
+    mixoff_says("quantize", RELEASED_LAYOUT, tmp_path / "model")
+    assert quantization_settings(tmp_path / "model")["experts"]["method"] == "hqq-axis0"
 
 
 # ---- what reaches the terminal

@@ -8,7 +8,6 @@ import os
 import sys
 import warnings
 from contextlib import suppress
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,18 +15,17 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from mixoff import __version__
+from mixoff.cli.conversion import quantize
 from mixoff.cli.evaluation import evaluate
 from mixoff.cli.loading import (
     load,
     named_device,
     named_folder,
     offload_settings,
-    quantization,
 )
 from mixoff.cli.options import (
     MIXTRAL,
     RELEASED,
-    Bits,
     CheckpointName,
     Device,
     DeviceMemory,
@@ -50,7 +48,6 @@ from mixoff.cli.printable import one_line
 from mixoff.cli.recordings import record, replay
 from mixoff.cli.report import checkpoint_facts, checkpoint_table, memory_table, plan_facts
 from mixoff.cli.terminal import Session, answer_json, answer_text, progress, turns
-from mixoff.config import format_nbytes
 from mixoff.errors import MixoffError
 
 _INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended
@@ -225,37 +222,7 @@ def info(
 app.command("eval")(evaluate)
 
 
-@app.command()
-def quantize(
-    source: Annotated[Path, typer.Argument(help="A Mixtral in Hugging Face's form: a folder.")],
-    target: Annotated[Path, typer.Argument(help="The folder to make; it must not exist yet.")],
-    attention: Annotated[Bits, typer.Option(help="Bits of attention weights.")] = Bits.four,
-    experts: Annotated[Bits, typer.Option(help="Bits of experts' weights.")] = Bits.two,
-    attention_group_size: Annotated[
-        int, typer.Option(min=1, help="Attention weights that share a scale.")
-    ] = 64,
-    experts_group_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Experts' weights that share a scale.",
-            show_default="16 for 2 bits, else 64",
-        ),
-    ] = None,
-) -> None:
-    """Quantize a Mixtral into a new checkpoint; "none" keeps the type that its weights have."""
-    with progress("importing torch"):
-        from mixoff import Scheme, quantize_checkpoint
-    group_size = experts_group_size or (16 if experts is Bits.two else 64)
-    scheme = Scheme(
-        attention=quantization(attention, attention_group_size, 16, source),
-        experts=quantization(experts, group_size, 8 if experts is Bits.two else 16, source),
-    )
-    folder = quantize_checkpoint(source, target, scheme, progress=sys.stderr.isatty())
-    nbytes = sum(file.stat().st_size for file in folder.iterdir())
-    typer.echo(f"{one_line(folder)}: {format_nbytes(nbytes)}")
-
-
+app.command()(quantize)
 app.command()(record)
 app.command()(replay)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from mixoff.cli.options import Bits, Device
+from mixoff.cli.options import Device
 from mixoff.cli.printable import one_line
 from mixoff.cli.terminal import progress
 from mixoff.config import OffloadConfig
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from mixoff.cache import ExpertCache
     from mixoff.formats import AnyCheckpoint
-    from mixoff.quantization import Quantization
 
 
 def offload_settings(
@@ -123,19 +122,3 @@ def read_text(path: Path) -> str:
         raise ConfigError(f"{path}: can't be read ({error.strerror}): give a text file.") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: no UTF-8: give a text file in that encoding.") from None
-
-
-def stored_type(source: Path) -> str:
-    """Return the type that a Hugging Face folder says its weights have."""
-    from mixoff.checkpoint import read_json, stored_dtype
-
-    return str(stored_dtype(read_json(source / "config.json"))).removeprefix("torch.")
-
-
-def quantization(bits: Bits, group_size: int, scale_nbits: int, source: Path) -> "Quantization":
-    """Return how weights are stored in so many bits; none of them keep a folder's type."""
-    from mixoff import HQQ, Unquantized
-
-    if bits is Bits.none:
-        return Unquantized(stored_type(source))
-    return HQQ(nbits=int(bits.value), group_size=group_size, scale_nbits=scale_nbits)

@@ -1,0 +1,211 @@
+"""A Mixtral's matrices in the form in which they will be stored. Knows what is quantized how.
+
+`Quantized` makes them of floating point matrices, `Repacked` has them already. Both give one matrix
+at a time, so that no layer, and not even an expert, must be in memory whole.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mixoff.checkpoint import INDEX_NAME, read_json
+from mixoff.errors import CheckpointError, ConfigError
+from mixoff.mixtral import Mixtral
+from mixoff.originals import Original
+from mixoff.quantization import (
+    PackedMatrix,
+    Quantization,
+    QuantizedTensor,
+    Scheme,
+    StackedRows,
+)
+from mixoff.records import PAGE
+from mixoff.released import ReleasedCheckpoint, is_released_layout
+from mixoff.sources import SourceFiles
+
+
+class Weights(Protocol):
+    """A Mixtral's matrices in floating point, and its other tensors as they are stored."""
+
+    files: SourceFiles
+    config: Mapping[str, Any]
+    model: Mixtral
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the type of a tensor that is no matrix."""
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a tensor that is no expert."""
+
+    def expert(self, layer: int, expert: int) -> Iterator[tuple[str, Tensor]]:
+        """Yield gate and up [2I, H] as one matrix, then down [H, I]."""
+
+    def files_of(self, names: Iterable[str]) -> set[str]:
+        """Return the names of the files that hold tensors that are no experts."""
+
+    def files_of_experts(self, layer: int) -> set[str]:
+        """Return the names of the files that hold experts of a layer."""
+
+
+class Released:
+    """What is in the layout that mixtral-offloading released, as `Weights` are: dequantized.
+
+    Parameters
+    ----------
+    files
+        The files that hold it.
+
+    Raises
+    ------
+    CheckpointError
+        If they don't fit together.
+    """
+
+    def __init__(self, files: SourceFiles) -> None:
+        self.files = files
+        self.config: Mapping[str, Any] = read_json(files.settings / "config.json")
+        self.model = Mixtral(self.config, files.settings / "config.json")
+        self.checkpoint = ReleasedCheckpoint.open(files.settings, files.headers)
+        self._layouts = self.checkpoint.expert_layouts()
+        self._locations = self.checkpoint.expert_locations()
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the type of a tensor that is no matrix."""
+        return self.checkpoint.trunk[name].dtype
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a tensor that is no expert; a matrix of attention is float32."""
+        matrix = self.packed_attention(name) if ".self_attn." in name else None
+        return self.checkpoint.tensor(name) if matrix is None else matrix.dequantize()
+
+    def expert(self, layer: int, expert: int) -> Iterator[tuple[str, Tensor]]:
+        """Yield gate and up [2I, H] as one float32 matrix, then down [H, I]."""
+        for name, matrix in self.packed_expert(layer, expert).items():
+            yield name, matrix.dequantize()
+
+    def packed_attention(self, name: str) -> PackedMatrix:
+        """Return a matrix of attention as it is stored."""
+        layout = self.checkpoint.attention_layout(name, ())
+        return layout.tensors(self.checkpoint.tensor(name))["weight"]
+
+    def packed_expert(self, layer: int, expert: int) -> dict[str, PackedMatrix]:
+        """Return an expert's matrices as they are stored."""
+        location = self._locations[layer][expert]
+        start = location.offset % PAGE  # so that numbers lie where their types want them
+        record = torch.empty(start + location.nbytes, dtype=torch.uint8)
+        shard = self.files.headers[location.file.name]
+        shard.read_range(location.offset, record[start:])
+        return self._layouts[layer][expert].tensors(record[start:])
+
+    def files_of(self, names: Iterable[str]) -> set[str]:
+        """Return the names of the files that hold tensors that are no experts."""
+        return {file for name in names for file in self.checkpoint.files_of(name)}
+
+    def files_of_experts(self, layer: int) -> set[str]:
+        """Return the names of the files that hold experts of a layer."""
+        return {location.file.name for location in self._locations[layer]}
+
+
+class Matrices(Protocol):
+    """A Mixtral's matrices as they will be stored."""
+
+    weights: Weights
+    scheme: Scheme
+
+    def attention(self, name: str) -> PackedMatrix:
+        """Return a matrix of attention."""
+
+    def expert(self, layer: int, expert: int) -> Iterator[tuple[str, PackedMatrix]]:
+        """Yield the matrices of an expert's record."""
+
+
+class Quantized:
+    """Matrices that are quantized as they are asked for.
+
+    Parameters
+    ----------
+    weights
+        The matrices in floating point.
+    scheme
+        How each is stored.
+    """
+
+    def __init__(self, weights: Weights, scheme: Scheme) -> None:
+        self.weights = weights
+        self.scheme = scheme
+
+    def attention(self, name: str) -> PackedMatrix:
+        """Return a matrix of attention."""
+        what = f"{self.weights.files.name}: {name}"
+        return _quantized(self.weights.tensor(name), self.scheme.attention, what)
+
+    def expert(self, layer: int, expert: int) -> Iterator[tuple[str, PackedMatrix]]:
+        """Yield the matrices of an expert's record."""
+        quantization = self.scheme.experts_of(layer)
+        for name, weight in self.weights.expert(layer, expert):
+            what = f"{self.weights.files.name}: layer {layer}'s expert {expert}, {name}"
+            pieces = [weight]
+            if name == "gate_up_proj" and not quantization.joins_rows:
+                pieces = [*weight.chunk(2)]
+            packed = tuple(_quantized(piece, quantization, what) for piece in pieces)
+            yield name, StackedRows(packed) if packed[1:] else packed[0]
+
+
+class Repacked:
+    """Matrices of the released layout, with the codes that they have.
+
+    Parameters
+    ----------
+    weights
+        What holds them.
+    """
+
+    def __init__(self, weights: Released) -> None:
+        self.weights: Weights = weights
+        self.scheme = weights.checkpoint.scheme
+        self._released = weights
+
+    def attention(self, name: str) -> PackedMatrix:
+        """Return a matrix of attention."""
+        return self._released.packed_attention(name)
+
+    def expert(self, layer: int, expert: int) -> Iterator[tuple[str, PackedMatrix]]:
+        """Yield the matrices of an expert's record."""
+        yield from self._released.packed_expert(layer, expert).items()
+
+
+def open_matrices(files: SourceFiles, scheme: Scheme | None) -> Matrices:
+    """Return the matrices of a source, quantized by a scheme; by default as `Scheme()` has them.
+
+    The released layout keeps its codes where no scheme is asked for.
+
+    Raises
+    ------
+    CheckpointError
+        If the source is nothing that can be converted.
+    ConfigError
+        If the scheme names a layer that isn't there.
+    """
+    index = files.settings / INDEX_NAME
+    weights: Weights
+    if index.exists() and is_released_layout(read_json(index).get("weight_map")):
+        weights = Released(files)
+        if scheme is None:
+            return Repacked(weights)
+    else:
+        weights = Original(files)
+    scheme, layers = scheme or Scheme(), weights.model.num_layers
+    if strange := sorted(set(scheme.layer_experts) - set(range(layers))):
+        raise ConfigError(
+            f"layer_experts names layer {strange[0]}: the model has {layers}, 0 to {layers - 1}."
+        )
+    return Quantized(weights, scheme)
+
+
+def _quantized(weight: Tensor, quantization: Quantization, what: str) -> QuantizedTensor:
+    try:
+        return QuantizedTensor.quantize(weight, quantization)
+    except ConfigError as error:  # the shape suits: the weights don't
+        raise CheckpointError(f"{what}: {error}") from None
