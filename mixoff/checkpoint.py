@@ -14,7 +14,6 @@ Packed tensors keep the names of the weights they replace, so that a loader that
 mixoff fails on their shapes instead of making experts up.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,17 +24,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixoff.documents import read_json, shown
 from mixoff.errors import CheckpointError, ConfigError
+from mixoff.mixtral import Mixtral
 from mixoff.quantization import Scheme, Shape, quantization_from_dict
 from mixoff.records import RecordLayout
-from mixoff.shards import DTYPES, Shard, read_shard
+from mixoff.shards import DTYPES, Shard, names_a_file_beside, read_shards
 from mixoff.store import RecordLocation
 
 FORMAT_VERSION = 1
 QUANT_METHOD = "mixoff"
 INDEX_NAME = "model.safetensors.index.json"
 TRUNK_NAME = "trunk.safetensors"
-_MAX_JSON = 64 << 20  # bytes
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def layer_file(layer: int) -> str:
@@ -67,9 +68,9 @@ def scheme_from_settings(settings: Mapping[str, Any]) -> Scheme:
         If the format's version or a setting is unknown.
     """
     version = settings.get("format_version")
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise ConfigError(
-            f"format version {version!r}: this mixoff reads version {FORMAT_VERSION}; "
+            f"format version {shown(version)}: this mixoff reads version {FORMAT_VERSION}; "
             "upgrade mixoff or convert the checkpoint again."
         )
     if missing := {"attention", "experts"} - settings.keys():
@@ -78,30 +79,6 @@ def scheme_from_settings(settings: Mapping[str, Any]) -> Scheme:
         attention=quantization_from_dict(settings["attention"]),
         experts=quantization_from_dict(settings["experts"]),
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object that a JSON file holds.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is missing, too large, or holds no JSON object.
-    """
-    try:
-        size = path.stat().st_size
-        if not path.is_file():
-            raise CheckpointError(f"{path}: is no file.")
-        if size > _MAX_JSON:
-            raise CheckpointError(f"{path}: {size} bytes are too many for a settings file.")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: can't be read ({error.strerror}).") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: no JSON ({error}).") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds no JSON object.")
-    return content
 
 
 @dataclass(frozen=True)
@@ -154,24 +131,26 @@ class Checkpoint:
             scheme = scheme_from_settings(settings)
         except ConfigError as error:
             raise CheckpointError(f"{path / 'config.json'}: {error}") from None
+        Mixtral(config, path / "config.json").check()
         checkpoint = cls(path, config, scheme, _read_shards(path))
         checkpoint._check_experts()
+        checkpoint._check_trunk()
         return checkpoint
 
     @property
     def num_layers(self) -> int:
         """Layers of the model."""
-        return int(self.config["num_hidden_layers"])
+        return self._model.num_layers
 
     @property
     def num_experts(self) -> int:
         """Experts of a layer."""
-        return int(self.config["num_local_experts"])
+        return self._model.num_experts
 
     @cached_property
     def expert_layout(self) -> RecordLayout:
         """Where an expert's tensors lie in its record."""
-        hidden, inner = int(self.config["hidden_size"]), int(self.config["intermediate_size"])
+        inner, hidden = self._model.expert_shapes()["w1"]
         shapes = (("gate_up_proj", (2 * inner, hidden)), ("down_proj", (hidden, inner)))
         return RecordLayout(self.scheme.experts, shapes)
 
@@ -225,6 +204,30 @@ class Checkpoint:
         for shard in self.shards.values():
             shard.verify(name for name in shard.tensors if name in self.trunk)
 
+    @cached_property
+    def _model(self) -> Mixtral:
+        return Mixtral(self.config, self.path / "config.json")
+
+    def _check_trunk(self) -> None:
+        """Refuse tensors that aren't those of config.json before anybody makes room for them."""
+        for name, shape in self._model.trunk_shapes():
+            found = self.trunk.get(name)
+            if ".self_attn." in name:
+                shape, dtypes = self._attention_shape(name, shape), (torch.uint8,)
+            else:
+                dtypes = _FLOATS
+            if found is None or found.shape != shape or found.dtype not in dtypes:
+                raise CheckpointError(
+                    f"{self.path}: {name} is {found.shape if found else 'missing'}; config.json "
+                    f"asks for {shape}: fetch or convert the checkpoint again."
+                )
+
+    def _attention_shape(self, name: str, shape: Shape) -> Shape:
+        try:
+            return (self.attention_layout(name, shape).nbytes,)
+        except ConfigError as error:
+            raise CheckpointError(f"{self.path}: {name}: {error}") from None
+
     def _check_experts(self) -> None:
         try:
             if len(self.shards) != 1 + self.num_layers:
@@ -248,7 +251,7 @@ class Checkpoint:
 
 def _kind_of(settings: object) -> str:
     if isinstance(settings, dict):
-        return f"its quantization is {settings.get('quant_method')!r}"
+        return f"its quantization is {shown(settings.get('quant_method'))}"
     return "its config.json tells of no quantization"
 
 
@@ -260,14 +263,17 @@ def _read_shards(path: Path) -> dict[str, Shard]:
         raise CheckpointError(f"{path / INDEX_NAME}: lists no files.")
     strange = [f for f in weight_map.values() if not isinstance(f, str) or f not in headers]
     if strange:
-        raise CheckpointError(f"{path / INDEX_NAME}: {strange[0]!r} is no file of this checkpoint.")
+        raise CheckpointError(
+            f"{path / INDEX_NAME}: {shown(strange[0])} is no file of this checkpoint."
+        )
+    listed: dict[str, set[str]] = {name: set() for name in headers}
+    for tensor, name in weight_map.items():
+        listed[name].add(tensor)
+    names = names_a_file_beside(path / INDEX_NAME, headers)
     shards = {}
-    for name in sorted(headers):
-        if Path(name).name != name:
-            raise CheckpointError(f"{path / INDEX_NAME}: {name!r} lies outside the folder.")
-        shards[name] = shard = read_shard(path / name)
-        listed = {tensor for tensor, file in weight_map.items() if file == name}
-        if f"{shard.header_crc32:08x}" != headers[name] or listed != set(shard.tensors):
+    for name, shard in zip(names, read_shards(path / name for name in names), strict=True):
+        shards[name] = shard
+        if f"{shard.header_crc32:08x}" != headers[name] or listed[name] != set(shard.tensors):
             raise CheckpointError(
                 f"{path / name}: its header is damaged or of another checkpoint: "
                 "fetch or convert the checkpoint again."

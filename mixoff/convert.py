@@ -20,13 +20,20 @@ from mixoff.checkpoint import (
     experts_tensor,
     layer_file,
     quantization_settings,
-    read_json,
 )
+from mixoff.documents import read_json, shown
 from mixoff.errors import CheckpointError, ConfigError
 from mixoff.mixtral import Mixtral
 from mixoff.quantization import Quantization, QuantizedTensor, Scheme, Shape
 from mixoff.records import RecordLayout
-from mixoff.shards import NewTensor, Shard, read_shard, write_shard
+from mixoff.shards import (
+    NewTensor,
+    Shard,
+    names_a_file_beside,
+    read_shard,
+    read_shards,
+    write_shard,
+)
 
 _COPIED = (
     "tokenizer.json",
@@ -150,18 +157,18 @@ def _open_source(path: Path) -> _Source:
     config = read_json(path / "config.json")
     if config.get("model_type") != "mixtral" or config.get("quantization_config"):
         kind = config.get("quantization_config") or config.get("model_type")
-        raise CheckpointError(f"{path}: no unquantized Mixtral ({kind}).")
-    return _Source(path, config, [read_shard(shard) for shard in _source_shards(path)])
+        raise CheckpointError(f"{path}: no unquantized Mixtral ({shown(kind)}).")
+    Mixtral(config, path / "config.json").check()
+    return _Source(path, config, read_shards(_source_shards(path)))
 
 
 def _source_shards(path: Path) -> list[Path]:
     if not (path / INDEX_NAME).exists():
         return [path / "model.safetensors"]
     weight_map = read_json(path / INDEX_NAME).get("weight_map")
-    names = [*weight_map.values()] if isinstance(weight_map, dict) else []
-    if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
-        raise CheckpointError(f"{path / INDEX_NAME}: lists no files, or files outside the folder.")
-    return [path / name for name in sorted(set(names))]
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path / INDEX_NAME}: lists no files.")
+    return [path / name for name in names_a_file_beside(path / INDEX_NAME, weight_map.values())]
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def parse(raw: bytes) -> Any:
     Raises
     ------
     ValueError
-        If it is no JSON in UTF-8, has a key twice, or a number, a text or nesting that nobody needs.
+        If it is no JSON in UTF-8, or has a key twice or a number or nesting that nobody needs.
     """
     if len(raw) > MAX_NBYTES:
         raise ValueError(f"{len(raw)} bytes, and mixoff reads {MAX_NBYTES} at most")
@@ -100,7 +100,7 @@ def file_size(path: Path) -> int:
 
 
 def what_else(beginning: bytes) -> str | None:
-    """Return what a file is that isn't what it should be, as its first bytes tell; None if unknown."""
+    """Return what a file is instead, as its first bytes tell; None if unknown."""
     if not beginning:
         return "it is empty: fetch it again"
     found = (kind for magic, kind in _KINDS.items() if beginning.lstrip().startswith(magic))

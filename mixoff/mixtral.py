@@ -4,8 +4,25 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mixoff.documents import shown
 from mixoff.errors import CheckpointError
 from mixoff.quantization import Shape
+
+
+_MOST = 1 << 31  # of any size: more than any tensor's side
+_DTYPES = ("float32", "float16", "bfloat16")
+# Settings at which transformers would run or fetch code, or read files that mixoff didn't check.
+_CODE = (
+    "auto_map",
+    "custom_pipelines",
+    "attn_implementation",
+    "_attn_implementation",
+    "experts_implementation",
+    "_experts_implementation",
+    "kernel_config",
+    "per_layer_config",
+    "transformers_weights",
+)
 
 
 class Mixtral:
@@ -22,6 +39,38 @@ class Mixtral:
     def __init__(self, config: Mapping[str, Any], source: Path) -> None:
         self._config = config
         self._source = source
+
+    def check(self) -> None:
+        """Refuse settings that no Mixtral has, or that ask for code, before they are used.
+
+        Raises
+        ------
+        CheckpointError
+            If there is one.
+        """
+        if (kind := self._config.get("model_type")) != "mixtral":
+            raise self._refusal("model_type", kind, "mixoff reads mixtral alone")
+        for name in _CODE:
+            if self._config.get(name) is not None:
+                raise CheckpointError(
+                    f"{self._source}: asks for code of its own ({name}), and mixoff runs none: "
+                    "remove that entry if you trust the rest."
+                )
+        for name in ("dtype", "torch_dtype"):
+            if (dtype := self._config.get(name)) not in (None, *_DTYPES):
+                raise self._refusal(name, dtype, f"give one of {', '.join(_DTYPES)}")
+        self._setting("max_position_embeddings")
+        top_k = self._setting("num_experts_per_tok", default=2)
+        if top_k > self.num_experts:
+            raise self._refusal(
+                "num_experts_per_tok", top_k, f"a layer has {self.num_experts} experts"
+            )
+        heads, kv_heads = self._setting("num_attention_heads"), self._setting("num_key_value_heads")
+        if heads % kv_heads:
+            raise self._refusal("num_key_value_heads", kv_heads, f"it must divide {heads} heads")
+
+    def _refusal(self, name: str, value: object, rule: str) -> CheckpointError:
+        return CheckpointError(f"{self._source}: {name}={shown(value)}: {rule}.")
 
     @property
     def num_layers(self) -> int:
@@ -66,10 +115,12 @@ class Mixtral:
             yield prefix + "mlp.gate.weight", (self.num_experts, hidden)
 
     def _setting(self, name: str, default: int | None = None) -> int:
-        value = self._config.get(name) or default
-        if not isinstance(value, int) or value < 1:
-            raise CheckpointError(
-                f"{self._source}: {name}={value!r}: a Mixtral has a whole number above 0 there: "
-                "fetch the checkpoint again."
+        value = self._config.get(name)
+        value = default if value is None else value
+        if type(value) is not int or not 1 <= value <= _MOST:  # True is an int to isinstance
+            raise self._refusal(
+                name,
+                value,
+                f"a Mixtral has a whole number from 1 to {_MOST} there: fetch the checkpoint again",
             )
         return value

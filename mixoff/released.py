@@ -20,12 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixoff.checkpoint import INDEX_NAME, TrunkTensor, read_json
+from mixoff.checkpoint import INDEX_NAME, TrunkTensor
+from mixoff.documents import read_json
 from mixoff.errors import CheckpointError, ConfigError
 from mixoff.mixtral import Mixtral
 from mixoff.quantization import HQQAxis0, PartSpecs, QuantizedTensor, Scheme, Shape
 from mixoff.records import RecordLayout
-from mixoff.shards import DTYPES, Shard, TensorEntry, read_shard
+from mixoff.shards import DTYPES, Shard, TensorEntry, names_a_file_beside, read_shards
 from mixoff.store import RecordLocation
 
 _FETCH_AGAIN = "fetch the checkpoint again."
@@ -269,16 +270,7 @@ def _released_name(name: str) -> str:
 
 def _read_config(path: Path) -> dict[str, Any]:
     config = read_json(path / "config.json")
-    if config.get("model_type") != "mixtral":
-        raise CheckpointError(
-            f"{path / 'config.json'}: model_type={config.get('model_type')!r}: "
-            "this layout is read for mixtral alone."
-        )
-    if "auto_map" in config:
-        raise CheckpointError(
-            f"{path / 'config.json'}: asks for code of its own (auto_map), and mixoff runs none: "
-            "remove that entry if you trust the rest."
-        )
+    Mixtral(config, path / "config.json").check()
     return config
 
 
@@ -286,14 +278,6 @@ def _read_index(path: Path) -> dict[str, Shard]:
     weight_map = read_json(path / INDEX_NAME).get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{path / INDEX_NAME}: lists no files.")
-    for file in weight_map.values():
-        if (
-            not isinstance(file, str)
-            or Path(file).name != file
-            or not file.endswith(".safetensors")
-        ):
-            raise CheckpointError(
-                f"{path / INDEX_NAME}: {file!r} is no safetensors file of this folder."
-            )
-    shards = {file: read_shard(path / file) for file in sorted(set(weight_map.values()))}
+    files = names_a_file_beside(path / INDEX_NAME, weight_map.values())
+    shards = dict(zip(files, read_shards(path / file for file in files), strict=True))
     return {name: shards[file] for name, file in weight_map.items()}

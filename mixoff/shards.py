@@ -49,7 +49,7 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class Shard:
-    """A file's tensors, the CRC-32 of each chunk that each was written in; the header's own, size."""
+    """A file's tensors, the CRC-32 of each chunk that each was written in, and of the header."""
 
     path: Path
     tensors: Mapping[str, TensorEntry]
@@ -187,9 +187,8 @@ def _check_length(path: Path, length: int, size: int, beginning: bytes) -> None:
     told = what_else(beginning) if length > MAX_NBYTES or not beginning else None
     if told is None and MAX_NBYTES < length <= size - 8:
         told = f"a header of {length} bytes, and mixoff reads {MAX_NBYTES} at most"
-    raise CheckpointError(
-        f"{path}: no safetensors file, or cut off inside its header{told and f' ({told})' or ''}."
-    )
+    reason = f" ({told})" if told else ""
+    raise CheckpointError(f"{path}: no safetensors file, or cut off inside its header{reason}.")
 
 
 @dataclass(frozen=True)

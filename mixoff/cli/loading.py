@@ -110,7 +110,7 @@ def read_text(path: Path) -> str:
 
 def stored_type(source: Path) -> str:
     """Return the type that a Hugging Face folder says its weights have."""
-    from mixoff.checkpoint import read_json
+    from mixoff.documents import read_json
 
     config = read_json(source / "config.json")
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
