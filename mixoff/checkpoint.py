@@ -36,7 +36,7 @@ FORMAT_VERSION = 1
 QUANT_METHOD = "mixoff"
 INDEX_NAME = "model.safetensors.index.json"
 TRUNK_NAME = "trunk.safetensors"
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+_FLOATS = [torch.float16, torch.bfloat16, torch.float32]
 
 
 def layer_file(layer: int) -> str:
@@ -132,6 +132,7 @@ class Checkpoint:
         except ConfigError as error:
             raise CheckpointError(f"{path / 'config.json'}: {error}") from None
         Mixtral(config, path / "config.json").check()
+        _refuse_others_weights(path)
         checkpoint = cls(path, config, scheme, _read_shards(path))
         checkpoint._check_experts()
         checkpoint._check_trunk()
@@ -199,10 +200,20 @@ class Checkpoint:
         Raises
         ------
         CheckpointError
-            If a tensor is damaged.
+            If a tensor is damaged, or a scale or a zero of attention is no number.
         """
         for shard in self.shards.values():
             shard.verify(name for name in shard.tensors if name in self.trunk)
+        shapes = dict(self._model.trunk_shapes())
+        for shard in self.shards.values():
+            for name in shard.tensors:
+                if name in shapes and ".self_attn." in name:
+                    layout = self.attention_layout(name, shapes[name])
+                    if part := layout.strange_scales(shard.read(name)):
+                        raise CheckpointError(
+                            f"{shard.path}: {name}: {part} holds what is no number: "
+                            "fetch or convert the checkpoint again."
+                        )
 
     @cached_property
     def _model(self) -> Mixtral:
@@ -210,12 +221,10 @@ class Checkpoint:
 
     def _check_trunk(self) -> None:
         """Refuse tensors that aren't those of config.json before anybody makes room for them."""
-        for name, shape in self._model.trunk_shapes():
-            found = self.trunk.get(name)
-            if ".self_attn." in name:
-                shape, dtypes = self._attention_shape(name, shape), (torch.uint8,)
-            else:
-                dtypes = _FLOATS
+        for name, matrix in self._model.trunk_shapes():
+            found, packed = self.trunk.get(name), ".self_attn." in name
+            shape = self._attention_shape(name, matrix) if packed else matrix
+            dtypes = [torch.uint8] if packed else _FLOATS
             if found is None or found.shape != shape or found.dtype not in dtypes:
                 raise CheckpointError(
                     f"{self.path}: {name} is {found.shape if found else 'missing'}; config.json "
@@ -247,6 +256,16 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.path}: config.json and the files don't fit together ({error})."
             ) from None
+
+
+def _refuse_others_weights(path: Path) -> None:
+    """Refuse what transformers would read in place of the files that the index names."""
+    for name in ("model.safetensors", "adapter_config.json"):
+        if (path / name).exists():
+            raise CheckpointError(
+                f"{path / name}: no file of a mixoff checkpoint, and transformers would read it "
+                "instead of one: remove it."
+            )
 
 
 def _kind_of(settings: object) -> str:

@@ -21,7 +21,7 @@ from mixoff.checkpoint import (
     layer_file,
     quantization_settings,
 )
-from mixoff.documents import read_json, shown
+from mixoff.documents import read_json, shortened
 from mixoff.errors import CheckpointError, ConfigError
 from mixoff.mixtral import Mixtral
 from mixoff.quantization import Quantization, QuantizedTensor, Scheme, Shape
@@ -157,7 +157,7 @@ def _open_source(path: Path) -> _Source:
     config = read_json(path / "config.json")
     if config.get("model_type") != "mixtral" or config.get("quantization_config"):
         kind = config.get("quantization_config") or config.get("model_type")
-        raise CheckpointError(f"{path}: no unquantized Mixtral ({shown(kind)}).")
+        raise CheckpointError(f"{path}: no unquantized Mixtral ({shortened(str(kind))}).")
     Mixtral(config, path / "config.json").check()
     return _Source(path, config, read_shards(_source_shards(path)))
 

@@ -8,9 +8,41 @@ from mixoff.documents import shown
 from mixoff.errors import CheckpointError
 from mixoff.quantization import Shape
 
-
 _MOST = 1 << 31  # of any size: more than any tensor's side
 _DTYPES = ("float32", "float16", "bfloat16")
+# What transformers is given of a config.json: it sets any other on its own objects, unchecked.
+SETTINGS = (
+    "architectures",
+    "attention_dropout",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "head_dim",
+    "hidden_act",
+    "hidden_size",
+    "initializer_range",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_experts_per_tok",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "num_local_experts",
+    "output_router_logits",
+    "pad_token_id",
+    "rms_norm_eps",
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "router_aux_loss_coef",
+    "router_jitter_noise",
+    "sliding_window",
+    "tie_word_embeddings",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+    "vocab_size",
+)
 # Settings at which transformers would run or fetch code, or read files that mixoff didn't check.
 _CODE = (
     "auto_map",
@@ -65,6 +97,9 @@ class Mixtral:
             raise self._refusal(
                 "num_experts_per_tok", top_k, f"a layer has {self.num_experts} experts"
             )
+        pad, vocab = self._config.get("pad_token_id"), self._setting("vocab_size")
+        if pad is not None and (type(pad) is not int or not -vocab <= pad < vocab):
+            raise self._refusal("pad_token_id", pad, f"the vocabulary has {vocab} tokens")
         heads, kv_heads = self._setting("num_attention_heads"), self._setting("num_key_value_heads")
         if heads % kv_heads:
             raise self._refusal("num_key_value_heads", kv_heads, f"it must divide {heads} heads")

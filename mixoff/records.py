@@ -97,6 +97,14 @@ class RecordLayout:
             for name, several in pieces.items()
         }
 
+    def strange_scales(self, record: Tensor) -> str | None:
+        """Return the name of the first scales or zeros with what is no number; None if all are."""
+        for part in self._parts:
+            codes = not part.dtype.is_floating_point or part.name == "weight"
+            if not codes and not record[part.offset : part.end].view(part.dtype).isfinite().all():
+                return f"{self.shapes[part.matrix][0]}'s {part.name}"
+        return None
+
     def pack(self, tensors: Mapping[str, PackedMatrix]) -> Tensor:
         """Return the record [nbytes], uint8, that holds these matrices; gaps are zeros."""
         record = torch.zeros(self.nbytes, dtype=torch.uint8)
