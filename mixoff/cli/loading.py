@@ -93,9 +93,13 @@ def _tokenizer(folder: Path, name: str) -> "PreTrainedTokenizerBase":
 
 def _refuse_large_files(folder: Path) -> None:
     for path in folder.glob("*.json"):
-        if not path.name.startswith("model.") and file_size(path) > _MAX_TOKENIZER:
+        try:
+            size = file_size(path)
+        except OSError as error:
+            raise CheckpointError(f"{path}: can't be read ({error.strerror}).") from error
+        if size > _MAX_TOKENIZER:
             raise CheckpointError(
-                f"{path}: {path.stat().st_size} bytes are too many for a tokenizer's file: "
+                f"{path}: {size} bytes are too many for a tokenizer's file: "
                 f"mixoff reads {_MAX_TOKENIZER} at most."
             )
 
