@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -84,7 +85,10 @@ def build_model(
     options: dict[str, Any] = {"dtype": dtype} if dtype is not None else {}
     if device.type != "cpu":
         options["device_map"] = {"": device}
-    model = _load(checkpoint, config=config, **options)
+    try:
+        model = _load(checkpoint, config=config, **options)
+    except SafetensorError as error:  # the library may be stricter than mixoff
+        raise CheckpointError(f"{path}: can't be read ({shortened(str(error))}).") from None
     return model, cache_of(model)
 
 

@@ -244,12 +244,13 @@ class Checkpoint:
             expected = (self.num_experts, self.expert_layout.stride)
             for layer in range(self.num_layers):
                 shard = self.shards[layer_file(layer)]
-                found = shard.tensors[experts_tensor(layer)].shape
+                entry = shard.tensors[experts_tensor(layer)]
+                found = entry.shape if entry.dtype == "U8" else entry.dtype
                 crcs = shard.checksums[experts_tensor(layer)]
                 if found != expected or len(crcs) != self.num_experts:
                     raise CheckpointError(
-                        f"{shard.path}: experts of {found} bytes where config.json's settings "
-                        f"ask for {expected}: config.json was changed or is of another checkpoint."
+                        f"{shard.path}: experts of {found} where config.json's settings "
+                        f"ask for bytes {expected}: config.json was changed or is of another checkpoint."
                     )
             self.trunk  # noqa: B018 - a type that is unknown is refused here
         except (KeyError, ValueError, TypeError, ArithmeticError, ConfigError) as error:

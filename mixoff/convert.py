@@ -157,13 +157,15 @@ def _open_source(path: Path) -> _Source:
     config = read_json(path / "config.json")
     if config.get("model_type") != "mixtral" or config.get("quantization_config"):
         kind = config.get("quantization_config") or config.get("model_type")
-        raise CheckpointError(f"{path}: no unquantized Mixtral ({shortened(str(kind))}).")
+        raise CheckpointError(
+            f"{path / 'config.json'}: no unquantized Mixtral ({shortened(str(kind))})."
+        )
     Mixtral(config, path / "config.json").check()
     return _Source(path, config, read_shards(_source_shards(path)))
 
 
 def _source_shards(path: Path) -> list[Path]:
-    if not (path / INDEX_NAME).exists():
+    if not (path / INDEX_NAME).exists() and not (path / INDEX_NAME).is_symlink():
         return [path / "model.safetensors"]
     weight_map = read_json(path / INDEX_NAME).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:

@@ -14,6 +14,7 @@ from mixoff.errors import CheckpointError
 # Bytes of a document. A header, an index or settings of the largest Mixtral take a quarter of it.
 MAX_NBYTES = 4 << 20
 _MAX_DEPTH = 32  # objects and lists inside each other
+_MAX_NESTED = 1 << 16  # objects and lists in all: three for each tensor of a header
 _MAX_DIGITS = 20  # of a whole number: 2**64 has as many
 _MAX_SHOWN = 120  # characters of a value in a message
 
@@ -36,6 +37,8 @@ def parse(raw: bytes) -> Any:
     """
     if len(raw) > MAX_NBYTES:
         raise ValueError(f"{len(raw)} bytes, and mixoff reads {MAX_NBYTES} at most")
+    if (nested := raw.count(b"[") + raw.count(b"{")) > _MAX_NESTED:
+        raise ValueError(f"{nested} lists and objects, and mixoff reads {_MAX_NESTED} at most")
     try:
         content = json.loads(
             raw.decode("utf-8"),

@@ -25,6 +25,7 @@ from mixoff.records import PAGE, align
 _MAX_FILES = 4096  # of a checkpoint; the largest Mixtral as mixtral-offloading has it takes 449
 _MAX_NAME = 255  # characters of a tensor's name, and bytes of a file's
 _MAX_DIMENSIONS = 8
+_MAX_TYPE = 16  # characters of a type's name
 _FILE_NAME = re.compile(r"[^/\\:\0.][^/\\:\0]*\.safetensors")
 _READ_CHUNK = 1 << 20
 DTYPES = {
@@ -256,6 +257,8 @@ def _header(
 
 
 def _checksums(metadata: Mapping[str, str]) -> dict[str, list[int]]:
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("metadata that is no text")
     written = parse(metadata.get("crc32", "{}").encode())
     return {name: [int(crc, 16) for crc in crcs] for name, crcs in written.items()}
 
@@ -269,8 +272,8 @@ def _name(name: str) -> str:
 def _entry(entry: Mapping[str, Any], data_start: int) -> TensorEntry:
     begin, end = map(_whole, entry["data_offsets"])
     shape = tuple(map(_whole, entry["shape"]))
-    dtype = entry["dtype"]
-    if begin > end or len(shape) > _MAX_DIMENSIONS or not isinstance(dtype, str):
+    dtype = str(entry["dtype"])
+    if begin > end or len(shape) > _MAX_DIMENSIONS or len(dtype) > _MAX_TYPE:
         raise ValueError(f"offsets {begin} to {end}, shape {shown(shape)}, type {shown(dtype)}")
     if dtype in DTYPES and math.prod(shape) * DTYPES[dtype].itemsize != end - begin:
         raise ValueError(f"{end - begin} bytes for {dtype} {shape}")

@@ -38,7 +38,9 @@ def quantization_from_dict(settings: Mapping[str, Any]) -> Quantization:
         return METHODS[name](**options)
     except TypeError as error:
         told = shortened(repr(options))
-        raise ConfigError(f"settings {told} of quantization method {name!r}: {error}.") from None
+        raise ConfigError(
+            f"settings {told} of quantization method {name!r}: {shortened(str(error))}."
+        ) from None
 
 
 _FOUR_BITS = HQQ(nbits=4, group_size=64)

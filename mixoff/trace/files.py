@@ -119,7 +119,7 @@ def read(path: Path) -> Content:
 def _refuse_other_files(path: Path) -> None:
     """Refuse what the safetensors library would wait for, or take long to read."""
     try:
-        file_size(path)
+        size = file_size(path)
         with path.open("rb") as file:
             beginning = file.read(40)
     except CheckpointError as error:
@@ -127,8 +127,9 @@ def _refuse_other_files(path: Path) -> None:
     except OSError as error:
         reason = error.strerror
         raise TraceError(f"{path}: can't be read ({reason}): give a file of mixoff.") from error
-    if int.from_bytes(beginning[:8], "little") > MAX_NBYTES:
-        reason = what_else(beginning) or "its header is too long"
+    length = int.from_bytes(beginning[:8], "little")
+    if not 2 <= length <= min(MAX_NBYTES, size - 8):
+        reason = what_else(beginning) or f"a header of {length} bytes in a file of {size}"
         raise TraceError(f"{path}: damaged or no trace ({reason}): record it again.")
 
 
