@@ -200,20 +200,18 @@ class Checkpoint:
         Raises
         ------
         CheckpointError
-            If a tensor is damaged, or a scale or a zero of attention is no number.
+            If a tensor is damaged, or a scale of attention is no number.
         """
         for shard in self.shards.values():
             shard.verify(name for name in shard.tensors if name in self.trunk)
         shapes = dict(self._model.trunk_shapes())
         for shard in self.shards.values():
             for name in shard.tensors:
-                if name in shapes and ".self_attn." in name:
-                    layout = self.attention_layout(name, shapes[name])
-                    if part := layout.strange_scales(shard.read(name)):
-                        raise CheckpointError(
-                            f"{shard.path}: {name}: {part} holds what is no number: "
-                            "fetch or convert the checkpoint again."
-                        )
+                if name not in shapes or ".self_attn." not in name:
+                    continue
+                layout = self.attention_layout(name, shapes[name])
+                if part := layout.strange_scales(shard.read(name)):
+                    raise CheckpointError(f"{shard.path}: {name}: {part} holds what is no number.")
 
     @cached_property
     def _model(self) -> Mixtral:
@@ -249,8 +247,8 @@ class Checkpoint:
                 crcs = shard.checksums[experts_tensor(layer)]
                 if found != expected or len(crcs) != self.num_experts:
                     raise CheckpointError(
-                        f"{shard.path}: experts of {found} where config.json's settings "
-                        f"ask for bytes {expected}: config.json was changed or is of another checkpoint."
+                        f"{shard.path}: experts of {found} bytes where config.json's settings "
+                        f"ask for {expected}: config.json was changed or is of another checkpoint."
                     )
             self.trunk  # noqa: B018 - a type that is unknown is refused here
         except (KeyError, ValueError, TypeError, ArithmeticError, ConfigError) as error:

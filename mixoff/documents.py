@@ -14,7 +14,7 @@ from mixoff.errors import CheckpointError
 # Bytes of a document. A header, an index or settings of the largest Mixtral take a quarter of it.
 MAX_NBYTES = 4 << 20
 _MAX_DEPTH = 32  # objects and lists inside each other
-_MAX_NESTED = 1 << 16  # objects and lists in all: three for each tensor of a header
+_MAX_NESTED = 1 << 15  # objects and lists in all: three for each tensor of a header
 _MAX_DIGITS = 20  # of a whole number: 2**64 has as many
 _MAX_SHOWN = 120  # characters of a value in a message
 

@@ -134,13 +134,7 @@ def _file_name(index: Path, name: object) -> str:
 
 
 def read_shards(paths: Iterable[Path]) -> Iterator[Shard]:
-    """Read files' headers, which together may be as long as one.
-
-    Raises
-    ------
-    CheckpointError
-        If a file is missing, truncated, or no safetensors file, or the headers are too long.
-    """
+    """Read files' headers, which together may be as long as one; raises as `read_shard` does."""
     left = MAX_NBYTES
     for path in paths:
         shard = read_shard(path)
@@ -188,8 +182,8 @@ def _check_length(path: Path, length: int, size: int, beginning: bytes) -> None:
     told = what_else(beginning) if length > MAX_NBYTES or not beginning else None
     if told is None and MAX_NBYTES < length <= size - 8:
         told = f"a header of {length} bytes, and mixoff reads {MAX_NBYTES} at most"
-    reason = f" ({told})" if told else ""
-    raise CheckpointError(f"{path}: no safetensors file, or cut off inside its header{reason}.")
+    why = f" ({told})" if told else ""
+    raise CheckpointError(f"{path}: no safetensors file, or cut off inside its header{why}.")
 
 
 @dataclass(frozen=True)
@@ -272,8 +266,9 @@ def _name(name: str) -> str:
 def _entry(entry: Mapping[str, Any], data_start: int) -> TensorEntry:
     begin, end = map(_whole, entry["data_offsets"])
     shape = tuple(map(_whole, entry["shape"]))
-    dtype = str(entry["dtype"])
-    if begin > end or len(shape) > _MAX_DIMENSIONS or len(dtype) > _MAX_TYPE:
+    dtype = entry["dtype"]
+    fits = isinstance(dtype, str) and len(dtype) <= _MAX_TYPE and len(shape) <= _MAX_DIMENSIONS
+    if begin > end or not fits:
         raise ValueError(f"offsets {begin} to {end}, shape {shown(shape)}, type {shown(dtype)}")
     if dtype in DTYPES and math.prod(shape) * DTYPES[dtype].itemsize != end - begin:
         raise ValueError(f"{end - begin} bytes for {dtype} {shape}")
@@ -288,8 +283,8 @@ def _whole(number: object) -> int:
 
 def _check_extent(path: Path, tensors: Mapping[str, TensorEntry], *, start: int, size: int) -> None:
     end = start
-    # A tensor without bytes may begin where another does.
-    for name, entry in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+    order = sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes))
+    for name, entry in order:  # a tensor without bytes may begin where another does
         if entry.offset != end:
             raise CheckpointError(f"{path}: {name} overlaps another tensor or leaves a gap.")
         end += entry.nbytes

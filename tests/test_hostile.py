@@ -274,7 +274,7 @@ def _cases() -> Iterator[tuple[str, str, Damage]]:
         raw = struct.pack("<Q", length)
         yield f"a header of {length} bytes", WEIGHTS, weights_are(raw, 200_000_000)
     yield "a million tensors", WEIGHTS, many_tensors(1_000_000)
-    yield "20,000 tensors", "", many_tensors(20_000)
+    yield "10,000 tensors", "", many_tensors(10_000)
     for shape in ([1 << 63], [1 << 32, 1 << 32], [4194305, 4194305, 211106198978564], [1] * 300):
         yield f"shape {str(shape)[:40]}", WEIGHTS, first_entry(shape=shape)
     for shape in (7, "7", None, {}, [True], [2.0], ["2"], [-1], [None], [[2]]):
@@ -492,7 +492,8 @@ def test_a_hostile_checkpoint_is_refused_by_name(originals, tmp_path, form, case
     )
 
 
-@pytest.mark.parametrize(("form", "case"), [c for c in CASES if c[0] != "source"])
+# Every fifth, since building begins with opening.
+@pytest.mark.parametrize(("form", "case"), [c for c in CASES if c[0] != "source"][::5])
 def test_no_model_is_built_of_a_hostile_checkpoint(originals, tmp_path, form, case):
     folder = copied(originals, form, tmp_path)
     named, damage = ALL[case]
