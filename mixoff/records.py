@@ -118,7 +118,7 @@ class RecordLayout:
 def _finite(raw: Tensor, dtype: torch.dtype) -> bool:
     """Return whether floats are numbers, by their exponents: faster than asking a float16."""
     whole = torch.int16 if dtype.itemsize == 2 else torch.int32
-    infinite = torch.tensor(torch.inf, dtype=dtype).view(whole)  # every bit of an exponent
+    infinite = torch.tensor(torch.inf, dtype=dtype, device=raw.device).view(whole)  # the exponent
     return bool(((raw.view(whole) & infinite) != infinite).all())
 
 
