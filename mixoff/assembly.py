@@ -27,7 +27,7 @@ def expert_cache(
         If a record that starts on the device can't be read.
     """
     reader = DiskReader("direct" if plan.io == "direct" else "buffered")
-    store = RecordStore(checkpoint.expert_locations(), reader)
+    store = RecordStore(checkpoint.expert_locations(), reader, checkpoint.expert_layouts())
     cache = ExpertCache(
         _mover(store, plan, device),
         checkpoint.expert_layouts(),

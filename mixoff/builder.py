@@ -5,14 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     GenerationConfig,
+    MixtralConfig,
     MixtralForCausalLM,
     PreTrainedModel,
 )
+from transformers.activations import ACT2FN
+from transformers.models.mixtral.modeling_mixtral import MixtralRotaryEmbedding
 from transformers.quantizers.auto import (
     AUTO_QUANTIZER_MAPPING,
     register_quantization_config,
@@ -25,10 +29,12 @@ from mixoff.assembly import expert_cache
 from mixoff.cache import ExpertCache, cache_of
 from mixoff.checkpoint import QUANT_METHOD, quantization_settings, scheme_from_settings
 from mixoff.config import OffloadConfig
+from mixoff.documents import read_json, shortened
 from mixoff.errors import CheckpointError, ConfigError, MixoffError
 from mixoff.formats import AnyCheckpoint, open_checkpoint
 from mixoff.hub import checkpoint_folder
 from mixoff.layers import OffloadedExperts, QuantizedLinear
+from mixoff.mixtral import SETTINGS
 from mixoff.plan import MemoryPlan, compute_dtype, plan_memory
 from mixoff.predictors import Prefetcher, predictor_named
 
@@ -68,7 +74,7 @@ def build_model(
     device = _usable(device)
     plan = plan_memory(checkpoint, offload, device=device, dtype=dtype)
     register()
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    config = _settings(checkpoint)
     config.quantization_config = {
         "quant_method": QUANT_METHOD,
         "checkpoint": checkpoint,
@@ -79,7 +85,10 @@ def build_model(
     options: dict[str, Any] = {"dtype": dtype} if dtype is not None else {}
     if device.type != "cpu":
         options["device_map"] = {"": device}
-    model = _load(checkpoint, config=config, **options)
+    try:
+        model = _load(checkpoint, config=config, **options)
+    except SafetensorError as error:  # the library may be stricter than mixoff
+        raise CheckpointError(f"{path}: can't be read ({shortened(str(error))}).") from None
     return model, cache_of(model)
 
 
@@ -211,6 +220,22 @@ def _experts_of(block: nn.Module) -> OffloadedExperts | None:
     """Return the experts that stand beside a gate in a block of the model."""
     children = block.children() if hasattr(block, "gate") else ()
     return next((child for child in children if isinstance(child, OffloadedExperts)), None)
+
+
+def _settings(checkpoint: AnyCheckpoint) -> MixtralConfig:
+    """Return a config.json's settings as transformers has them, those of generation tried."""
+    path = checkpoint.path / "config.json"
+    try:
+        config = MixtralConfig(**{n: v for n, v in checkpoint.config.items() if n in SETTINGS})
+        MixtralRotaryEmbedding(config)
+        ACT2FN[config.hidden_act]
+        path = checkpoint.path / "generation_config.json"
+        if path.exists():
+            GenerationConfig.from_dict(read_json(path))
+    except (StrictDataclassError, ValueError, TypeError, LookupError, AttributeError) as error:
+        reason = shortened(" ".join(str(error).split()))
+        raise CheckpointError(f"{path}: transformers refuses its settings ({reason}).") from None
+    return config
 
 
 def _load(checkpoint: AnyCheckpoint, **options: Any) -> PreTrainedModel:

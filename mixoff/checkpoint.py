@@ -14,7 +14,6 @@ Packed tensors keep the names of the weights they replace, so that a loader that
 mixoff fails on their shapes instead of making experts up.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,22 +24,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixoff.documents import read_json, shown
 from mixoff.errors import CheckpointError, ConfigError
+from mixoff.mixtral import Mixtral
 from mixoff.quantization import Quantization, Scheme, Shape, quantization_from_dict
 from mixoff.records import RecordLayout
-from mixoff.shards import DTYPES, Shard, read_shard
+from mixoff.shards import DTYPES, Shard, names_a_file_beside, read_shards
 from mixoff.store import RecordLocation
 
 FORMAT_VERSION = 1
 QUANT_METHOD = "mixoff"
 INDEX_NAME = "model.safetensors.index.json"
 TRUNK_NAME = "trunk.safetensors"
-_MAX_JSON = 64 << 20  # bytes
 _WEIGHT_DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
+_FLOATS = [*_WEIGHT_DTYPES.values()]
 
 
 def layer_file(layer: int) -> str:
@@ -116,9 +117,9 @@ def scheme_from_settings(settings: Mapping[str, Any]) -> Scheme:
         If the format's version or a setting is unknown.
     """
     version = settings.get("format_version")
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise ConfigError(
-            f"format version {version!r}: this mixoff reads version {FORMAT_VERSION}; "
+            f"format version {shown(version)}: this mixoff reads version {FORMAT_VERSION}; "
             "upgrade mixoff or convert the checkpoint again."
         )
     if missing := {"attention", "experts"} - settings.keys():
@@ -132,36 +133,12 @@ def scheme_from_settings(settings: Mapping[str, Any]) -> Scheme:
 
 def _layer_experts(settings: object) -> dict[int, Quantization]:
     if not isinstance(settings, dict) or not all(map(_is_layer, settings)):
-        raise ConfigError(f"layer_experts={settings!r}: give a layer's number and its settings.")
+        raise ConfigError(f"layer_experts={shown(settings)}: give a layer's number and a way.")
     return {int(layer): quantization_from_dict(experts) for layer, experts in settings.items()}
 
 
 def _is_layer(number: str) -> bool:
     return number.isascii() and number.isdigit() and number == str(int(number[:9]))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object that a JSON file holds.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is missing, too large, or holds no JSON object.
-    """
-    try:
-        size = path.stat().st_size
-        if not path.is_file():
-            raise CheckpointError(f"{path}: is no file.")
-        if size > _MAX_JSON:
-            raise CheckpointError(f"{path}: {size} bytes are too many for a settings file.")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: can't be read ({error.strerror}).") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: no JSON ({error}).") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds no JSON object.")
-    return content
 
 
 @dataclass(frozen=True)
@@ -214,19 +191,22 @@ class Checkpoint:
             scheme = scheme_from_settings(settings)
         except ConfigError as error:
             raise CheckpointError(f"{path / 'config.json'}: {error}") from None
+        Mixtral(config, path / "config.json").check()
+        _refuse_others_weights(path)
         checkpoint = cls(path, config, scheme, _read_shards(path))
         checkpoint._check_experts()
+        checkpoint._check_trunk()
         return checkpoint
 
     @property
     def num_layers(self) -> int:
         """Layers of the model."""
-        return int(self.config["num_hidden_layers"])
+        return self._model.num_layers
 
     @property
     def num_experts(self) -> int:
         """Experts of a layer."""
-        return int(self.config["num_local_experts"])
+        return self._model.num_experts
 
     def expert_layouts(self) -> list[list[RecordLayout]]:
         """Return where the tensors of each record lie in it, ``[layer][expert]``."""
@@ -249,7 +229,7 @@ class Checkpoint:
 
     @cached_property
     def _layer_layouts(self) -> list[RecordLayout]:
-        hidden, inner = int(self.config["hidden_size"]), int(self.config["intermediate_size"])
+        inner, hidden = self._model.expert_shapes()["w1"]
         return layer_layouts(self.scheme, self.num_layers, hidden, inner)
 
     @property
@@ -282,10 +262,40 @@ class Checkpoint:
         Raises
         ------
         CheckpointError
-            If a tensor is damaged.
+            If a tensor is damaged, or a scale of attention is no number.
         """
         for shard in self.shards.values():
             shard.verify(name for name in shard.tensors if name in self.trunk)
+        shapes = dict(self._model.trunk_shapes())
+        for shard in self.shards.values():
+            for name in shard.tensors:
+                if name not in shapes or ".self_attn." not in name:
+                    continue
+                layout = self.attention_layout(name, shapes[name])
+                if part := layout.strange_scales(shard.read(name)):
+                    raise CheckpointError(f"{shard.path}: {name}: {part} holds what is no number.")
+
+    @cached_property
+    def _model(self) -> Mixtral:
+        return Mixtral(self.config, self.path / "config.json")
+
+    def _check_trunk(self) -> None:
+        """Refuse tensors that aren't those of config.json before anybody makes room for them."""
+        for name, matrix in self._model.trunk_shapes():
+            found, packed = self.trunk.get(name), ".self_attn." in name
+            shape = self._attention_shape(name, matrix) if packed else matrix
+            dtypes = [torch.uint8] if packed else _FLOATS
+            if found is None or found.shape != shape or found.dtype not in dtypes:
+                raise CheckpointError(
+                    f"{self.path}: {name} is {found.shape if found else 'missing'}; config.json "
+                    f"asks for {shape}: fetch or convert the checkpoint again."
+                )
+
+    def _attention_shape(self, name: str, shape: Shape) -> Shape:
+        try:
+            return (self.attention_layout(name, shape).nbytes,)
+        except ConfigError as error:
+            raise CheckpointError(f"{self.path}: {name}: {error}") from None
 
     def _check_experts(self) -> None:
         try:
@@ -296,7 +306,8 @@ class Checkpoint:
             for layer, layout in enumerate(self._layer_layouts):
                 expected = (self.num_experts, layout.stride)
                 shard = self.shards[layer_file(layer)]
-                found = shard.tensors[experts_tensor(layer)].shape
+                entry = shard.tensors[experts_tensor(layer)]
+                found = entry.shape if entry.dtype == "U8" else entry.dtype
                 crcs = shard.checksums[experts_tensor(layer)]
                 if found != expected or len(crcs) != self.num_experts:
                     raise CheckpointError(
@@ -310,9 +321,19 @@ class Checkpoint:
             ) from None
 
 
+def _refuse_others_weights(path: Path) -> None:
+    """Refuse what transformers would read in place of the files that the index names."""
+    for name in ("model.safetensors", "adapter_config.json"):
+        if (path / name).exists():
+            raise CheckpointError(
+                f"{path / name}: no file of a mixoff checkpoint, and transformers would read it "
+                "instead of one: remove it."
+            )
+
+
 def _kind_of(settings: object) -> str:
     if isinstance(settings, dict):
-        return f"its quantization is {settings.get('quant_method')!r}"
+        return f"its quantization is {shown(settings.get('quant_method'))}"
     return "its config.json tells of no quantization"
 
 
@@ -324,14 +345,17 @@ def _read_shards(path: Path) -> dict[str, Shard]:
         raise CheckpointError(f"{path / INDEX_NAME}: lists no files.")
     strange = [f for f in weight_map.values() if not isinstance(f, str) or f not in headers]
     if strange:
-        raise CheckpointError(f"{path / INDEX_NAME}: {strange[0]!r} is no file of this checkpoint.")
+        raise CheckpointError(
+            f"{path / INDEX_NAME}: {shown(strange[0])} is no file of this checkpoint."
+        )
+    listed: dict[str, set[str]] = {name: set() for name in headers}
+    for tensor, name in weight_map.items():
+        listed[name].add(tensor)
+    names = names_a_file_beside(path / INDEX_NAME, headers)
     shards = {}
-    for name in sorted(headers):
-        if Path(name).name != name:
-            raise CheckpointError(f"{path / INDEX_NAME}: {name!r} lies outside the folder.")
-        shards[name] = shard = read_shard(path / name)
-        listed = {tensor for tensor, file in weight_map.items() if file == name}
-        if f"{shard.header_crc32:08x}" != headers[name] or listed != set(shard.tensors):
+    for name, shard in zip(names, read_shards(path / name for name in names), strict=True):
+        shards[name] = shard
+        if f"{shard.header_crc32:08x}" != headers[name] or listed[name] != set(shard.tensors):
             raise CheckpointError(
                 f"{path / name}: its header is damaged or of another checkpoint: "
                 "fetch or convert the checkpoint again."

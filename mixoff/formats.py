@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from mixoff.checkpoint import INDEX_NAME, QUANT_METHOD, Checkpoint, read_json
+from mixoff.checkpoint import INDEX_NAME, QUANT_METHOD, Checkpoint
+from mixoff.documents import read_json
 from mixoff.released import ReleasedCheckpoint, is_released_layout
 
 AnyCheckpoint = Checkpoint | ReleasedCheckpoint

@@ -13,7 +13,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from mixoff.checkpoint import INDEX_NAME, QUANT_METHOD, read_json
+from mixoff.checkpoint import INDEX_NAME, QUANT_METHOD
+from mixoff.documents import read_json
 from mixoff.errors import CheckpointError
 from mixoff.released import is_released_layout
 

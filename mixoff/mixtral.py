@@ -5,8 +5,58 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mixoff.documents import shown
 from mixoff.errors import CheckpointError
 from mixoff.quantization import Shape
+
+_MOST = 1 << 31  # of any size: more than any tensor's side
+_DTYPES = ("float32", "float16", "bfloat16")
+# What transformers is given of a config.json: it sets any other on its own objects, unchecked.
+SETTINGS = (
+    "architectures",
+    "attention_dropout",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "head_dim",
+    "hidden_act",
+    "hidden_size",
+    "initializer_range",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_experts_per_tok",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "num_local_experts",
+    "output_router_logits",
+    "pad_token_id",
+    "rms_norm_eps",
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "router_aux_loss_coef",
+    "router_jitter_noise",
+    "sliding_window",
+    "tie_word_embeddings",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+    "vocab_size",
+)
+# Settings at which transformers would run or fetch code, or read files that mixoff didn't check.
+_CODE = (
+    "auto_map",
+    "custom_pipelines",
+    "attn_implementation",
+    "_attn_implementation",
+    "experts_implementation",
+    "_experts_implementation",
+    "kernel_config",
+    "per_layer_config",
+    "transformers_weights",
+)
+
 
 _ATTENTION = re.compile(r"\.self_attn\.[qkvo]_proj\.weight$")
 
@@ -30,6 +80,41 @@ class Mixtral:
     def __init__(self, config: Mapping[str, Any], source: Path) -> None:
         self._config = config
         self._source = source
+
+    def check(self) -> None:
+        """Refuse settings that no Mixtral has, or that ask for code, before they are used.
+
+        Raises
+        ------
+        CheckpointError
+            If there is one.
+        """
+        if (kind := self._config.get("model_type")) != "mixtral":
+            raise self._refusal("model_type", kind, "mixoff reads mixtral alone")
+        for name in _CODE:
+            if self._config.get(name) is not None:
+                raise CheckpointError(
+                    f"{self._source}: asks for code of its own ({name}), and mixoff runs none: "
+                    "remove that entry if you trust the rest."
+                )
+        for name in ("dtype", "torch_dtype"):
+            if (dtype := self._config.get(name)) not in (None, *_DTYPES):
+                raise self._refusal(name, dtype, f"give one of {', '.join(_DTYPES)}")
+        self._setting("max_position_embeddings")
+        top_k = self._setting("num_experts_per_tok", default=2)
+        if top_k > self.num_experts:
+            raise self._refusal(
+                "num_experts_per_tok", top_k, f"a layer has {self.num_experts} experts"
+            )
+        pad, vocab = self._config.get("pad_token_id"), self._setting("vocab_size")
+        if pad is not None and (type(pad) is not int or not -vocab <= pad < vocab):
+            raise self._refusal("pad_token_id", pad, f"the vocabulary has {vocab} tokens")
+        heads, kv_heads = self._setting("num_attention_heads"), self._setting("num_key_value_heads")
+        if heads % kv_heads:
+            raise self._refusal("num_key_value_heads", kv_heads, f"it must divide {heads} heads")
+
+    def _refusal(self, name: str, value: object, rule: str) -> CheckpointError:
+        return CheckpointError(f"{self._source}: {name}={shown(value)}: {rule}.")
 
     @property
     def num_layers(self) -> int:
@@ -74,10 +159,12 @@ class Mixtral:
             yield prefix + "mlp.gate.weight", (self.num_experts, hidden)
 
     def _setting(self, name: str, default: int | None = None) -> int:
-        value = self._config.get(name) or default
-        if not isinstance(value, int) or value < 1:
-            raise CheckpointError(
-                f"{self._source}: {name}={value!r}: a Mixtral has a whole number above 0 there: "
-                "fetch the checkpoint again."
+        value = self._config.get(name)
+        value = default if value is None else value
+        if type(value) is not int or not 1 <= value <= _MOST:  # True is an int to isinstance
+            raise self._refusal(
+                name,
+                value,
+                f"a Mixtral has a whole number from 1 to {_MOST} there: fetch the checkpoint again",
             )
         return value

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixoff.checkpoint import QUANT_METHOD, experts_tensor, read_json
+from mixoff.checkpoint import QUANT_METHOD, experts_tensor
+from mixoff.documents import read_json, shown
 from mixoff.errors import CheckpointError
 from mixoff.mixtral import Mixtral
 from mixoff.quantization import Shape
@@ -133,12 +134,13 @@ def _read_config(files: SourceFiles) -> Mapping[str, Any]:
     if settings:
         method = settings.get("quant_method") if isinstance(settings, dict) else settings
         mixoffs = method == QUANT_METHOD
-        kind = "mixoff's own checkpoint already" if mixoffs else f"quantized by {method!r} already"
+        kind = (
+            "mixoff's own checkpoint already"
+            if mixoffs
+            else f"quantized by {shown(method)} already"
+        )
         raise CheckpointError(
             f"{files.name}: no unquantized Mixtral ({kind}): give the model that it was made of."
         )
-    if (model_type := config.get("model_type")) != "mixtral":
-        raise CheckpointError(
-            f"{files.name}: no unquantized Mixtral ({model_type}): mixoff converts mixtral alone."
-        )
+    Mixtral(config, files.settings / "config.json").check()
     return config

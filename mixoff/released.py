@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixoff.checkpoint import INDEX_NAME, TrunkTensor, read_json
+from mixoff.checkpoint import INDEX_NAME, TrunkTensor
+from mixoff.documents import read_json
 from mixoff.errors import CheckpointError, ConfigError
 from mixoff.mixtral import Mixtral
 from mixoff.quantization import HQQAxis0, PartSpecs, QuantizedTensor, Scheme, Shape
 from mixoff.records import RecordLayout
-from mixoff.shards import DTYPES, Shard, TensorEntry, read_shard
+from mixoff.shards import DTYPES, Shard, TensorEntry, names_a_file_beside, read_shards
 from mixoff.store import RecordLocation
 
 Headers = Mapping[str, Shard]  # by file name
@@ -280,16 +281,7 @@ def _released_name(name: str) -> str:
 
 def _read_config(path: Path) -> dict[str, Any]:
     config = read_json(path / "config.json")
-    if config.get("model_type") != "mixtral":
-        raise CheckpointError(
-            f"{path / 'config.json'}: model_type={config.get('model_type')!r}: "
-            "this layout is read for mixtral alone."
-        )
-    if "auto_map" in config:
-        raise CheckpointError(
-            f"{path / 'config.json'}: asks for code of its own (auto_map), and mixoff runs none: "
-            "remove that entry if you trust the rest."
-        )
+    Mixtral(config, path / "config.json").check()
     return config
 
 
@@ -297,9 +289,6 @@ def _read_index(path: Path, headers: Headers | None) -> dict[str, Shard]:
     index = path / INDEX_NAME
     if not isinstance(weight_map := read_json(index).get("weight_map"), dict):
         raise CheckpointError(f"{index}: lists no files.")
-    for file in weight_map.values():
-        known = isinstance(file, str) and file.endswith(".safetensors")
-        if not known or Path(file).name != file:
-            raise CheckpointError(f"{index}: {file!r} is no safetensors file of this folder.")
-    shards = headers or {file: read_shard(path / file) for file in {*weight_map.values()}}
+    files = names_a_file_beside(index, weight_map.values())
+    shards = headers or dict(zip(files, read_shards(path / file for file in files), strict=True))
     return {name: shards[file] for name, file in weight_map.items()}

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Protocol
 
-from mixoff.checkpoint import INDEX_NAME, read_json
+from mixoff.checkpoint import INDEX_NAME
+from mixoff.documents import read_json
 from mixoff.errors import CheckpointError
-from mixoff.shards import Shard, read_shard
+from mixoff.shards import Shard, names_a_file_beside, read_shards
 
-_SUFFIX = ".safetensors"
 _WHOLE = "model.safetensors"  # the file's name where there is but one
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -82,7 +82,9 @@ class FolderFiles:
         self.name = str(path)
         if not self.settings.is_dir():
             raise CheckpointError(f"{path}: no such folder.")
-        self.headers = {name: read_shard(self.settings / name) for name in self._file_names()}
+        names = self._file_names()
+        shards = read_shards(self.settings / name for name in names)
+        self.headers = dict(zip(names, shards, strict=True))
         told = {name: _stat(shard.path) for name, shard in self.headers.items()}
         self.nbytes = {name: stat.st_size for name, stat in told.items()}
         self._changed = {name: stat.st_mtime_ns for name, stat in told.items()}
@@ -105,7 +107,7 @@ class FolderFiles:
 
     def _file_names(self) -> list[str]:
         index = self.settings / INDEX_NAME
-        if index.exists():
+        if index.exists() or index.is_symlink():
             return indexed_files(index)
         if not (self.settings / _WHOLE).exists() and (pickles := self._pickles()):
             raise CheckpointError(
@@ -135,10 +137,6 @@ def indexed_files(index: Path) -> list[str]:
         If it lists none, or others than safetensors files of its own folder.
     """
     weight_map = read_json(index).get("weight_map")
-    names = [*weight_map.values()] if isinstance(weight_map, dict) else []
-    if not names:
+    if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: lists no files.")
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(_SUFFIX):
-            raise CheckpointError(f"{index}: {name!r} is no safetensors file of its folder.")
-    return sorted(set(names))
+    return names_a_file_beside(index, weight_map.values())

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from mixoff.buffers import Buffer, chunks
 from mixoff.disk import DiskReader
 from mixoff.errors import CheckpointError
-from mixoff.records import PAGE, align
+from mixoff.records import PAGE, RecordLayout, align
 
 Key = tuple[int, int]  # layer, expert
 
@@ -27,7 +29,7 @@ class RecordLocation:
 class RecordStore:
     """Every expert's record on disk.
 
-    A record's checksum is verified when it is first read.
+    A record's checksum is verified when it is first read, and that its scales are numbers.
 
     Parameters
     ----------
@@ -35,11 +37,19 @@ class RecordStore:
         ``locations[layer][expert]``.
     reader
         Reads files.
+    layouts
+        ``layouts[layer][expert]``, without which scales aren't looked at.
     """
 
-    def __init__(self, locations: Sequence[Sequence[RecordLocation]], reader: DiskReader) -> None:
+    def __init__(
+        self,
+        locations: Sequence[Sequence[RecordLocation]],
+        reader: DiskReader,
+        layouts: Sequence[Sequence[RecordLayout]] | None = None,
+    ) -> None:
         self.reader = reader
         self._locations = locations
+        self._layouts = layouts
         self._verified: set[Key] = set()
 
     def nbytes(self, layer: int, expert: int) -> int:
@@ -75,9 +85,18 @@ class RecordStore:
                 found = zlib.crc32(memory[max(first, buffer.start) : min(last, end)], found)
                 if last >= end and found != crc32:
                     raise _damaged(location, layer, expert)
-            if last >= end:
+            if last >= end and (layer, expert) not in self._verified:
+                self._check_scales(layer, expert, buffer.memory[buffer.start : end])
                 self._verified.add((layer, expert))
             yield first, last
+
+    def _check_scales(self, layer: int, expert: int, record: Tensor) -> None:
+        """Refuse a record with scales that are no numbers: a checksum tells of damage alone."""
+        if self._layouts and (part := self._layouts[layer][expert].strange_scales(record)):
+            raise CheckpointError(
+                f"{self._locations[layer][expert].file}: expert {expert} of layer {layer}: {part} "
+                "holds what is no number: fetch or convert the checkpoint again."
+            )
 
     def facts(self) -> dict[str, Any]:
         """Return how files are read, and why not as it was asked for."""

@@ -310,21 +310,12 @@ def test_an_index_that_names_a_file_elsewhere_is_refused(folder, file):
         Checkpoint.open(folder)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("../outside.safetensors", "lies outside the folder"),
-        ("/etc/passwd", "lies outside the folder"),
-        (".", "lies outside the folder"),
-        ("..", "is no file"),
-        ("", "is no file"),
-    ],
-)
-def test_a_checksum_of_a_file_elsewhere_is_refused(folder, name, message):
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", ".", "..", ""])
+def test_a_checksum_of_a_file_elsewhere_is_refused(folder, name):
     metadata = json.loads((folder / INDEX_NAME).read_text())["metadata"]
     metadata["header_crc32"] = {name: "00000000"} | metadata["header_crc32"]
     edit(folder / INDEX_NAME, metadata=metadata)
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(CheckpointError, match=f"'{name}' is no safetensors file of this folder"):
         Checkpoint.open(folder)
 
 

@@ -22,6 +22,7 @@ PACKAGE = ROOT / "mixoff"
 # A module imports only what stands before it.
 ORDER = (
     "errors",
+    "documents",
     "policies",
     "config",
     "residency",

@@ -1,6 +1,6 @@
 """An unquantized model says the same when it is never whole in memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -98,10 +98,10 @@ class WatchedOriginal(Original):
         self.alive: dict[str, list[StorageWeakRef]] = {"expert": [], "attention": []}
         self.most = {"expert": 0, "attention": 0}
 
-    def expert(self, layer: int, expert: int) -> dict[str, Tensor]:
-        found = super().expert(layer, expert)
-        self._note("expert", found.values())
-        return found
+    def expert(self, layer: int, expert: int) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in super().expert(layer, expert):
+            self._note("expert", [tensor])
+            yield name, tensor
 
     def tensor(self, name: str) -> Tensor:
         found = super().tensor(name)
@@ -127,7 +127,7 @@ def test_each_expert_is_read_once_for_all_windows(tiny_mixtral: Callable[..., Pa
     read = []
 
     class Counted(Original):
-        def expert(self, layer: int, expert: int) -> dict[str, Tensor]:
+        def expert(self, layer: int, expert: int) -> Iterator[tuple[str, Tensor]]:
             read.append((layer, expert))
             return super().expert(layer, expert)
 
@@ -140,7 +140,7 @@ def test_an_expert_that_no_token_chose_is_not_read(tiny_mixtral: Callable[..., P
     read = []
 
     class Counted(Original):
-        def expert(self, layer: int, expert: int) -> dict[str, Tensor]:
+        def expert(self, layer: int, expert: int) -> Iterator[tuple[str, Tensor]]:
             read.append(expert)
             return super().expert(layer, expert)
 
@@ -172,7 +172,7 @@ def test_files_are_fetched_before_they_are_read_and_released_when_no_layer_needs
     model.save_pretrained(tmp_path, max_shard_size="100KB")
     original = Careful(ComingFiles(tmp_path))
     compute_reference(original, bytes_as_ids, TEXT)
-    assert gone == original.layer_files(0) | original.layer_files(1)
+    assert gone == original.files_of_layer(0) | original.files_of_layer(1)
 
 
 def test_only_as_many_tokens_are_predicted_as_asked_for(tiny_mixtral: Callable[..., Path]) -> None:

@@ -10,6 +10,7 @@ from mixoff.cli.options import Device
 from mixoff.cli.printable import one_line
 from mixoff.cli.terminal import progress
 from mixoff.config import OffloadConfig
+from mixoff.documents import file_size, shortened
 from mixoff.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
     from mixoff.cache import ExpertCache
     from mixoff.formats import AnyCheckpoint
+
+
+_MAX_TOKENIZER = 64 << 20  # bytes of a file; those of the largest vocabularies take a third
 
 
 def offload_settings(
@@ -92,14 +96,28 @@ def load_tokenizer(folder: Path, name: str) -> "PreTrainedTokenizerBase":
 
     files = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
     source = folder if any((folder / file).is_file() for file in files) else name
+    _refuse_large_files(folder)
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # tokenizers raises nothing narrower for a file that it can't read
+        reason = shortened((str(error).splitlines() or [type(error).__name__])[0])
         raise CheckpointError(
             f"{source}: no tokenizer could be loaded ({reason}): put tokenizer.json into "
             f"{folder}, or name a model that has one with --model-name."
         ) from error
+
+
+def _refuse_large_files(folder: Path) -> None:
+    for path in folder.glob("*.json"):
+        try:
+            size = file_size(path)
+        except OSError as error:
+            raise CheckpointError(f"{path}: can't be read ({error.strerror}).") from error
+        if size > _MAX_TOKENIZER:
+            raise CheckpointError(
+                f"{path}: {size} bytes are too many for a tokenizer's file: "
+                f"mixoff reads {_MAX_TOKENIZER} at most."
+            )
 
 
 def named_device(device: Device, *, planned: bool = False) -> str:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from mixoff.checkpoint import read_json
+from mixoff.documents import read_json
 from mixoff.errors import CheckpointError, ConfigError
 
 try:

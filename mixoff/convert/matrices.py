@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mixoff.checkpoint import INDEX_NAME, read_json
+from mixoff.checkpoint import INDEX_NAME
+from mixoff.documents import read_json
 from mixoff.errors import CheckpointError, ConfigError
 from mixoff.mixtral import Mixtral
 from mixoff.originals import Original

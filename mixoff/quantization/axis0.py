@@ -52,11 +52,11 @@ class HQQAxis0(Quantization):
     scale_group_size: int = 128
 
     def __post_init__(self) -> None:
-        if not isinstance(self.nbits, int) or self.nbits not in BITS:
+        if type(self.nbits) is not int or self.nbits not in BITS:
             raise ConfigError(f"nbits={self.nbits!r}: give one of {', '.join(map(str, BITS))}.")
-        if not isinstance(self.group_size, int) or self.group_size < 1 or self.group_size % 8:
+        if type(self.group_size) is not int or self.group_size < 1 or self.group_size % 8:
             raise ConfigError(f"group_size={self.group_size!r}: give a multiple of 8.")
-        if not isinstance(self.scale_group_size, int) or self.scale_group_size < 1:
+        if type(self.scale_group_size) is not int or self.scale_group_size < 1:
             raise ConfigError(
                 f"scale_group_size={self.scale_group_size!r}: give a whole number above 0."
             )

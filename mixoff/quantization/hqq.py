@@ -41,11 +41,11 @@ class HQQ(Quantization):
     scale_nbits: int = 16
 
     def __post_init__(self) -> None:
-        if not isinstance(self.nbits, int) or self.nbits not in BITS:
+        if type(self.nbits) is not int or self.nbits not in BITS:
             raise ConfigError(f"nbits={self.nbits!r}: give one of {', '.join(map(str, BITS))}.")
-        if not isinstance(self.group_size, int) or self.group_size < 1:
+        if type(self.group_size) is not int or self.group_size < 1:
             raise ConfigError(f"group_size={self.group_size!r}: give a whole number above 0.")
-        if self.scale_nbits not in _SCALE_BITS:
+        if type(self.scale_nbits) is not int or self.scale_nbits not in _SCALE_BITS:
             raise ConfigError(f"scale_nbits={self.scale_nbits!r}: give 16 or 8.")
 
     def part_specs(self, shape: Shape) -> PartSpecs:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mixoff.documents import shortened
 from mixoff.errors import ConfigError
 from mixoff.quantization.axis0 import HQQAxis0
 from mixoff.quantization.base import Quantization
@@ -24,15 +25,22 @@ def quantization_from_dict(settings: Mapping[str, Any]) -> Quantization:
         If the method or one of its settings is unknown.
     """
     if not isinstance(settings, Mapping):
-        raise ConfigError(f"quantization {settings!r}: give a method and its settings.")
+        raise ConfigError(
+            f"quantization {shortened(repr(settings))}: give a method and its settings."
+        )
     options = dict(settings)
     name = options.pop("method", None)
     if name not in tuple(METHODS):
-        raise ConfigError(f"quantization method {name!r}: this mixoff knows {', '.join(METHODS)}.")
+        raise ConfigError(
+            f"quantization method {shortened(repr(name))}: this mixoff knows {', '.join(METHODS)}."
+        )
     try:
         return METHODS[name](**options)
     except TypeError as error:
-        raise ConfigError(f"settings {options} of quantization method {name!r}: {error}.") from None
+        told = shortened(repr(options))
+        raise ConfigError(
+            f"settings {told} of quantization method {name!r}: {shortened(str(error))}."
+        ) from None
 
 
 _FOUR_BITS = HQQ(nbits=4, group_size=64)

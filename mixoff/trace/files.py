@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from mixoff.errors import TraceError
+from mixoff.documents import MAX_NBYTES, file_size, parse, shortened, what_else
+from mixoff.errors import CheckpointError, TraceError
 from mixoff.trace.tables import EVENT, Rows, state_dtype
 
 _FORMAT = "mixoff trace"
@@ -84,27 +85,52 @@ def read(path: Path) -> Content:
     TraceError
         If it is missing, damaged, no trace, or of a newer version.
     """
+    _refuse_other_files(path)
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             _refuse_other_formats(path, metadata)
-            columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            columns = {
+                name: file.get_tensor(name)
+                for name in file.keys()  # noqa: SIM118
+                if name.startswith(("events.", "states."))
+            }
     except OSError as error:
         raise TraceError(f"{path}: can't be read ({error}): give a file of mixoff.") from error
     except SafetensorError as error:
-        raise TraceError(f"{path}: damaged or no trace ({error}): record it again.") from error
+        reason = shortened(str(error))
+        raise TraceError(f"{path}: damaged or no trace ({reason}): record it again.") from error
     try:
-        provenance = json.loads(metadata["provenance"])
+        provenance = parse(metadata["provenance"].encode())
         num_experts = columns["states.resident"].shape[1]
+        states = state_dtype(num_experts)
     except (KeyError, IndexError, ValueError) as error:
-        raise TraceError(f"{path}: damaged ({error!r}): record it again.") from error
+        reason = shortened(repr(error))
+        raise TraceError(f"{path}: damaged ({reason}): record it again.") from error
     if not isinstance(provenance, dict):
         raise TraceError(f"{path}: damaged (its provenance is no object): record it again.")
     return Content(
         _table(path, columns, "events", EVENT),
-        _table(path, columns, "states", state_dtype(num_experts)),
+        _table(path, columns, "states", states),
         provenance,
     )
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Refuse what the safetensors library would wait for, or take long to read."""
+    try:
+        size = file_size(path)
+        with path.open("rb") as file:
+            beginning = file.read(40)
+    except CheckpointError as error:
+        raise TraceError(str(error)) from None
+    except OSError as error:
+        reason = error.strerror
+        raise TraceError(f"{path}: can't be read ({reason}): give a file of mixoff.") from error
+    length = int.from_bytes(beginning[:8], "little")
+    if not 2 <= length <= min(MAX_NBYTES, size - 8):
+        reason = what_else(beginning) or f"a header of {length} bytes in a file of {size}"
+        raise TraceError(f"{path}: damaged or no trace ({reason}): record it again.")
 
 
 def _refuse_other_formats(path: Path, metadata: dict[str, str]) -> None:
@@ -121,17 +147,20 @@ def _refuse_other_formats(path: Path, metadata: dict[str, str]) -> None:
 def _table(
     path: Path, columns: dict[str, NDArray[Any]], table: str, dtype: "np.dtype[np.void]"
 ) -> Rows:
-    lengths = {len(column) for name, column in columns.items() if name.startswith(f"{table}.")}
-    rows = np.zeros(lengths.pop() if lengths else 0, dtype)
-    if lengths:
+    shapes = {name: columns[name].shape for name in columns if name.startswith(f"{table}.")}
+    lengths = {shape[0] if shape else 0 for shape in shapes.values()}
+    if len(lengths) > 1:
         raise TraceError(f"{path}: damaged (columns of {table} differ in length): record it again.")
-    for name in dtype.names or ():
-        column = columns.get(f"{table}.{name}")
-        wanted = rows[name]
-        if column is None or (column.shape, column.dtype) != (wanted.shape, wanted.dtype):
+    length = lengths.pop() if lengths else 0
+    for name in dtype.names or ():  # before there is room for rows that a file need not have
+        column, wanted = columns.get(f"{table}.{name}"), dtype[name]
+        expected = ((length, *wanted.shape), wanted.base)
+        if column is None or (column.shape, column.dtype) != expected:
             raise TraceError(
                 f"{path}: damaged (column {table}.{name} is missing or of another type or shape): "
                 "record it again."
             )
-        wanted[...] = column
+    rows = np.zeros(length, dtype)
+    for name in dtype.names or ():
+        rows[name] = columns[f"{table}.{name}"]
     return rows
