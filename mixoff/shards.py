@@ -111,14 +111,37 @@ def read_shard(path: Path) -> Shard:
         if not path.is_file():
             raise CheckpointError(f"{path}: is no file.")
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(_MAX_HEADER, size - 8):
-                raise CheckpointError(f"{path}: no safetensors file, or cut off inside its header.")
-            raw = file.read(length)
+            raw = file.read(header_nbytes(path, file.read(8), size))
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror}).") from error
     except ValueError as error:  # a null byte, or half a character
         raise CheckpointError(f"{str(path)!r}: no name that a file can have ({error}).") from None
+    return parse_shard(path, raw, size)
+
+
+def header_nbytes(path: Path, start: bytes, size: int) -> int:
+    """Return how long the header is of a file that begins with these 8 bytes, and has this size.
+
+    Raises
+    ------
+    CheckpointError
+        If it is no safetensors file, or is cut off inside its header.
+    """
+    length = int.from_bytes(start[:8], "little")
+    if not 2 <= length <= min(_MAX_HEADER, size - 8):
+        raise CheckpointError(f"{path}: no safetensors file, or cut off inside its header.")
+    return length
+
+
+def parse_shard(path: Path, raw: bytes, size: int) -> Shard:
+    """Return what a file's header tells, which follows its first 8 bytes; size is the file's.
+
+    Raises
+    ------
+    CheckpointError
+        If the header is damaged, or tells of another size.
+    """
+    length = len(raw)
     try:
         header = json.loads(raw)
         checksums = _checksums(header.pop("__metadata__", {}))

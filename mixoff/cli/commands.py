@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
@@ -17,10 +18,11 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from mixoff import __version__
+from mixoff.cli.hubs import push
 from mixoff.cli.loading import (
     load,
+    named,
     named_device,
-    named_folder,
     offload_settings,
     quantization,
     read_text,
@@ -172,7 +174,8 @@ def chat(
         policy=policy,
         prefetch=prefetch,
     )
-    model, cache, tokenizer = load(quantized_model_name, offload, device, model_name)
+    found = named(quantized_model_name)
+    model, cache, tokenizer = load(found, offload, device, model_name)
     from mixoff import Chat
 
     conversation = Chat(
@@ -185,7 +188,7 @@ def chat(
         seed=seed,
     )
     if prompt is None and not as_json and sys.stdin.isatty() and sys.stdout.isatty():
-        Session(conversation, cache, quantized_model_name).run()
+        Session(conversation, cache, found.title).run()
         return
     answer = answer_json if as_json else answer_text
     for message in turns(sys.stdin) if prompt is None else [prompt]:
@@ -212,9 +215,11 @@ def info(
     with progress("importing torch"):
         from mixoff import plan_memory
         from mixoff.formats import open_checkpoint
-    opened = open_checkpoint(named_folder(checkpoint))
+    found = named(checkpoint)
+    opened = open_checkpoint(found.folder)
     plan = plan_memory(opened, offload, device=named_device(device, planned=True), context=context)
-    facts = checkpoint_facts(opened)
+    facts = checkpoint_facts(opened) | asdict(found)
+    facts["folder"] = str(found.folder)
     if as_json:
         typer.echo(json.dumps({"checkpoint": facts, "run": plan_facts(plan)}))
         return
@@ -240,7 +245,7 @@ def evaluate(
         ctx, offload_per_layer, device_memory=device_memory, host_memory=host_memory
     )
     content = read_text(text)
-    model, _, tokenizer = load(checkpoint, offload, device, model_name)
+    model, _, tokenizer = load(named(checkpoint), offload, device, model_name)
     from mixoff import held_out_loss
 
     started = perf_counter()
@@ -289,6 +294,7 @@ def quantize(
 
 app.command()(record)
 app.command()(replay)
+app.command()(push)
 
 
 def main() -> None:

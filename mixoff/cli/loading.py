@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from mixoff.cache import ExpertCache
+    from mixoff.hub import HubCheckpoint
     from mixoff.quantization import Quantization
 
 
@@ -44,7 +45,7 @@ def offload_settings(
 
 
 def load(
-    name: str, offload: OffloadConfig, device: Device, tokenizer_name: str
+    found: "HubCheckpoint", offload: OffloadConfig, device: Device, tokenizer_name: str
 ) -> "tuple[PreTrainedModel, ExpertCache, PreTrainedTokenizerBase]":
     """Return a checkpoint's model, its cache and its tokenizer, or that of the model named."""
     with progress("importing torch and transformers"):
@@ -52,23 +53,27 @@ def load(
 
         from mixoff import build_model, plan_memory
         from mixoff.formats import open_checkpoint
-    folder, where = named_folder(name), named_device(device)
+    folder, where = found.folder, named_device(device)
     plan_memory(open_checkpoint(folder), offload, device=where)  # refuse before a long load
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    with progress(f"loading {folder}"):
+    with progress(f"loading {found.title}"):
         tokenizer = _tokenizer(folder, tokenizer_name)
         model, cache = build_model(folder, offload, device=where)
     return model, cache, tokenizer
 
 
-def named_folder(name: str) -> Path:
-    """Return a checkpoint's folder, fetched from the hub where it is no folder here."""
-    from mixoff.hub import checkpoint_folder, is_on_hub
-
-    if is_on_hub(name) and sys.stderr.isatty():
+def named(name: str) -> "HubCheckpoint":
+    """Return a checkpoint, fetched from the hub where it is no folder here; tell which commit."""
+    with progress("importing torch and transformers"):
+        from mixoff.hub import is_on_hub, named_checkpoint
+    shown = is_on_hub(name) and sys.stderr.isatty()
+    if shown:
         typer.echo(f"looking for {one_line(name)} on the Hugging Face hub", err=True)
-    return checkpoint_folder(name)
+    found = named_checkpoint(name)
+    if shown:
+        typer.echo(f"using {one_line(found.title)}", err=True)
+    return found
 
 
 def _tokenizer(folder: Path, name: str) -> "PreTrainedTokenizerBase":

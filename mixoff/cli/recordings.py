@@ -66,7 +66,7 @@ def record(
         prefetch=prefetch,
         host_memory=host_memory,
     )
-    model, cache, tokenizer = load(checkpoint, offload, device, model_name)
+    model, cache, tokenizer = load(named(checkpoint), offload, device, model_name)
     from mixoff import Chat
 
     chat = Chat(
