@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from mixoff.cli.loading import load
+from mixoff.cli.loading import load, named
 from mixoff.cli.options import (
     MIXTRAL,
     CheckpointName,

@@ -8,7 +8,8 @@ run goes on with.
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_url
@@ -39,7 +40,7 @@ def download(repository: Repository, file: RemoteFile, target: Path) -> None:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_of(target)
-    with WeakFileLock(partial.with_name(f"{partial.name}.lock")):
+    with _locked(partial.with_name(f"{partial.name}.lock")):
         if target.exists():  # somebody else fetched it meanwhile
             return
         resumed = partial.exists()
@@ -52,7 +53,17 @@ def download(repository: Repository, file: RemoteFile, target: Path) -> None:
                 "(its hash differs), so it was removed: try again."
             )
         partial.replace(target)
-    partial.with_name(f"{partial.name}.lock").unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep other processes from the same file; whoever is late finds it whole, or goes on."""
+    try:
+        with WeakFileLock(path):
+            yield
+    finally:
+        with suppress(OSError):  # Windows, while another process waits for it
+            path.unlink(missing_ok=True)
 
 
 def partial_of(target: Path) -> Path:
