@@ -65,6 +65,8 @@ class Hub:
     cuts: int = 0  # how many answers with a large file end in the middle
     limited: int = 0  # how many requests are answered with 429
     limit_headers: dict[str, str] = field(default_factory=lambda: {"Retry-After": "0"})
+    refused_uploads: int = 0  # how many large files are answered with 507
+    puts: int = 0  # large files that were taken
     flipped: set[str] = field(default_factory=set)  # files sent with one byte changed
     knows_ranges: bool = True
     requests: list[str] = field(default_factory=list)
@@ -131,6 +133,10 @@ class Handler(BaseHTTPRequestHandler):
     # ---- reading
 
     def _api(self, path: str) -> None:
+        name, _, deeper = path.partition("/tree/")
+        if deeper:
+            self._tree(name, *deeper.partition("/")[::2])
+            return
         name, _, rest = path.partition("/revision/")
         if (repo := self._repo(name)) is None:
             return
@@ -141,6 +147,22 @@ class Handler(BaseHTTPRequestHandler):
         siblings = [self._sibling(*file) for file in repo.commits[commit].items()]
         card = {"license": repo.license} if repo.license else {}
         self._json({"id": name, "sha": commit, "siblings": siblings, "cardData": card})
+
+    def _tree(self, name: str, revision: str, folder: str) -> None:
+        if (repo := self._repo(name)) is None:
+            return
+        commit = repo.resolve(revision)
+        if folder or commit is None:  # no repository here has folders
+            self._refuse(404, "EntryNotFound" if folder else "RevisionNotFound")
+            return
+        self._json([self._entry(*file) for file in repo.commits[commit].items()])
+
+    def _entry(self, name: str, content: bytes) -> dict[str, object]:
+        told = self._sibling(name, content)
+        entry = {"type": "file", "path": name, "size": len(content), "oid": told["blobId"]}
+        if isinstance(lfs := told.get("lfs"), dict):
+            entry["lfs"] = {"oid": lfs["sha256"], "size": lfs["size"], "pointerSize": 134}
+        return entry
 
     def _sibling(self, name: str, content: bytes) -> dict[str, object]:
         sibling = {"rfilename": name, "size": len(content), "blobId": git_sha1(content)}
@@ -221,6 +243,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         content = self._body()
+        if self.hub.take("refused_uploads"):
+            self._answer(507, b"")
+            return
+        with self.hub.lock:
+            self.hub.puts += 1
         self.hub.uploaded[hashlib.sha256(content).hexdigest()] = content
         self._answer(200, b"")
 

@@ -1,6 +1,7 @@
 """The command that uploads. Knows its arguments; the upload is elsewhere."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +31,11 @@ def push(
     """Upload a quantized checkpoint to the Hugging Face hub, with a card that describes it."""
     measured = None if evaluation is None else _read_evaluation(evaluation)
     with progress("importing torch"):
+        from huggingface_hub.utils import disable_progress_bars
+
         from mixoff.hub import push_to_hub
+    if not sys.stderr.isatty():
+        disable_progress_bars()  # the client's bars of an upload would go into pipes, too
     address = push_to_hub(
         folder, repository, private=private, base_model=base_model, evaluation=measured
     )

@@ -127,6 +127,8 @@ class HubFiles:
         path, file = self.settings / name, self._files[name]
         if self._snapshot is not None:
             return read_shard(path)
+        if not file.nbytes:  # no range of bytes could be asked for
+            header_nbytes(path, b"", 0)  # refuses it
         with plain_errors(self._called):
             start = first_bytes(self._repository, file, min(_FIRST_BYTES, file.nbytes))
             end = 8 + header_nbytes(path, start, file.nbytes)

@@ -69,18 +69,24 @@ def push_to_hub(
         evaluation=evaluation,
     )
     with plain_errors(repository):
-        api = HfApi()
-        api.create_repo(repository, private=private, exist_ok=True)
-        try:
-            return str(
-                api.create_commit(
-                    repository,
-                    [CommitOperationAdd("README.md", card.encode()), *_additions(checkpoint)],
-                    commit_message="Upload a checkpoint with mixoff",
-                ).commit_url
-            )
-        except ValueError as error:  # of the LFS protocol: what the hub says isn't understood
-            raise CheckpointError(f"{repository}: the upload failed ({error}).") from None
+        HfApi().create_repo(repository, private=private, exist_ok=True)
+        return _upload(
+            repository,
+            [CommitOperationAdd("README.md", card.encode()), *_additions(checkpoint)],
+        )
+
+
+def _upload(repository: str, additions: list[CommitOperationAdd]) -> str:
+    """Make one commit of the files, and return its address."""
+    message = "Upload a checkpoint with mixoff"
+    try:
+        return str(HfApi().create_commit(repository, additions, commit_message=message).commit_url)
+    except ValueError as error:  # what the hub says of large files isn't understood
+        raise CheckpointError(f"{repository}: the upload failed ({error}).") from None
+    except RuntimeError as error:  # around what went wrong in a thread
+        if isinstance(cause := error.__cause__, OSError | HTTPError):
+            raise cause from None
+        raise CheckpointError(f"{repository}: the upload failed ({error}).") from error
 
 
 def own_files(checkpoint: Checkpoint) -> list[Path]:
