@@ -259,7 +259,7 @@ class Handler(BaseHTTPRequestHandler):
         elif path == "/api/repos/create":
             asked = json.loads(body)
             name = f"{asked.get('organization') or 'me'}/{asked['name']}"
-            self.hub.repos.setdefault(name, Repo(private=bool(asked.get("private"))))
+            self.hub.repos.setdefault(name, Repo(private=_is_private(asked)))
             self._json({"url": f"{self.hub.url}/{name}", "name": name})
         elif path == "/api/validate-yaml":
             self._json({"errors": [], "warnings": []})
@@ -322,6 +322,11 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in {**headers, "Content-Length": str(nbytes)}.items():
             self.send_header(name, value)
         self.end_headers()
+
+
+def _is_private(asked: dict[str, object]) -> bool:
+    """Return whether a repository is to be private: older clients say it in another way."""
+    return bool(asked.get("private")) or asked.get("visibility") == "private"
 
 
 class _Server(ThreadingHTTPServer):

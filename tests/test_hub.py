@@ -201,6 +201,29 @@ def test_a_tampered_file_is_found_without_notes_and_without_a_network(
     assert LAYER in refusal()
 
 
+def test_a_blob_in_the_clients_shared_store_is_told_by_its_name_here(
+    hub: Hub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hub.add(NAME, checkpoint)
+    named_checkpoint(NAME)
+    shutil.rmtree(storage_folder(NAME) / "mixoff")
+    blob = cached_file(LAYER).resolve()
+    blob.symlink_to(blob.rename(tmp_path / ("f" * 64)))
+    go_offline(monkeypatch)
+    assert contents(named_checkpoint(NAME).folder) == contents(checkpoint)
+
+
+@pytest.mark.parametrize("revision", ["../../../outside", "/outside"])
+def test_a_revision_is_never_a_path_out_of_the_cache(
+    hub: Hub, checkpoint: Path, tmp_path: Path, revision: str
+) -> None:
+    revision = revision.replace("/outside", f"{tmp_path}/outside")
+    commit = hub.add(NAME, checkpoint)
+    hub.repos[NAME].refs[revision] = commit
+    assert named_checkpoint(f"{NAME}@{revision}").revision == commit
+    assert not list(tmp_path.rglob("outside"))
+
+
 def test_a_removed_file_comes_again(hub: Hub, checkpoint: Path) -> None:
     hub.add(NAME, checkpoint)
     named_checkpoint(NAME)
@@ -328,6 +351,19 @@ def test_after_a_kill_the_rest_is_fetched_and_no_more(
     assert contents(Path(told.strip())) == contents(checkpoint)
     assert hub.sent[LAYER] == (checkpoint / LAYER).stat().st_size - kept
     assert complaint == ""  # no progress bar in a pipe
+
+
+def test_a_terminal_shows_how_far_a_file_is(hub: Hub, checkpoint: Path, tmp_path: Path) -> None:
+    hub.add(NAME, checkpoint)
+    ours, theirs = os.openpty()
+    code = f"from mixoff.hub import named_checkpoint; named_checkpoint({NAME!r})"
+    environment = process_environment(hub, tmp_path)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, stderr=theirs, check=False)
+    os.close(theirs)
+    shown = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert done.returncode == 0
+    assert "config.json: 100%" in shown
 
 
 # ---- what is refused

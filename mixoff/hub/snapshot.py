@@ -70,8 +70,8 @@ class Snapshot:
         """Remember what the hub listed, and that a branch or tag is at this commit."""
         self._notes.take_listing(repository.files.values())
         revision = revision or constants.DEFAULT_REVISION
-        if revision != self.commit and ".." not in revision:
-            ref = self._storage / "refs" / revision
+        ref = _ref(self._storage, revision)
+        if revision != self.commit and ref is not None:
             with suppress(OSError):  # a read-only cache works without
                 ref.parent.mkdir(parents=True, exist_ok=True)
                 ref.write_text(self.commit, encoding="utf-8")
@@ -109,13 +109,14 @@ class Snapshot:
         return [self._told_by_link(path) for path in paths]
 
     def _told_by_link(self, path: Path) -> RemoteFile:
-        blob = path.resolve()
-        if not path.is_symlink() or not _DIGEST.fullmatch(blob.name):
+        # One step only: a blob may be a link itself, into a store with hashes of another kind.
+        digest = path.readlink().name if path.is_symlink() else ""
+        if not _DIGEST.fullmatch(digest):
             raise CheckpointError(
                 f"{self.title}: {path.name} can't be verified without a network: run this once "
                 "with one."
             )
-        return RemoteFile(path.name, blob.stat().st_size if blob.exists() else 0, blob.name)
+        return RemoteFile(path.name, path.stat().st_size if path.exists() else 0, digest)
 
     def _link(self, name: str, blob: Path) -> None:
         path = self.path(name)
@@ -147,10 +148,17 @@ def is_whole(snapshot: Snapshot, files: Iterable[RemoteFile]) -> bool:
     return bool(names) and all(map(snapshot.has, names))
 
 
+def _ref(storage: Path, revision: str) -> Path | None:
+    """Return where the cache keeps a branch's or tag's commit, or None outside of its folder."""
+    refs = storage / "refs"
+    ref = refs / revision
+    return ref if ".." not in ref.parts and refs in ref.parents else None
+
+
 def _cached_commit(storage: Path, revision: str) -> str | None:
-    ref = storage / "refs" / revision
     with suppress(OSError, ValueError):
-        if ".." not in revision and _WHOLE_COMMIT.fullmatch(commit := ref.read_text().strip()):
+        ref = _ref(storage, revision)
+        if ref is not None and _WHOLE_COMMIT.fullmatch(commit := ref.read_text().strip()):
             return commit
     if not _COMMIT.fullmatch(revision):
         return None
