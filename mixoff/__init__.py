@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mixoff import plots
     from mixoff.builder import build_model, register
     from mixoff.cache import ExpertCache, cache_of
+    from mixoff.comparison import Divergence, divergence
     from mixoff.config import OffloadConfig
     from mixoff.convert import quantize_checkpoint
     from mixoff.demo import demo_path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from mixoff.plan import plan_memory
     from mixoff.quantization import HQQ, QuantizedTensor, Scheme, Unquantized
     from mixoff.recall import measure_recall
+    from mixoff.reference import Reference, compute_reference
     from mixoff.simulate import Replay, replay, sweep
     from mixoff.stats import CacheStats
     from mixoff.trace import Trace
@@ -35,6 +37,8 @@ _HOME = {
     "OffloadConfig": "config",
     "quantize_checkpoint": "convert",
     "demo_path": "demo",
+    "Divergence": "comparison",
+    "divergence": "comparison",
     "CheckpointError": "errors",
     "ConfigError": "errors",
     "MixoffError": "errors",
@@ -49,6 +53,8 @@ _HOME = {
     "Scheme": "quantization",
     "Unquantized": "quantization",
     "measure_recall": "recall",
+    "Reference": "reference",
+    "compute_reference": "reference",
     "Replay": "simulate",
     "replay": "simulate",
     "sweep": "simulate",
@@ -63,10 +69,12 @@ __all__ = [
     "Chat",
     "CheckpointError",
     "ConfigError",
+    "Divergence",
     "ExpertCache",
     "MixoffError",
     "OffloadConfig",
     "QuantizedTensor",
+    "Reference",
     "Replay",
     "ReplyStats",
     "Scheme",
@@ -75,7 +83,9 @@ __all__ = [
     "Unquantized",
     "build_model",
     "cache_of",
+    "compute_reference",
     "demo_path",
+    "divergence",
     "held_out_loss",
     "measure_recall",
     "plan_memory",

@@ -1,4 +1,4 @@
-"""How well a model predicts a text. Knows windows and losses; nothing of caches or files."""
+"""How well a model predicts a text. Knows losses; nothing of caches or files."""
 
 import math
 from dataclasses import dataclass
@@ -9,9 +9,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from mixoff.errors import ConfigError
-
-_LONGEST_WINDOW = 2048
+from mixoff.windows import text_windows
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,7 @@ def held_out_loss(
     text: str,
     *,
     window: int | None = None,
+    tokens: int | None = None,
     progress: bool = False,
 ) -> HeldOutLoss:
     """Return the model's loss on a text, every token but the first predicted once.
@@ -44,30 +43,23 @@ def held_out_loss(
     ----------
     window
         Tokens of a window: by default as many as the model has positions for, 2,048 at most.
+    tokens
+        How many tokens to predict: the text's first ones, by default all.
     progress
         Whether to show a progress bar.
 
     Raises
     ------
     ConfigError
-        If the text has fewer than two tokens, or a window more than the model has positions for.
+        If the text has fewer than two tokens, none are to be predicted, or a window has more than
+        the model has positions for.
     """
     positions = int(model.config.max_position_embeddings)
-    window = window or min(positions, _LONGEST_WINDOW)
-    if not 1 <= window <= positions:
-        raise ConfigError(
-            f"window={window}: this model has {positions} positions, so give 1 to {positions}."
-        )
-    ids = torch.tensor(
-        tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.long
-    )
-    predicted = len(ids) - 1
-    if predicted < 1:
-        raise ConfigError(f"a text of {len(ids)} tokens has none to predict: give a longer one.")
+    windows = text_windows(tokenizer, text, positions, window=window, tokens=tokens)
     total = 0.0
-    for start in tqdm(range(0, predicted, window), desc="evaluating", disable=not progress):
-        piece = ids[start : start + window + 1].to(model.device)
+    for read, following in tqdm(windows, desc="evaluating", disable=not progress):
         with torch.inference_mode():
-            logits = model(input_ids=piece[None, :-1], use_cache=False).logits[0]  # [T, V]
-        total += F.cross_entropy(logits.float(), piece[1:], reduction="sum").item()
-    return HeldOutLoss(total / predicted, predicted)
+            logits = model(input_ids=read[None].to(model.device), use_cache=False).logits[0]
+        following = following.to(logits.device)
+        total += F.cross_entropy(logits.float(), following, reduction="sum").item()
+    return HeldOutLoss(total / windows.predicted, windows.predicted)

@@ -38,6 +38,7 @@ TEMPLATE = (
     "{{ '[INST] ' + m['content'] + ' [/INST]' }}"
     "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
 )
+OUTSIDE = ("--offload-per-layer", "2")
 ESCAPES = (
     "\x1b[31mred",
     "\x1b]0;title\x07",
@@ -205,6 +206,16 @@ def test_what_no_command_understands_exits_with_2(words: list[str]) -> None:
         (["chat", "--policy", "oracle"], "policy='oracle'", "lru"),
         (["eval", "{whole}", "--text", "/no/text"], "/no/text", "give a text file"),
         (["eval", "{whole}", "--text", "{whole}"], "{whole}", "give a text file"),
+        (
+            ["eval", "{whole}", "--text", __file__, *OUTSIDE, "--against", "/none"],
+            "/none",
+            "no such f",
+        ),
+        (
+            ["eval", "{whole}", "--text", __file__, *OUTSIDE, "--against", "{whole}"],
+            "{whole}",
+            "no unquantized Mixtral",
+        ),
         (["quantize", "{source}", "{whole}"], "{whole}", "give a new folder"),
         (["quantize", "/nowhere", "{whole}/new"], "/nowhere", "no such folder"),
         (["quantize", "{source}", "{source}-7", "--experts-group-size", "7"], "=7", "divisor"),
@@ -468,6 +479,57 @@ def test_eval_prints_the_loss_with_four_decimals(checkpoint: Path, tmp_path: Pat
     words = ("eval", checkpoint, "--text", text, "--offload-per-layer", 2)
     facts = json.loads(mixoff_says(*words, "--json").stdout)
     assert f"loss {facts['loss']:.4f} nats/token" in mixoff_says(*words).stdout
+
+
+def test_eval_against_the_original_tells_the_divergence_and_both_losses(
+    source: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Hello! Who are you? " * 4)
+    mixoff_says("quantize", source, tmp_path / "small", "--experts", 2, "--attention", 4)
+    words = ("eval", tmp_path / "small", "--text", text, *OUTSIDE, "--tokens", 20)
+    result = mixoff_says(*words, "--against", source, "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    facts = json.loads(result.stdout)
+    assert facts["tokens"] == 20
+    assert facts["kl_mean"] > 0
+    assert facts["reference_nbytes"] > 0
+    alone = json.loads(mixoff_says(*words, "--json").stdout)
+    assert facts["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+    lines = mixoff_says(*words, "--against", source).stdout.splitlines()
+    assert lines[0].startswith(f"loss {facts['loss']:.4f} nats/token")
+    assert lines[1].startswith(f"against {source}, loss {facts['unquantized_loss']:.4f}")
+    assert f"KL divergence {facts['kl_mean']:.5f} nats/token" in lines[1]
+
+
+def test_eval_against_the_original_of_an_exact_copy_finds_no_divergence(
+    checkpoint: Path, source: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Hello! Who are you? " * 4)
+    words = ("eval", checkpoint, "--text", text, *OUTSIDE, "--against", source)
+    assert "same most likely token 100.0 %" in mixoff_says(*words).stdout
+
+
+def test_eval_of_one_token_knows_no_error(checkpoint: Path, source: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Hello!")
+    words = ("eval", checkpoint, "--text", text, *OUTSIDE, "--tokens", 1)
+    against = ("--against", source)
+    assert json.loads(mixoff_says(*words, *against, "--json").stdout)["kl_standard_error"] is None
+    assert "standard error unknown" in mixoff_says(*words, *against).stdout
+
+
+def test_eval_against_another_model_is_refused_by_its_sizes(
+    checkpoint: Path, tiny_mixtral: Callable[..., Path], tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Hello! Who are you? " * 4)
+    other = tiny_mixtral(experts=2)
+    words = ("eval", checkpoint, "--text", text, *OUTSIDE, "--against", other)
+    line = refusal(mixoff_says(*words))
+    assert str(other) in line
+    assert "num_local_experts is 2 there and 4 here" in line
 
 
 def test_quantize_makes_a_checkpoint_that_chat_reads(source: Path, tmp_path: Path) -> None:

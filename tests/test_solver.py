@@ -132,11 +132,10 @@ def test_a_group_may_be_a_whole_row_or_matrix(nbits, group_size):
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("nbits", BITS)
 def test_blocks_change_nothing(nbits, axis, deviation):
-    weight = normal(96, 1000, deviation=deviation)
+    weight = normal(24, 500, deviation=deviation)
     whole = solve(weight, nbits, 10, axis=axis, block=weight.numel())
-    for block in (1, 10, 130, 7_777, 50_000):
-        if block > 100 or nbits == 2:
-            assert_same(solve(weight, nbits, 10, axis=axis, block=block), whole)
+    for block in (1, 130, 777, 5_000):
+        assert_same(solve(weight, nbits, 10, axis=axis, block=block), whole)
 
 
 @pytest.mark.parametrize("group_size", [10, 48, 96_000])
@@ -152,14 +151,17 @@ def test_threads_change_nothing(deviation, group_size):
         torch.set_num_threads(1)
 
 
-def test_the_whole_matrix_decides_when_to_stop():
-    early, late = normal(64, 1024), normal(512, 1024, deviation=1.0)
-    both = torch.cat([early, late])
-    assert_hqqs(both, 2, 16, 1)
+@pytest.mark.parametrize("early_first", [True, False])
+def test_the_whole_matrix_decides_when_to_stop(early_first):
+    early, late = normal(1, 256, seed=5), normal(512, 1024)  # alone: 3 steps, and 10
+    matrix = torch.cat([part.view(-1, 16) for part in sorted([early, late], key=len)])
+    matrix = matrix if early_first else matrix.flip(0)
+    found = solve(matrix, 2, 16, axis=1, block=256)
+    assert_same(found, solve(matrix, 2, 16, axis=1, block=matrix.numel()))
+    zero = found[2] if early_first else found[2].flip(0)
     alone = solve(early, 2, 16, axis=1)[2]
-    together = solve(both, 2, 16, axis=1, block=16_384)[2][: len(alone)]
-    assert not torch.equal(alone, together)  # they took more steps than alone
-    torch.testing.assert_close(together, hqq_solve(both, 2, 16, 1)[2][: len(alone)])
+    assert not torch.allclose(zero[: len(alone)], alone, atol=1e-3)
+    torch.testing.assert_close(found[2], hqq_solve(matrix, 2, 16, 1)[2], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("axis", [0, 1])

@@ -10,7 +10,6 @@ import warnings
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from time import perf_counter
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +17,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from mixoff import __version__
+from mixoff.cli.evaluation import evaluate
 from mixoff.cli.hubs import push
 from mixoff.cli.loading import (
     load,
@@ -25,7 +25,6 @@ from mixoff.cli.loading import (
     named_device,
     offload_settings,
     quantization,
-    read_text,
 )
 from mixoff.cli.options import (
     MIXTRAL,
@@ -228,37 +227,7 @@ def info(
     console.print(memory_table(plan, opened.num_experts))
 
 
-@app.command("eval")
-def evaluate(
-    ctx: typer.Context,
-    checkpoint: CheckpointName,
-    text: Annotated[Path, typer.Option(help="A text file in UTF-8.", show_default=False)],
-    offload_per_layer: OffloadPerLayer = 4,
-    device_memory: DeviceMemory = None,
-    host_memory: HostMemory = "0",
-    device: DeviceOption = Device.auto,
-    model_name: ModelName = MIXTRAL,
-    as_json: Json = False,
-) -> None:
-    """Measure how well a checkpoint predicts a text that it was not trained on."""
-    offload = offload_settings(
-        ctx, offload_per_layer, device_memory=device_memory, host_memory=host_memory
-    )
-    content = read_text(text)
-    model, _, tokenizer = load(named(checkpoint), offload, device, model_name)
-    from mixoff import held_out_loss
-
-    started = perf_counter()
-    found = held_out_loss(model, tokenizer, content, progress=sys.stderr.isatty())
-    seconds = perf_counter() - started
-    if as_json:
-        facts = {"loss": found.loss, "perplexity": found.perplexity, "tokens": found.tokens}
-        typer.echo(json.dumps(facts | {"seconds": seconds}))
-        return
-    typer.echo(
-        f"loss {found.loss:.4f} nats/token, perplexity {found.perplexity:.4f}, "
-        f"tokens {found.tokens}, seconds {seconds:.1f}"
-    )
+app.command("eval")(evaluate)
 
 
 @app.command()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from mixoff.cache import ExpertCache
+    from mixoff.formats import AnyCheckpoint
     from mixoff.hub import HubCheckpoint
     from mixoff.quantization import Quantization
 
@@ -48,19 +49,29 @@ def load(
     found: "HubCheckpoint", offload: OffloadConfig, device: Device, tokenizer_name: str
 ) -> "tuple[PreTrainedModel, ExpertCache, PreTrainedTokenizerBase]":
     """Return a checkpoint's model, its cache and its tokenizer, or that of the model named."""
+    folder = open_runnable(found, offload, device).path  # refuse before a long load
+    from mixoff import build_model
+
+    with progress(f"loading {found.title}"):
+        tokenizer = load_tokenizer(folder, tokenizer_name)
+        model, cache = build_model(folder, offload, device=named_device(device))
+    return model, cache, tokenizer
+
+
+def open_runnable(
+    found: "HubCheckpoint", offload: OffloadConfig, device: Device
+) -> "AnyCheckpoint":
+    """Return a checkpoint of which nothing is loaded; one that can't run so is refused."""
     with progress("importing torch and transformers"):
         from transformers.utils import logging
 
-        from mixoff import build_model, plan_memory
+        from mixoff import plan_memory
         from mixoff.formats import open_checkpoint
-    folder, where = found.folder, named_device(device)
-    plan_memory(open_checkpoint(folder), offload, device=where)  # refuse before a long load
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    with progress(f"loading {found.title}"):
-        tokenizer = _tokenizer(folder, tokenizer_name)
-        model, cache = build_model(folder, offload, device=where)
-    return model, cache, tokenizer
+    checkpoint, where = open_checkpoint(found.folder), named_device(device)
+    plan_memory(checkpoint, offload, device=where)
+    return checkpoint
 
 
 def named(name: str) -> "HubCheckpoint":
@@ -76,7 +87,14 @@ def named(name: str) -> "HubCheckpoint":
     return found
 
 
-def _tokenizer(folder: Path, name: str) -> "PreTrainedTokenizerBase":
+def load_tokenizer(folder: Path, name: str) -> "PreTrainedTokenizerBase":
+    """Return a checkpoint's tokenizer, or that of the model named if it has none.
+
+    Raises
+    ------
+    CheckpointError
+        If neither can be loaded.
+    """
     from transformers import AutoTokenizer
 
     files = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")

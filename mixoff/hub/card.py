@@ -15,7 +15,8 @@ _TAGS = ("mixoff", "mixture-of-experts", "mixtral", "quantized", "offloading")
 _MEASURED = {  # what `mixoff eval --json` prints, and how a person reads it
     "loss": "loss, nats/token",
     "perplexity": "perplexity",
-    "kl": "KL divergence from the original, nats/token",
+    "unquantized_loss": "loss of the original",
+    "kl_mean": "KL divergence from the original, nats/token",
     "tokens": "tokens of the text",
 }
 

@@ -35,7 +35,7 @@ _BETA, _POWER = 10.0, 1.3  # the power is 2 - 0.7: |e|^0.7 is minimized
 _NARROWEST, _MAX_INVERSE_SCALE = 1e-4, 2e4  # narrower groups have a scale of 1
 _MAX_ERROR = 16  # in ranges: zeros leave the first ones by half a code a step at most
 _MAX_ZERO = torch.finfo(torch.float16).max
-_BLOCK = 1 << 18  # weights: with two more float32 tensors of this size, it stays in cache
+_BLOCK = 1 << 19  # weights: three float32 tensors of this size stay in cache
 _GPU_BLOCK = 1 << 24
 _VECTORS, _PIECE = 64, 1 << 14  # weights, see _powers
 

@@ -1,0 +1,177 @@
+"""The command that evaluates. Knows what it is given and prints; what is measured is elsewhere."""
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixoff.cli.loading import (
+    load,
+    load_tokenizer,
+    named,
+    named_device,
+    offload_settings,
+    open_runnable,
+    read_text,
+)
+from mixoff.cli.options import (
+    MIXTRAL,
+    CheckpointName,
+    Device,
+    DeviceMemory,
+    DeviceOption,
+    HostMemory,
+    Json,
+    ModelName,
+    OffloadPerLayer,
+)
+from mixoff.cli.printable import one_line
+from mixoff.cli.report import percent
+from mixoff.cli.terminal import progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from mixoff import Divergence, ExpertCache, Reference
+    from mixoff.evaluate import HeldOutLoss
+    from mixoff.formats import AnyCheckpoint
+    from mixoff.originals import Original
+
+    LoadModel = Callable[[], tuple[PreTrainedModel, ExpertCache, PreTrainedTokenizerBase]]
+
+
+def evaluate(
+    ctx: typer.Context,
+    checkpoint: CheckpointName,
+    text: Annotated[Path, typer.Option(help="A text file in UTF-8.", show_default=False)],
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            help="The unquantized model that the checkpoint was made from, a folder: tells the KL "
+            "divergence, too. One of its experts is in memory at a time.",
+            show_default=False,
+        ),
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Predict the text's first tokens only.", show_default="all"),
+    ] = None,
+    offload_per_layer: OffloadPerLayer = 4,
+    device_memory: DeviceMemory = None,
+    host_memory: HostMemory = "0",
+    device: DeviceOption = Device.auto,
+    model_name: ModelName = MIXTRAL,
+    as_json: Json = False,
+) -> None:
+    """Measure how well a checkpoint predicts a text that it was not trained on."""
+    offload = offload_settings(
+        ctx, offload_per_layer, device_memory=device_memory, host_memory=host_memory
+    )
+    content, found = read_text(text), named(checkpoint)
+    load_model = partial(load, found, offload, device, model_name)
+    if against is None:
+        facts = _predicted(load_model, content, tokens)
+    else:
+        opened = open_runnable(found, offload, device)
+        original = _original_of(opened, against)
+        tokenizer = load_tokenizer(opened.path, model_name)
+        facts = _compared(load_model, original, tokenizer, content, tokens, named_device(device))
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    typer.echo(_loss_line(facts))
+    if against is not None:
+        typer.echo(_divergence_line(facts))
+
+
+def _predicted(load_model: "LoadModel", text: str, tokens: int | None) -> dict[str, Any]:
+    """Return how well a model predicts a text, as JSON holds it."""
+    model, _, tokenizer = load_model()
+    from mixoff import held_out_loss
+
+    started = perf_counter()
+    found = held_out_loss(model, tokenizer, text, tokens=tokens, progress=sys.stderr.isatty())
+    return _loss_facts(found) | {"seconds": perf_counter() - started}
+
+
+def _compared(
+    load_model: "LoadModel",
+    original: "Original",
+    tokenizer: Any,
+    text: str,
+    tokens: int | None,
+    device: str,
+) -> dict[str, Any]:
+    """Return that, and how far the model is from the original, which is gone when it is loaded."""
+    from mixoff import compute_reference, divergence
+
+    shown, started = sys.stderr.isatty(), perf_counter()
+    reference = compute_reference(
+        original, tokenizer, text, tokens=tokens, device=device, progress=shown
+    )
+    seconds = perf_counter() - started
+    model, _, _ = load_model()
+    started = perf_counter()
+    found = divergence(model, reference, progress=shown)
+    seconds += perf_counter() - started
+    return _loss_facts(found.quantized) | _divergence_facts(found, reference) | {"seconds": seconds}
+
+
+def _original_of(checkpoint: "AnyCheckpoint", against: Path) -> "Original":
+    """Return the unquantized model named; one that isn't the checkpoint's is refused."""
+    with progress("importing transformers"):
+        from mixoff.comparison import refuse_other_sizes
+        from mixoff.reference import open_original
+    original = open_original(against)
+    refuse_other_sizes(checkpoint.config, original, str(checkpoint.path))
+    return original
+
+
+def _loss_facts(found: "HeldOutLoss") -> dict[str, Any]:
+    return {"loss": found.loss, "perplexity": found.perplexity, "tokens": found.tokens}
+
+
+def _divergence_facts(found: "Divergence", reference: "Reference") -> dict[str, Any]:
+    """Return what was compared, as JSON holds it: what is unknown is null, sizes are in bytes."""
+    from mixoff.reference import reference_nbytes
+
+    return {
+        "against": reference.original.files.name,
+        "unquantized_loss": found.unquantized.loss,
+        "unquantized_perplexity": found.unquantized.perplexity,
+        "rise_standard_error": _known(found.rise_standard_error),
+        "kl_mean": found.mean,
+        "kl_standard_error": _known(found.standard_error),
+        "kl_median": found.median,
+        "kl_percentile_99": found.percentile_99,
+        "top1_agreement": found.top1_agreement,
+        "reference_nbytes": reference_nbytes(reference.original, reference.windows),
+    }
+
+
+def _known(error: float) -> float | None:
+    return None if math.isnan(error) else error
+
+
+def _loss_line(facts: dict[str, Any]) -> str:
+    return (
+        f"loss {facts['loss']:.4f} nats/token, perplexity {facts['perplexity']:.4f}, "
+        f"tokens {facts['tokens']}, seconds {facts['seconds']:.1f}"
+    )
+
+
+def _divergence_line(facts: dict[str, Any]) -> str:
+    error = facts["kl_standard_error"]
+    return (
+        f"against {one_line(facts['against'])}, loss {facts['unquantized_loss']:.4f}: "
+        f"KL divergence {facts['kl_mean']:.5f} nats/token "
+        f"(standard error {'unknown' if error is None else f'{error:.5f}'}, "
+        f"median {facts['kl_median']:.5f}, 99th percentile {facts['kl_percentile_99']:.4f}), "
+        f"same most likely token {percent(facts['top1_agreement'])}"
+    )
