@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mixoff.errors import CheckpointError, ConfigError, MixoffError, TraceError
     from mixoff.evaluate import held_out_loss
     from mixoff.generate import Chat, ReplyStats
+    from mixoff.hub import push_to_hub
     from mixoff.plan import plan_memory
     from mixoff.quantization import HQQ, QuantizedTensor, Scheme, Unquantized
     from mixoff.recall import measure_recall
@@ -45,6 +46,7 @@ _HOME = {
     "held_out_loss": "evaluate",
     "Chat": "generate",
     "ReplyStats": "generate",
+    "push_to_hub": "hub",
     "plan_memory": "plan",
     "HQQ": "quantization",
     "QuantizedTensor": "quantization",
@@ -88,6 +90,7 @@ __all__ = [
     "measure_recall",
     "plan_memory",
     "plots",
+    "push_to_hub",
     "quantize_checkpoint",
     "register",
     "replay",

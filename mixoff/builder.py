@@ -32,7 +32,7 @@ from mixoff.config import OffloadConfig
 from mixoff.documents import read_json, shortened
 from mixoff.errors import CheckpointError, ConfigError, MixoffError
 from mixoff.formats import AnyCheckpoint, open_checkpoint
-from mixoff.hub import checkpoint_folder
+from mixoff.hub import named_checkpoint
 from mixoff.layers import OffloadedExperts, QuantizedLinear
 from mixoff.mixtral import SETTINGS
 from mixoff.plan import MemoryPlan, compute_dtype, plan_memory
@@ -51,7 +51,8 @@ def build_model(
     Parameters
     ----------
     name_or_path
-        A mixoff checkpoint: a folder, or a name on the Hugging Face hub.
+        A mixoff checkpoint: a folder, or on the Hugging Face hub ``owner/repository`` or
+        ``owner/repository@revision``.
     offload
         How many experts start outside the device, and which policy keeps the others there.
     device
@@ -68,7 +69,7 @@ def build_model(
         If `offload` can't be met by this model or by what memory is free, or the device can't be
         used.
     """
-    path = checkpoint_folder(name_or_path)
+    path = named_checkpoint(name_or_path).folder
     checkpoint = open_checkpoint(path)  # says what is wrong before transformers stumbles over it
     offload = offload or OffloadConfig()
     device = _usable(device)

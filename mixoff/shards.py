@@ -26,6 +26,7 @@ from mixoff.records import PAGE, align
 _MAX_FILES = 4096  # of a checkpoint; the largest Mixtral as mixtral-offloading has it takes 449
 _MAX_NAME = 255  # characters of a tensor's name, and bytes of a file's
 _MAX_DIMENSIONS = 8
+_BEGINNING = 40  # bytes: the header's length, and enough to see what else a file may be
 _MAX_TYPE = 16  # characters of a type's name
 _FILE_NAME = re.compile(r"[^/\\:\0.][^/\\:\0]*\.safetensors")
 _READ_CHUNK = 1 << 20
@@ -169,13 +170,42 @@ def read_shard(path: Path) -> Shard:
     try:
         size = file_size(path)
         with path.open("rb") as file:
-            beginning = file.read(8)
-            length = int.from_bytes(beginning, "little")
-            _check_length(path, length, size, beginning + file.read(32))
+            start = file.read(_BEGINNING)
+            length = header_nbytes(path, start, size)
             file.seek(8)
             raw = file.read(length)
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror}).") from error
+    return parse_shard(path, raw, size)
+
+
+def header_nbytes(path: Path, start: bytes, size: int) -> int:
+    """Return how long the header is of a file that begins with these bytes, and has this size.
+
+    Raises
+    ------
+    CheckpointError
+        If it is no safetensors file, or is cut off inside its header.
+    """
+    length = int.from_bytes(start[:8], "little")
+    if 2 <= length <= min(MAX_NBYTES, size - 8):
+        return length
+    told = what_else(start) if length > MAX_NBYTES or not start else None
+    if told is None and MAX_NBYTES < length <= size - 8:
+        told = f"a header of {length} bytes, and mixoff reads {MAX_NBYTES} at most"
+    why = f" ({told})" if told else ""
+    raise CheckpointError(f"{path}: no safetensors file, or cut off inside its header{why}.")
+
+
+def parse_shard(path: Path, raw: bytes, size: int) -> Shard:
+    """Return what a file's header tells, which follows its first 8 bytes; size is the file's.
+
+    Raises
+    ------
+    CheckpointError
+        If the header is damaged, or tells of another size.
+    """
+    length = len(raw)
     try:
         header = parse(raw)
         checksums = _checksums(header.pop("__metadata__", {}))
@@ -185,16 +215,6 @@ def read_shard(path: Path) -> Shard:
         raise CheckpointError(f"{path}: its header is damaged ({reason}).") from None
     _check_extent(path, tensors, start=8 + length, size=size)
     return Shard(path, tensors, checksums, zlib.crc32(raw), length)
-
-
-def _check_length(path: Path, length: int, size: int, beginning: bytes) -> None:
-    if 2 <= length <= min(MAX_NBYTES, size - 8):
-        return
-    told = what_else(beginning) if length > MAX_NBYTES or not beginning else None
-    if told is None and MAX_NBYTES < length <= size - 8:
-        told = f"a header of {length} bytes, and mixoff reads {MAX_NBYTES} at most"
-    why = f" ({told})" if told else ""
-    raise CheckpointError(f"{path}: no safetensors file, or cut off inside its header{why}.")
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,9 @@ class SourceFiles(Protocol):
     def release(self, name: str) -> None:
         """Tell that a file will not be needed again."""
 
+    def close(self) -> None:
+        """Tell that nothing at all will be needed again."""
+
 
 class FolderFiles:
     """The files of a folder here, which all are there and stay.
@@ -104,6 +107,9 @@ class FolderFiles:
 
     def release(self, name: str) -> None:
         """Do nothing: the file isn't ours to remove."""
+
+    def close(self) -> None:
+        """Do nothing: the folder isn't ours to remove."""
 
     def _file_names(self) -> list[str]:
         index = self.settings / INDEX_NAME

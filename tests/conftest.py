@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from hub_fixtures import hub  # noqa: F401 - a fixture of all tests
 from hypothesis import settings
 from tiny import MIXED, random_mixtral
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub.errors import RemoteEntryNotFoundError
+from hub_fixtures import process_environment
+from hub_server import Hub
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 from typer.core import TyperGroup
@@ -21,6 +23,7 @@ from typer.testing import CliRunner, Result
 
 import mixoff
 from mixoff.cli import app
+from mixoff.cli.options import MIXTRAL
 from mixoff.cli.printable import one_line, printable
 from mixoff.cli.report import statistics_line, statistics_object
 from mixoff.cli.terminal import Session
@@ -237,51 +240,58 @@ def test_without_a_network_a_name_on_the_hub_is_refused_in_one_line() -> None:
     assert "give a folder" in line
 
 
-def hub_of(folder: Path) -> Callable[[str, str], str]:
-    """Return a download that has a folder's small files and would fail at any other."""
-
-    def download(name: str, filename: str) -> str:
-        assert filename in ("config.json", "model.safetensors.index.json")
-        if not (folder / filename).exists():
-            raise RemoteEntryNotFoundError.__new__(RemoteEntryNotFoundError)
-        return str(folder / filename)
-
-    return download
-
-
 @pytest.mark.usefixtures("offline")
 def test_without_the_hub_the_default_checkpoint_is_refused_in_one_line() -> None:
     line = refusal(mixoff_says("chat"))
     assert RELEASED in line
-    assert "the hub can't be reached: give a folder, or connect first" in line
+    assert "offline mode is on (HF_HUB_OFFLINE)" in line
+    assert "give a folder" in line
 
 
-def test_a_checkpoint_in_the_released_layout_is_fetched_and_read(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("mixoff.hub.hf_hub_download", hub_of(RELEASED_LAYOUT))
-    monkeypatch.setattr("mixoff.hub.snapshot_download", lambda name, **_: str(RELEASED_LAYOUT))
+def test_a_checkpoint_in_the_released_layout_is_fetched_and_read(hub: Hub) -> None:
+    commit = hub.add(RELEASED, RELEASED_LAYOUT)
     facts = json.loads(mixoff_says("info", RELEASED, "--json").stdout)["checkpoint"]
     assert facts["format"] == "mixtral-offloading"
+    assert (facts["repository"], facts["revision"]) == (RELEASED, commit)
+
+
+def test_info_shows_a_person_which_commit_it_is(hub: Hub) -> None:
+    commit = hub.add(RELEASED, RELEASED_LAYOUT)
+    shown = re.sub(r"[\s│]", "", mixoff_says("info", RELEASED).stdout)
+    assert f"@{commit[:8]}" in shown
 
 
 def test_a_model_that_is_not_quantized_is_refused_without_fetching_its_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, source: Path
 ) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "mixtral"}')
-    monkeypatch.setattr("mixoff.hub.hf_hub_download", hub_of(tmp_path))
-    monkeypatch.delattr("mixoff.hub.snapshot_download")
+    commit = hub.add("somebody/original", source)
     line = refusal(mixoff_says("info", "somebody/original"))
-    assert "somebody/original: no mixoff checkpoint (it isn't quantized)" in line
+    assert f"somebody/original@{commit[:8]}: no mixoff checkpoint (it isn't quantized)" in line
+    assert not hub.sent["model.safetensors"]
 
 
-def test_a_checkpoint_on_the_hub_is_fetched_and_read(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mixoff.hub.hf_hub_download", hub_of(checkpoint))
-    monkeypatch.setattr("mixoff.hub.snapshot_download", lambda name, **_: str(checkpoint))
+def test_a_checkpoint_on_the_hub_is_fetched_and_read(hub: Hub, checkpoint: Path) -> None:
+    hub.add("somebody/quantized", checkpoint)
     result = mixoff_says("info", "somebody/quantized", "--offload-per-layer", 1, "--json")
-    assert json.loads(result.stdout)["checkpoint"]["folder"] == str(checkpoint)
+    folder = Path(json.loads(result.stdout)["checkpoint"]["folder"])
+    assert (folder / "config.json").read_bytes() == (checkpoint / "config.json").read_bytes()
+
+
+def test_the_default_checkpoint_chats_from_the_hub(hub: Hub, source: Path, tmp_path: Path) -> None:
+    layout = {path.name: path.read_bytes() for path in RELEASED_LAYOUT.iterdir()}
+    tokenizer = {path.name: path.read_bytes() for path in source.glob("*token*")}
+    hub.add_files(RELEASED, {n: c for n, c in layout.items() if not n.startswith("reference")})
+    hub.add_files(MIXTRAL, tokenizer | {"chat_template.jinja": TEMPLATE.encode()})
+    words = ["chat", "--prompt", "a", "--max-new-tokens", "3", "--temperature", "0"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mixoff", *words, "--json"],
+        env=process_environment(hub, tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["statistics"]["new_tokens"] == 3
 
 
 @pytest.mark.usefixtures("offline")

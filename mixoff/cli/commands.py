@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -17,10 +18,11 @@ from typer.core import TyperGroup
 from mixoff import __version__
 from mixoff.cli.conversion import quantize
 from mixoff.cli.evaluation import evaluate
+from mixoff.cli.hubs import push
 from mixoff.cli.loading import (
     load,
+    named,
     named_device,
-    named_folder,
     offload_settings,
 )
 from mixoff.cli.options import (
@@ -168,7 +170,8 @@ def chat(
         policy=policy,
         prefetch=prefetch,
     )
-    model, cache, tokenizer = load(quantized_model_name, offload, device, model_name)
+    found = named(quantized_model_name)
+    model, cache, tokenizer = load(found, offload, device, model_name)
     from mixoff import Chat
 
     conversation = Chat(
@@ -181,7 +184,7 @@ def chat(
         seed=seed,
     )
     if prompt is None and not as_json and sys.stdin.isatty() and sys.stdout.isatty():
-        Session(conversation, cache, quantized_model_name).run()
+        Session(conversation, cache, found.title).run()
         return
     answer = answer_json if as_json else answer_text
     for message in turns(sys.stdin) if prompt is None else [prompt]:
@@ -208,9 +211,11 @@ def info(
     with progress("importing torch"):
         from mixoff import plan_memory
         from mixoff.formats import open_checkpoint
-    opened = open_checkpoint(named_folder(checkpoint))
+    found = named(checkpoint)
+    opened = open_checkpoint(found.folder)
     plan = plan_memory(opened, offload, device=named_device(device, planned=True), context=context)
-    facts = checkpoint_facts(opened)
+    facts = checkpoint_facts(opened) | asdict(found)
+    facts["folder"] = str(found.folder)
     if as_json:
         typer.echo(json.dumps({"checkpoint": facts, "run": plan_facts(plan)}))
         return
@@ -225,6 +230,7 @@ app.command("eval")(evaluate)
 app.command()(quantize)
 app.command()(record)
 app.command()(replay)
+app.command()(push)
 
 
 def main() -> None:

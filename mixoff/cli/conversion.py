@@ -23,7 +23,8 @@ _GROUPS = "Weights that share a scale"
 
 def quantize(
     source: Annotated[
-        str, typer.Argument(help="A Mixtral in Hugging Face's form, or as released: a folder.")
+        str,
+        typer.Argument(help="A Mixtral in Hugging Face's form, or as released: folder or name."),
     ],
     target: Annotated[Path, typer.Argument(help="The folder to make; it must not exist yet.")],
     attention: Annotated[
@@ -73,7 +74,7 @@ def quantize(
     """
     with progress("importing torch"):
         from mixoff.convert import Conversion, source_files
-    files = source_files(source, keep_shards=keep_shards)
+    files = source_files(source, target, keep_shards=keep_shards)
     asked = (attention, experts, layer_experts, group_size, attention_group_size)
     scheme = None
     if any(option is not None for option in (*asked, experts_group_size)):

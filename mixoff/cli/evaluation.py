@@ -14,6 +14,7 @@ import typer
 from mixoff.cli.loading import (
     load,
     load_tokenizer,
+    named,
     named_device,
     offload_settings,
     open_runnable,
@@ -72,11 +73,12 @@ def evaluate(
     offload = offload_settings(
         ctx, offload_per_layer, device_memory=device_memory, host_memory=host_memory
     )
-    content, load_model = read_text(text), partial(load, checkpoint, offload, device, model_name)
+    content, found = read_text(text), named(checkpoint)
+    load_model = partial(load, found, offload, device, model_name)
     if against is None:
         facts = _predicted(load_model, content, tokens)
     else:
-        opened = open_runnable(checkpoint, offload, device)
+        opened = open_runnable(found, offload, device)
         original = _original_of(opened, against)
         tokenizer = load_tokenizer(opened.path, model_name)
         facts = _compared(load_model, original, tokenizer, content, tokens, named_device(device))

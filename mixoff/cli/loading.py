@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from mixoff.cache import ExpertCache
     from mixoff.formats import AnyCheckpoint
+    from mixoff.hub import HubCheckpoint
 
 
 _MAX_TOKENIZER = 64 << 20  # bytes of a file; those of the largest vocabularies take a third
@@ -48,19 +49,21 @@ def offload_settings(
 
 
 def load(
-    name: str, offload: OffloadConfig, device: Device, tokenizer_name: str
+    found: "HubCheckpoint", offload: OffloadConfig, device: Device, tokenizer_name: str
 ) -> "tuple[PreTrainedModel, ExpertCache, PreTrainedTokenizerBase]":
     """Return a checkpoint's model, its cache and its tokenizer, or that of the model named."""
-    folder = open_runnable(name, offload, device).path  # refuse before a long load
+    folder = open_runnable(found, offload, device).path  # refuse before a long load
     from mixoff import build_model
 
-    with progress(f"loading {folder}"):
+    with progress(f"loading {found.title}"):
         tokenizer = load_tokenizer(folder, tokenizer_name)
         model, cache = build_model(folder, offload, device=named_device(device))
     return model, cache, tokenizer
 
 
-def open_runnable(name: str, offload: OffloadConfig, device: Device) -> "AnyCheckpoint":
+def open_runnable(
+    found: "HubCheckpoint", offload: OffloadConfig, device: Device
+) -> "AnyCheckpoint":
     """Return a checkpoint of which nothing is loaded; one that can't run so is refused."""
     with progress("importing torch and transformers"):
         from transformers.utils import logging
@@ -69,19 +72,22 @@ def open_runnable(name: str, offload: OffloadConfig, device: Device) -> "AnyChec
         from mixoff.formats import open_checkpoint
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    folder, where = named_folder(name), named_device(device)
-    checkpoint = open_checkpoint(folder)
+    checkpoint, where = open_checkpoint(found.folder), named_device(device)
     plan_memory(checkpoint, offload, device=where)
     return checkpoint
 
 
-def named_folder(name: str) -> Path:
-    """Return a checkpoint's folder, fetched from the hub where it is no folder here."""
-    from mixoff.hub import checkpoint_folder, is_on_hub
-
-    if is_on_hub(name) and sys.stderr.isatty():
+def named(name: str) -> "HubCheckpoint":
+    """Return a checkpoint, fetched from the hub where it is no folder here; tell which commit."""
+    with progress("importing torch and transformers"):
+        from mixoff.hub import is_on_hub, named_checkpoint
+    shown = is_on_hub(name) and sys.stderr.isatty()
+    if shown:
         typer.echo(f"looking for {one_line(name)} on the Hugging Face hub", err=True)
-    return checkpoint_folder(name)
+    found = named_checkpoint(name)
+    if shown:
+        typer.echo(f"using {one_line(found.title)}", err=True)
+    return found
 
 
 def load_tokenizer(folder: Path, name: str) -> "PreTrainedTokenizerBase":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from mixoff.cli.loading import load
+from mixoff.cli.loading import load, named
 from mixoff.cli.options import (
     MIXTRAL,
     CheckpointName,
@@ -66,7 +66,7 @@ def record(
         prefetch=prefetch,
         host_memory=host_memory,
     )
-    model, cache, tokenizer = load(checkpoint, offload, device, model_name)
+    model, cache, tokenizer = load(named(checkpoint), offload, device, model_name)
     from mixoff import Chat
 
     chat = Chat(

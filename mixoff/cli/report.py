@@ -113,6 +113,7 @@ def checkpoint_table(facts: dict[str, Any]) -> Table:
     """Return the facts of `checkpoint_facts` for a person."""
     rows = [
         ("folder", facts["folder"]),
+        *_origin(facts),
         ("format", facts["format"]),
         ("model type", facts["model_type"]),
         ("layers", facts["layers"]),
@@ -125,6 +126,13 @@ def checkpoint_table(facts: dict[str, Any]) -> Table:
         ("one expert", f"{format_nbytes(facts['expert_nbytes'])} ({facts['expert_nbytes']:,} B)"),
     ]
     return _table("The checkpoint", rows)
+
+
+def _origin(facts: dict[str, Any]) -> list[tuple[str, object]]:
+    """Return which commit on the hub a checkpoint is, if it is of one."""
+    if not facts.get("repository"):
+        return []
+    return [("on the hub", f"{facts['repository']}@{facts['revision'][:8]}")]
 
 
 def plan_facts(plan: "MemoryPlan") -> dict[str, Any]:

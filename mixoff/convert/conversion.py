@@ -118,6 +118,7 @@ class Conversion:
     def _run(self, *, progress: bool, restart: bool) -> Path:
         if self._folder.was_finished():
             self._folder.clean_up()
+            self.files.close()
             return self.target
         if not self._folder.path.exists():
             self._refuse_what_does_not_fit([])
@@ -130,6 +131,7 @@ class Conversion:
             self._publish_small_files()
             self._verify(progress)
             self._folder.finish()
+        self.files.close()
         return self.target
 
     def _refuse_what_is_there(self) -> None:

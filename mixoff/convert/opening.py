@@ -4,7 +4,8 @@ from pathlib import Path
 
 from mixoff.convert.conversion import Conversion
 from mixoff.convert.folder import named_errors
-from mixoff.errors import CheckpointError, ConfigError
+from mixoff.errors import ConfigError
+from mixoff.hub import HubFiles, is_on_hub
 from mixoff.quantization import Scheme
 from mixoff.sources import FolderFiles, SourceFiles
 
@@ -27,7 +28,8 @@ def quantize_checkpoint(
     ----------
     source
         A folder with ``config.json`` and safetensors, experts one by one or stacked, or in the
-        layout that mixtral-offloading released; or files that come one by one.
+        layout that mixtral-offloading released; the name of such a repository on the hub, whose
+        files are fetched and removed one by one; or files of one's own that come so.
     target
         The folder to make; it must not exist yet.
     scheme
@@ -47,36 +49,40 @@ def quantize_checkpoint(
         If the target exists already, the scheme doesn't suit the model's shapes, or an unfinished
         conversion to this target is another one or is under way.
     """
-    files = source_files(source) if isinstance(source, str | Path) else source
+    files = source_files(source, target) if isinstance(source, str | Path) else source
     return Conversion(files, target, scheme).run(progress=progress, restart=restart)
 
 
-def source_files(name: str | Path, *, keep_shards: bool | None = None) -> SourceFiles:
+def source_files(
+    name: str | Path, target: str | Path, *, keep_shards: bool | None = None
+) -> SourceFiles:
     """Return the files of a source by its name.
 
     Parameters
     ----------
     name
-        A folder.
+        A folder, or ``owner/repository`` or ``owner/repository@revision`` on the hub.
+    target
+        The folder that will be made of it. Files from the hub lie beside it, in ``.NAME.source``
+        until each isn't needed any more, or in ``NAME.source`` if they are to be kept.
     keep_shards
-        Whether files that were fetched from the hub stay once they aren't needed.
+        Whether files that were fetched from the hub stay; by default each is removed.
 
     Raises
     ------
     CheckpointError
-        If there is no such folder.
+        If there is no such folder or repository, or it can't be read.
     ConfigError
         If files of a folder were to be removed.
     """
+    target = Path(target)
+    if is_on_hub(name):
+        folder = f"{target.name}.source" if keep_shards else f".{target.name}.source"
+        return HubFiles(str(name), target.parent / folder, keep=bool(keep_shards))
     path = Path(name).expanduser()
+    if keep_shards is False:
+        raise ConfigError(
+            f"{name}: a folder's own files are never removed: leave --delete-shards out."
+        )
     with named_errors(path):
-        if path.is_dir():
-            if keep_shards is False:
-                raise ConfigError(
-                    f"{name}: a folder's own files are never removed: leave --delete-shards out."
-                )
-            return FolderFiles(path)
-    raise CheckpointError(
-        f"{name}: no such folder, and converting from the hub isn't possible yet: "
-        "fetch the repository into a folder first."
-    )
+        return FolderFiles(path)

@@ -1,0 +1,16 @@
+"""The Hugging Face hub: a checkpoint by its name, an original's files one by one, and an upload."""
+
+from mixoff.hub.card import model_card
+from mixoff.hub.checkpoint import HubCheckpoint, named_checkpoint
+from mixoff.hub.files import HubFiles
+from mixoff.hub.push import push_to_hub
+from mixoff.hub.repository import is_on_hub
+
+__all__ = [
+    "HubCheckpoint",
+    "HubFiles",
+    "is_on_hub",
+    "model_card",
+    "named_checkpoint",
+    "push_to_hub",
+]

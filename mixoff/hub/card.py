@@ -1,0 +1,150 @@
+"""What a checkpoint's page on the hub says. Knows facts of a checkpoint; makes none up."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mixoff import __version__
+from mixoff.config import format_nbytes
+from mixoff.errors import ConfigError
+from mixoff.formats import AnyCheckpoint, open_checkpoint
+
+_TAGS = ("mixoff", "mixture-of-experts", "mixtral", "quantized", "offloading")
+_MEASURED = {  # what `mixoff eval --json` prints, and how a person reads it
+    "loss": "loss, nats/token",
+    "perplexity": "perplexity",
+    "unquantized_loss": "loss of the original",
+    "kl_mean": "KL divergence from the original, nats/token",
+    "tokens": "tokens of the text",
+}
+
+
+def model_card(
+    folder: str | Path,
+    *,
+    repository: str | None = None,
+    base_model: str | None = None,
+    license: str | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+) -> str:
+    """Return the README.md of a checkpoint's repository.
+
+    Parameters
+    ----------
+    folder
+        A checkpoint that mixoff wrote.
+    repository
+        Where it will be on the hub, for the commands that it shows.
+    base_model
+        The original's repository; without it the card says that it isn't known.
+    license
+        The original's licence, as the hub abbreviates it; without it none is named.
+    evaluation
+        What ``mixoff eval --json`` printed; what isn't in it is told as not measured.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder holds no checkpoint.
+    ConfigError
+        If a value of the evaluation is no number.
+    """
+    checkpoint = open_checkpoint(folder)
+    name = repository or "FOLDER"
+    return "\n".join(
+        [
+            *_front_matter(base_model, license),
+            f"# {name.rpartition('/')[2] if repository else Path(folder).name}",
+            "",
+            f"{f'[{base_model}](https://huggingface.co/{base_model})' if base_model else 'A model'}"
+            ", quantized by mixoff, which runs it in less fast memory than it needs: attention "
+            "and experts are each stored in their own way, and experts wait on disk until a cache "
+            "asks for them.",
+            *([] if base_model else ["", "Which model it was made of isn't recorded."]),
+            "",
+            *_contents(checkpoint),
+            "",
+            *_quality(evaluation or {}),
+            "",
+            *_commands(name),
+            "",
+            f"Made with mixoff {__version__}.",
+            "",
+        ]
+    )
+
+
+def _front_matter(base_model: str | None, license: str | None) -> list[str]:
+    lines = ["---", "library_name: mixoff"]
+    if license:
+        lines.append(f"license: {json.dumps(license)}")  # JSON's strings are YAML's, too
+    if base_model:
+        lines += [f"base_model: {json.dumps(base_model)}", "base_model_relation: quantized"]
+    return [*lines, "tags:", *(f"- {tag}" for tag in _TAGS), "---", ""]
+
+
+def _contents(checkpoint: AnyCheckpoint) -> list[str]:
+    layouts = [layout for layer in checkpoint.expert_layouts() for layout in layer]
+    weights = sum(math.prod(shape) for layout in layouts for _, shape in layout.shapes)
+    expert_bits = 8 * sum(layout.nbytes for layout in layouts) / weights
+    experts = sum(record.nbytes for layer in checkpoint.expert_locations() for record in layer)
+    trunk = sum(tensor.nbytes for tensor in checkpoint.trunk.values())
+    scheme = checkpoint.scheme
+    others = [
+        f"| experts of layer {layer} | {_way(way.to_dict())} |"
+        for layer, way in sorted(scheme.layer_experts.items())
+    ]
+    return [
+        "## What it holds",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| layers, experts in each | {checkpoint.num_layers}, {checkpoint.num_experts} |",
+        f"| attention | {_way(scheme.attention.to_dict())} |",
+        f"| experts | {_way(scheme.experts.to_dict())} |",
+        *others,
+        f"| experts, bits per weight with scales | {expert_bits:.2f} |",
+        f"| one expert | {format_nbytes(max(layout.nbytes for layout in layouts))} |",
+        f"| all experts | {format_nbytes(experts)} |",
+        f"| the rest (trunk) | {format_nbytes(trunk)} |",
+        f"| total | {format_nbytes(experts + trunk)} |",
+    ]
+
+
+def _way(settings: Mapping[str, Any]) -> str:
+    options = ", ".join(f"{key} {value}" for key, value in settings.items() if key != "method")
+    return f"{settings['method']}: {options}" if options else str(settings["method"])
+
+
+def _quality(evaluation: Mapping[str, Any]) -> list[str]:
+    lines = ["## What quantization costs", "", "| | |", "|---|---|"]
+    for key, meaning in _MEASURED.items():
+        lines.append(f"| {meaning} | {_measured(key, evaluation.get(key))} |")
+    return lines
+
+
+def _measured(key: str, value: object) -> str:
+    if value is None:
+        return "not measured"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(f"evaluation: {key}={value!r}: give what `mixoff eval --json` printed.")
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def _commands(name: str) -> list[str]:
+    return [
+        "## How to run it",
+        "",
+        "```sh",
+        f"mixoff info {name}",
+        f"mixoff chat --quantized-model-name {name}",
+        "```",
+        "",
+        "```python",
+        "import mixoff",
+        "",
+        f'model, cache = mixoff.build_model("{name}")',
+        "```",
+    ]

@@ -1,0 +1,112 @@
+"""A converted checkpoint to a repository on the hub. Knows which files belong to a checkpoint."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import HTTPError
+
+from mixoff.checkpoint import INDEX_NAME, Checkpoint
+from mixoff.errors import CheckpointError, ConfigError
+from mixoff.hub.card import model_card
+from mixoff.hub.refusals import plain_errors
+
+_SETTINGS = (
+    "config.json",
+    INDEX_NAME,
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+def push_to_hub(
+    folder: str | Path,
+    repository: str,
+    *,
+    private: bool = False,
+    base_model: str | None = None,
+    license: str | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+) -> str:
+    """Upload a checkpoint that mixoff wrote, with a card, in one commit, and return its address.
+
+    Only the checkpoint's own files are uploaded. What an interrupted upload got there isn't sent
+    again.
+
+    Parameters
+    ----------
+    folder
+        The checkpoint.
+    repository
+        ``owner/repository``; made if it isn't there.
+    private
+        Whether a new repository is seen by its owner only.
+    base_model, license, evaluation
+        What `model_card` tells; the licence is by default the one that the base model's page names.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint is damaged, or the hub refuses or can't be reached.
+    ConfigError
+        If the name is none of a repository, or the evaluation holds something else.
+    """
+    if repository.count("/") != 1 or "@" in repository or not all(repository.split("/")):
+        raise ConfigError(f"repository={repository!r}: give it as owner/repository.")
+    checkpoint = Checkpoint.open(folder)
+    checkpoint.verify()
+    card = model_card(
+        folder,
+        repository=repository,
+        base_model=base_model,
+        license=license or _license_of(base_model),
+        evaluation=evaluation,
+    )
+    with plain_errors(repository):
+        HfApi().create_repo(repository, private=private, exist_ok=True)
+        return _upload(
+            repository,
+            [CommitOperationAdd("README.md", card.encode()), *_additions(checkpoint)],
+        )
+
+
+def _upload(repository: str, additions: list[CommitOperationAdd]) -> str:
+    """Make one commit of the files, and return its address."""
+    message = "Upload a checkpoint with mixoff"
+    try:
+        return str(HfApi().create_commit(repository, additions, commit_message=message).commit_url)
+    except ValueError as error:  # what the hub says of large files isn't understood
+        raise CheckpointError(f"{repository}: the upload failed ({error}).") from None
+    except RuntimeError as error:  # around what went wrong in a thread
+        if isinstance(cause := error.__cause__, OSError | HTTPError):
+            raise cause from None
+        raise CheckpointError(f"{repository}: the upload failed ({error}).") from error
+
+
+def own_files(checkpoint: Checkpoint) -> list[Path]:
+    """Return the files of a checkpoint, and nothing else that lies in its folder."""
+    settings = [checkpoint.path / name for name in _SETTINGS]
+    weights = [shard.path for shard in checkpoint.shards.values()]
+    return [*(path for path in settings if path.is_file()), *weights]
+
+
+def _additions(checkpoint: Checkpoint) -> list[CommitOperationAdd]:
+    return [CommitOperationAdd(path.name, path) for path in own_files(checkpoint)]
+
+
+def _license_of(base_model: str | None) -> str | None:
+    """Return the licence that a model's page names, or None if it isn't known."""
+    if base_model is None:
+        return None
+    try:
+        card = HfApi().model_info(base_model).card_data
+    except (OSError, HTTPError, ValueError):  # the card says nothing then, which is no lie
+        return None
+    named = card.get("license") if card is not None else None
+    return named if isinstance(named, str) else None
