@@ -6,6 +6,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from collections import namedtuple
 from collections.abc import Callable
 from functools import partial as partial_
@@ -280,6 +281,7 @@ def test_two_conversions_at_once_do_no_harm_where_nothing_can_be_locked(
                 except MixoffError:
                     os._exit(1)
                 except BaseException:
+                    traceback.print_exc()
                     os._exit(2)
                 os._exit(0)
             children.append(child)

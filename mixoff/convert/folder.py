@@ -153,9 +153,8 @@ class PartialFolder:
             with self._replacing(record) as temporary:
                 write_durably(temporary, json.dumps(self._facts, indent=2) + "\n")
         self.model.mkdir(exist_ok=True)
-        for folder in (self.path, self.model):
-            for left in folder.glob(f".*{_TEMPORARY}"):
-                left.unlink()
+        for left in self.path.glob(f".*{_TEMPORARY}"):
+            left.unlink(missing_ok=True)
         _force(self.path)
         _force(self.path.parent)
 
@@ -188,7 +187,8 @@ class PartialFolder:
 
     @contextmanager
     def _replacing(self, path: Path) -> Iterator[Path]:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
+        # Not in the model's folder, which another process may let become the target just now.
+        temporary = self.path / f".{path.name}.{os.getpid()}{_TEMPORARY}"
         try:
             yield temporary
             temporary.replace(path)
