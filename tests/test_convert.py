@@ -210,7 +210,7 @@ def test_a_missing_source_is_named(tmp_path, target):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llama"}, r"no unquantized Mixtral \(llama\)"),
+        ({"model_type": "llama"}, r"config\.json: model_type='llama'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "no unquantized Mixtral .*gptq"),
         ({"num_hidden_layers": None}, r"config\.json: num_hidden_layers=None"),
         ({"num_local_experts": "two"}, r"config\.json: num_local_experts='two'"),

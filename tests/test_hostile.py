@@ -27,7 +27,7 @@ from tiny import MIXED, random_mixtral
 
 import mixoff
 from mixoff.builder import build_model
-from mixoff.cli.loading import _tokenizer
+from mixoff.cli.loading import load_tokenizer
 from mixoff.config import OffloadConfig
 from mixoff.convert import quantize_checkpoint
 from mixoff.errors import CheckpointError, MixoffError
@@ -538,7 +538,11 @@ def test_a_scale_that_is_no_number_is_refused_though_checksums_are_right(
     checkpoint = open_checkpoint(folder)
     layer = folder / "layer-00001.safetensors"
     header, data = header_of(layer)
-    name, layout, record = "model.layers.1.mlp.experts.gate_up_proj", checkpoint.expert_layout, 1
+    name, layout, record = (
+        "model.layers.1.mlp.experts.gate_up_proj",
+        checkpoint.expert_layouts()[1][1],
+        1,
+    )
     if where == "attention":
         name, record = "model.layers.1.self_attn.k_proj.weight", 0
         layout = checkpoint.attention_layout(name, (32, 64))
@@ -581,7 +585,7 @@ def test_a_hostile_tokenizer_is_refused_and_runs_nothing(originals, tmp_path, ca
     folder = copied(originals, "ours", tmp_path)
     _code(folder)
     (folder / name).write_bytes(TOKENIZERS[case])
-    message = refusal(lambda: _tokenizer(folder, str(folder)), folder, f"tokenizer: {case}")
+    message = refusal(lambda: load_tokenizer(folder, str(folder)), folder, f"tokenizer: {case}")
     assert str(folder) in message
     assert not (folder / "ran").exists()
 
@@ -589,7 +593,9 @@ def test_a_hostile_tokenizer_is_refused_and_runs_nothing(originals, tmp_path, ca
 def test_a_tokenizers_file_of_1_gb_is_refused_unread(originals, tmp_path):
     folder = copied(originals, "ours", tmp_path)
     sparse(10**9)(folder / "tokenizer.json")
-    assert "tokenizer.json" in refusal(lambda: _tokenizer(folder, "x"), folder, "tokenizer of 1 GB")
+    assert "tokenizer.json" in refusal(
+        lambda: load_tokenizer(folder, "x"), folder, "tokenizer of 1 GB"
+    )
 
 
 # ---- recordings

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from hub_server import Hub
 from huggingface_hub import constants, hf_hub_download
+from tiny import MIXED
 
+from mixoff.convert import quantize_checkpoint
 from mixoff.errors import CheckpointError
 from mixoff.hub import HubFiles
 from mixoff.originals import Original
@@ -69,11 +71,75 @@ def test_a_model_is_read_through_it(hub: Hub, original: Path, tmp_path: Path) ->
     hub.add(NAME, original)
     files = HubFiles(NAME, tmp_path, keep=False)
     found = Original(files)
-    for name in found.layer_files(1):
+    for name in found.files_of_layer(1):
         files.fetch(name)
-    expected = Original(FolderFiles(original)).expert(1, 3)
-    for name, weight in found.expert(1, 3).items():
-        assert weight.equal(expected[name])
+    expected = dict(Original(FolderFiles(original)).expert(1, 3))
+    for name, weight in found.expert(1, 3):
+        assert weight.equal(expected[name]), name
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("trouble", [{}, {"cuts": 2}])
+def test_a_conversion_of_a_repository_gives_the_bytes_of_one_of_a_folder(
+    hub: Hub, original: Path, tmp_path: Path, trouble: dict[str, int]
+) -> None:
+    hub.add(NAME, original)
+    for name, value in trouble.items():
+        setattr(hub, name, value)
+    quantize_checkpoint(NAME, tmp_path / "far", MIXED, progress=False)
+    quantize_checkpoint(original, tmp_path / "near", MIXED, progress=False)
+    assert contents(tmp_path / "far") == contents(tmp_path / "near")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "home") == [
+        "far",
+        "near",
+    ]
+
+
+def test_a_conversion_never_has_all_files_of_a_repository_here(
+    hub: Hub, original: Path, tmp_path: Path
+) -> None:
+    hub.add(NAME, original)
+    files = HubFiles(NAME, tmp_path / "source", keep=False)
+    most = 0
+
+    class Watched(HubFiles):
+        def release(self, name: str) -> None:
+            nonlocal most
+            most = max(most, len(weights(tmp_path / "source")))
+            super().release(name)
+
+    quantize_checkpoint(
+        Watched(NAME, tmp_path / "source", keep=False), tmp_path / "out", MIXED, progress=False
+    )
+    assert 0 < most < len(files.headers)
+
+
+def test_a_conversion_that_was_cut_off_goes_on_without_fetching_what_is_done(
+    hub: Hub, original: Path, tmp_path: Path
+) -> None:
+    hub.add(NAME, original)
+
+    class Failing(HubFiles):
+        def fetch(self, name: str) -> None:
+            if name == sorted(self.headers)[-2]:
+                raise CheckpointError("the network is gone")
+            super().fetch(name)
+
+    with pytest.raises(CheckpointError, match="network is gone"):
+        quantize_checkpoint(
+            Failing(NAME, tmp_path / "source", keep=False), tmp_path / "far", MIXED, progress=False
+        )
+    hub.sent.clear()
+    quantize_checkpoint(
+        HubFiles(NAME, tmp_path / "source", keep=False), tmp_path / "far", MIXED, progress=False
+    )
+    fetched = [n for n, count in hub.sent.items() if n.endswith("safetensors") and count > 1 << 16]
+    assert 0 < len(fetched) < len(weights(original))
+    quantize_checkpoint(original, tmp_path / "near", MIXED, progress=False)
+    assert contents(tmp_path / "far") == contents(tmp_path / "near")
 
 
 @pytest.mark.parametrize("keep", [False, True])

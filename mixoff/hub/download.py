@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_url
+from huggingface_hub.errors import HTTPError
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import (
     WeakFileLock,
@@ -27,6 +28,7 @@ from mixoff.hub.repository import RemoteFile, Repository
 from mixoff.hub.verification import digest_of
 
 _PARTIAL = ".mixoff-partial"
+_TRIES = 5  # as many as the client itself has
 _MARGIN = 64 << 20  # bytes of a disk that are left free
 
 
@@ -93,21 +95,41 @@ def _continue(repository: Repository, file: RemoteFile, partial: Path) -> bool:
 
 
 def first_bytes(repository: Repository, file: RemoteFile, nbytes: int) -> bytes:
-    """Return how a file on the hub begins, fetching no more than that."""
-    headers = {**_headers(), "Range": f"bytes=0-{nbytes - 1}"}
-    found = bytearray()
+    """Return how a file on the hub begins, fetching no more than that; broken answers are retried.
+
+    Raises
+    ------
+    HTTPError
+        If the answer stays broken; the client's own errors besides.
+    """
+    for tries_left in reversed(range(_TRIES)):
+        found, broken = _beginning(repository, file, nbytes)
+        if broken is None:
+            break
+        if not tries_left:
+            raise broken
+    return found
+
+
+def _beginning(
+    repository: Repository, file: RemoteFile, nbytes: int
+) -> tuple[bytes, HTTPError | None]:
+    found, broken = bytearray(), None
     with http_stream_backoff(
         "GET",
         file_url(repository, file),
-        headers=headers,
+        headers={**_headers(), "Range": f"bytes=0-{nbytes - 1}"},
         timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
     ) as response:
         hf_raise_for_status(response)
-        for chunk in response.iter_bytes():
-            found += chunk
-            if len(found) >= nbytes:  # a server may know no ranges
-                break
-    return bytes(found[:nbytes])
+        try:
+            for chunk in response.iter_bytes():
+                found += chunk
+                if len(found) >= nbytes:  # a server may know no ranges
+                    break
+        except HTTPError as error:  # here: the client would begin again, and lose its own error
+            broken = error
+    return bytes(found[:nbytes]), broken
 
 
 def file_url(repository: Repository, file: RemoteFile) -> str:
