@@ -27,7 +27,6 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from mixoff.assembly import expert_cache
 from mixoff.cache import ExpertCache, cache_of
-from mixoff.checkpoint import QUANT_METHOD, quantization_settings, scheme_from_settings
 from mixoff.config import OffloadConfig
 from mixoff.documents import read_json, shortened
 from mixoff.errors import CheckpointError, ConfigError, MixoffError
@@ -37,6 +36,7 @@ from mixoff.layers import OffloadedExperts, QuantizedLinear
 from mixoff.mixtral import SETTINGS
 from mixoff.plan import MemoryPlan, compute_dtype, plan_memory
 from mixoff.predictors import Prefetcher, predictor_named
+from mixoff.settings import QUANT_METHOD, quantization_settings, scheme_from_settings
 
 
 def build_model(

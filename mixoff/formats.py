@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from mixoff.checkpoint import INDEX_NAME, QUANT_METHOD, Checkpoint
+from mixoff.checkpoint import INDEX_NAME, Checkpoint
 from mixoff.documents import read_json
 from mixoff.released import ReleasedCheckpoint, is_released_layout
+from mixoff.settings import QUANT_METHOD
 
 AnyCheckpoint = Checkpoint | ReleasedCheckpoint
 

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixoff.checkpoint import QUANT_METHOD, experts_tensor
+from mixoff.checkpoint import experts_tensor
 from mixoff.documents import read_json, shown
 from mixoff.errors import CheckpointError
 from mixoff.mixtral import Mixtral
 from mixoff.quantization import Shape
+from mixoff.settings import QUANT_METHOD
 from mixoff.shards import DTYPES, Shard
 from mixoff.sources import SourceFiles
 

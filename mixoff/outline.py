@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from mixoff.checkpoint import TrunkTensor, layer_layouts, stored_dtype
+from mixoff.checkpoint import TrunkTensor, layer_layouts
 from mixoff.mixtral import Mixtral, is_attention_matrix
 from mixoff.quantization import Scheme, Shape
 from mixoff.records import RecordLayout
+from mixoff.settings import stored_dtype
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from mixoff.budgets import (
     pinned_nbytes,
     refuse_too_much,
 )
-from mixoff.checkpoint import stored_dtype
 from mixoff.config import OffloadConfig
 from mixoff.disk import choose_io
 from mixoff.errors import ConfigError
@@ -24,6 +23,7 @@ from mixoff.memory import FreeMemory, free_memory
 from mixoff.outline import Outline
 from mixoff.quantization import Unquantized
 from mixoff.records import PAGE, RecordLayout
+from mixoff.settings import stored_dtype
 
 PlannedCheckpoint = AnyCheckpoint | Outline
 PREFILL_TOKENS = 512  # tokens that a chat computes at once

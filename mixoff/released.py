@@ -88,6 +88,11 @@ class ReleasedCheckpoint:
             experts=self._read_off_all(self._expert_matrices()),
         )
 
+    def first_scheme(self) -> Scheme:
+        """Return how the first matrices are stored; the files of others needn't be known."""
+        attention, experts = next(self._attention_matrices()), next(self._expert_matrices())
+        return Scheme(self._read_off(*attention), self._read_off(*experts))
+
     def expert_layouts(self) -> list[list[RecordLayout]]:
         """Return where the tensors of each record lie in it, ``[layer][expert]``."""
         return [[layout for layout, _ in layer] for layer in self._experts]

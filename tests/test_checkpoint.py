@@ -15,19 +15,12 @@ from damage import changed, each_flip, each_truncation, swapped
 from tiny import EXACT, MIXED
 
 from mixoff.buffers import Buffer
-from mixoff.checkpoint import (
-    INDEX_NAME,
-    TRUNK_NAME,
-    Checkpoint,
-    experts_tensor,
-    layer_file,
-    quantization_settings,
-    scheme_from_settings,
-)
+from mixoff.checkpoint import INDEX_NAME, TRUNK_NAME, Checkpoint, experts_tensor, layer_file
 from mixoff.disk import DiskReader
 from mixoff.errors import CheckpointError, ConfigError
 from mixoff.quantization import HQQ, Scheme
 from mixoff.records import PAGE
+from mixoff.settings import quantization_settings, scheme_from_settings
 from mixoff.store import RecordStore
 
 SMALL = {

@@ -168,8 +168,8 @@ def _quantization(
 
 def _stored_type(files: "SourceFiles") -> str:
     """Return the type that a source's settings say its weights have."""
-    from mixoff.checkpoint import stored_dtype
     from mixoff.documents import read_json
+    from mixoff.settings import stored_dtype
 
     config = read_json(files.settings / "config.json")
     return str(stored_dtype(config)).removeprefix("torch.")

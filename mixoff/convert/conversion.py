@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from mixoff.checkpoint import FORMAT_VERSION, Checkpoint, quantization_settings
+from mixoff.checkpoint import Checkpoint
 from mixoff.convert.folder import PartialFolder, named_errors, write_durably
 from mixoff.convert.matrices import Matrices, open_matrices
 from mixoff.convert.settings import SMALL_FILES, small_files
@@ -23,6 +23,7 @@ from mixoff.convert.units import Unit, units_of
 from mixoff.errors import CheckpointError, ConfigError
 from mixoff.quantization import Scheme
 from mixoff.records import PAGE
+from mixoff.settings import FORMAT_VERSION, quantization_settings
 from mixoff.shards import read_shard
 from mixoff.sources import SourceFiles
 

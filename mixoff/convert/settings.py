@@ -4,10 +4,11 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mixoff.checkpoint import INDEX_NAME, quantization_settings
+from mixoff.checkpoint import INDEX_NAME
 from mixoff.convert.matrices import Matrices
 from mixoff.convert.units import Unit
 from mixoff.errors import CheckpointError
+from mixoff.settings import quantization_settings
 
 _COPIED = (
     "tokenizer.json",

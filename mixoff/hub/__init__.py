@@ -3,12 +3,14 @@
 from mixoff.hub.card import model_card
 from mixoff.hub.checkpoint import HubCheckpoint, named_checkpoint
 from mixoff.hub.files import HubFiles
+from mixoff.hub.metadata import HubMetadata
 from mixoff.hub.push import push_to_hub
 from mixoff.hub.repository import is_on_hub
 
 __all__ = [
     "HubCheckpoint",
     "HubFiles",
+    "HubMetadata",
     "is_on_hub",
     "model_card",
     "named_checkpoint",

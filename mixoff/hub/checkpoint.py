@@ -10,7 +10,7 @@ from pathlib import Path
 
 from huggingface_hub.errors import HTTPError
 
-from mixoff.checkpoint import INDEX_NAME, QUANT_METHOD
+from mixoff.checkpoint import INDEX_NAME
 from mixoff.documents import read_json
 from mixoff.errors import CheckpointError
 from mixoff.hub.download import require_room
@@ -25,6 +25,7 @@ from mixoff.hub.repository import (
 )
 from mixoff.hub.snapshot import Snapshot, cached_snapshot, is_whole
 from mixoff.released import is_released_layout
+from mixoff.settings import QUANT_METHOD
 
 _WHOLE_COMMIT = re.compile(r"[0-9a-f]{40}")
 

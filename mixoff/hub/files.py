@@ -150,14 +150,19 @@ class HubFiles:
         path, file = self.settings / name, self._files[name]
         if self._snapshot is not None:
             return read_shard(path)
-        if not file.nbytes:  # no range of bytes could be asked for
-            header_nbytes(path, b"", 0)  # refuses it
         with plain_errors(self._called):
-            start = first_bytes(self._repository, file, min(_FIRST_BYTES, file.nbytes))
-            end = 8 + header_nbytes(path, start, file.nbytes)
-            if end > len(start):
-                start = first_bytes(self._repository, file, end)
-        return parse_shard(path, start[8:end], file.nbytes)
+            return remote_header(self._repository, file, path)
+
+
+def remote_header(repository: Repository, file: RemoteFile, path: Path) -> Shard:
+    """Return the header of a file on the hub, fetching little more; path is where it will lie."""
+    if not file.nbytes:  # no range of bytes could be asked for
+        header_nbytes(path, b"", 0)  # refuses it
+    start = first_bytes(repository, file, min(_FIRST_BYTES, file.nbytes))
+    end = 8 + header_nbytes(path, start, file.nbytes)
+    if end > len(start):
+        start = first_bytes(repository, file, end)
+    return parse_shard(path, start[8:end], file.nbytes)
 
 
 def _names(repository: str, commit: str) -> tuple[str, str]:

@@ -1,0 +1,146 @@
+"""A checkpoint by its metadata alone, before it is fetched or converted. Knows kinds and sizes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from mixoff.checkpoint import INDEX_NAME
+from mixoff.documents import read_json, shown
+from mixoff.errors import CheckpointError, ConfigError
+from mixoff.hub import HubMetadata, is_on_hub
+from mixoff.mixtral import Mixtral
+from mixoff.outline import Outline
+from mixoff.quantization import Scheme
+from mixoff.released import ReleasedCheckpoint, is_released_layout
+from mixoff.settings import QUANT_METHOD, scheme_from_settings
+from mixoff.shards import Shard, names_a_file_beside, read_shard
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """What would be run, and what there is of it.
+
+    Parameters
+    ----------
+    title
+        The folder, or the repository and its commit.
+    outline
+        What its tensors weigh, quantized.
+    is_original
+        Whether it is unquantized, and has to be converted first.
+    fetched_nbytes
+        Bytes of its files of weights as they are.
+    """
+
+    title: str
+    outline: Outline
+    is_original: bool
+    fetched_nbytes: int
+
+    @property
+    def converted_nbytes(self) -> int:
+        """Bytes of the quantized tensors."""
+        trunk = sum(tensor.nbytes for tensor in self.outline.trunk.values())
+        return trunk + self.outline.experts_nbytes
+
+
+class _Metadata(Protocol):
+    title: str
+
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def nbytes(self) -> Mapping[str, int]: ...
+    def json(self, name: str) -> dict[str, Any] | None: ...
+    def header(self, name: str) -> Shard: ...
+
+
+class _FolderMetadata:
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder}: no such folder.")
+        self.folder = folder
+        self.title = str(folder)
+
+    @property
+    def nbytes(self) -> Mapping[str, int]:
+        return {path.name: path.stat().st_size for path in self.folder.glob("*.safetensors")}
+
+    def json(self, name: str) -> dict[str, Any] | None:
+        path = self.folder / name
+        return read_json(path) if path.exists() or path.is_symlink() else None
+
+    def header(self, name: str) -> Shard:
+        return read_shard(self.folder / name)
+
+
+def look_ahead(name_or_path: str | Path, scheme: Scheme | None = None) -> Prospect:
+    """Return what a Mixtral's checkpoint would hold, from settings and headers alone.
+
+    No weights are fetched or read.
+
+    Parameters
+    ----------
+    name_or_path
+        A folder, or ``owner/repository`` or ``owner/repository@revision`` on the hub: a checkpoint
+        of mixoff's, the layout that mixtral-offloading released, or an unquantized Mixtral.
+    scheme
+        How an unquantized one is to be quantized; by default as `quantize_checkpoint` does.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such folder or repository, or it holds none of these.
+    ConfigError
+        If a scheme is given for one that is quantized already, or doesn't suit the shapes.
+    """
+    on_hub = is_on_hub(name_or_path)
+    metadata: _Metadata = (
+        HubMetadata(str(name_or_path)) if on_hub else _FolderMetadata(Path(name_or_path))
+    )
+    config = metadata.json("config.json")
+    if config is None:
+        raise CheckpointError(f"{metadata.title}: has no config.json, so it is no model.")
+    source = metadata.folder / "config.json"
+    Mixtral(config, source).check()
+    stored = _stored_scheme(metadata, config)
+    if stored is not None and scheme is not None:
+        raise ConfigError(
+            f"{metadata.title}: is quantized already: leave out how it is to be quantized."
+        )
+    outline = Outline(metadata.folder, config, stored or scheme or Scheme())
+    return Prospect(metadata.title, outline, stored is None, sum(metadata.nbytes.values()))
+
+
+def _stored_scheme(metadata: _Metadata, config: Mapping[str, Any]) -> Scheme | None:
+    """Return how the weights are quantized, or None if they aren't."""
+    settings = config.get("quantization_config")
+    method = settings.get("quant_method") if isinstance(settings, dict) else settings
+    if isinstance(settings, dict) and method == QUANT_METHOD:
+        try:
+            return scheme_from_settings(settings)
+        except ConfigError as error:
+            raise CheckpointError(f"{metadata.folder / 'config.json'}: {error}") from None
+    weight_map = (metadata.json(INDEX_NAME) or {}).get("weight_map")
+    if isinstance(weight_map, dict) and is_released_layout(weight_map):
+        return _released_scheme(metadata, config, weight_map)
+    if settings:
+        raise CheckpointError(
+            f"{metadata.title}: is quantized by {shown(method)}, which mixoff doesn't read: "
+            "name the model that it was made of."
+        )
+    return None
+
+
+def _released_scheme(
+    metadata: _Metadata, config: Mapping[str, Any], weight_map: Mapping[str, Any]
+) -> Scheme:
+    firsts = ("model.layers.0.self_attn.q_proj.", "model.layers.0.block_sparse_moe.experts.0.w1.")
+    files = {name: file for name, file in weight_map.items() if name.startswith(firsts)}
+    headers = {
+        file: metadata.header(file)
+        for file in names_a_file_beside(metadata.folder / INDEX_NAME, files.values())
+    }
+    known = {name: headers[file] for name, file in files.items()}
+    return ReleasedCheckpoint(metadata.folder, config, known).first_scheme()
