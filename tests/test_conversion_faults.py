@@ -1,6 +1,7 @@
 """A conversion that is killed or fails goes on later, and makes the same bytes."""
 
 import errno
+import faulthandler
 import os
 import random
 import signal
@@ -66,6 +67,7 @@ def in_child(work: Callable[[], object], kill_after_s: float | None = None) -> i
     """Do something in a process of its own, which may be killed; return its exit status."""
     child = os.fork()
     if not child:
+        faulthandler.dump_traceback_later(30, exit=True)  # a hang fails, and says where it is
         try:
             work()
         except BaseException:
@@ -276,6 +278,7 @@ def test_two_conversions_at_once_do_no_harm_where_nothing_can_be_locked(
         children = []
         for _ in range(2):
             if not (child := os.fork()):
+                faulthandler.dump_traceback_later(30, exit=True)
                 try:
                     convert(source, target, EXACT)
                 except MixoffError:
