@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mixoff.generate import Chat, ReplyStats
     from mixoff.hub import push_to_hub
     from mixoff.plan import plan_memory
+    from mixoff.prospects import Prospect, look_ahead
     from mixoff.quantization import HQQ, QuantizedTensor, Scheme, Unquantized
     from mixoff.recall import measure_recall
     from mixoff.reference import Reference, compute_reference
@@ -48,6 +49,8 @@ _HOME = {
     "ReplyStats": "generate",
     "push_to_hub": "hub",
     "plan_memory": "plan",
+    "Prospect": "prospects",
+    "look_ahead": "prospects",
     "HQQ": "quantization",
     "QuantizedTensor": "quantization",
     "Scheme": "quantization",
@@ -73,6 +76,7 @@ __all__ = [
     "ExpertCache",
     "MixoffError",
     "OffloadConfig",
+    "Prospect",
     "QuantizedTensor",
     "Reference",
     "Replay",
@@ -87,6 +91,7 @@ __all__ = [
     "demo_path",
     "divergence",
     "held_out_loss",
+    "look_ahead",
     "measure_recall",
     "plan_memory",
     "plots",

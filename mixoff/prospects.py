@@ -19,30 +19,46 @@ from mixoff.shards import Shard, names_a_file_beside, read_shard
 
 @dataclass(frozen=True)
 class Prospect:
-    """What would be run, and what there is of it.
+    """A checkpoint of which nothing but metadata is here.
 
     Parameters
     ----------
     title
         The folder, or the repository and its commit.
-    outline
-        What its tensors weigh, quantized.
-    is_original
-        Whether it is unquantized, and has to be converted first.
+    path
+        The folder where its settings lie.
+    config
+        What its ``config.json`` holds.
+    stored
+        How its weights are quantized, or None if they aren't.
     fetched_nbytes
         Bytes of its files of weights as they are.
     """
 
     title: str
-    outline: Outline
-    is_original: bool
+    path: Path
+    config: Mapping[str, Any]
+    stored: Scheme | None
     fetched_nbytes: int
 
-    @property
-    def converted_nbytes(self) -> int:
-        """Bytes of the quantized tensors."""
-        trunk = sum(tensor.nbytes for tensor in self.outline.trunk.values())
-        return trunk + self.outline.experts_nbytes
+    def outline(self, scheme: Scheme | None = None) -> Outline:
+        """Return what its tensors weigh, those of an unquantized one as they would be quantized.
+
+        Parameters
+        ----------
+        scheme
+            How to quantize it; by default as `mixoff.quantize_checkpoint` does.
+
+        Raises
+        ------
+        ConfigError
+            If it is quantized already, or the scheme doesn't suit the shapes.
+        """
+        if self.stored is not None and scheme is not None:
+            raise ConfigError(
+                f"{self.title}: is quantized already: leave out how it is to be quantized."
+            )
+        return Outline(self.path, self.config, self.stored or scheme or Scheme())
 
 
 class _Metadata(Protocol):
@@ -75,25 +91,19 @@ class _FolderMetadata:
         return read_shard(self.folder / name)
 
 
-def look_ahead(name_or_path: str | Path, scheme: Scheme | None = None) -> Prospect:
-    """Return what a Mixtral's checkpoint would hold, from settings and headers alone.
-
-    No weights are fetched or read.
+def look_ahead(name_or_path: str | Path) -> Prospect:
+    """Return what a Mixtral's settings and headers tell of it. No weights are fetched or read.
 
     Parameters
     ----------
     name_or_path
         A folder, or ``owner/repository`` or ``owner/repository@revision`` on the hub: a checkpoint
         of mixoff's, the layout that mixtral-offloading released, or an unquantized Mixtral.
-    scheme
-        How an unquantized one is to be quantized; by default as `quantize_checkpoint` does.
 
     Raises
     ------
     CheckpointError
         If there is no such folder or repository, or it holds none of these.
-    ConfigError
-        If a scheme is given for one that is quantized already, or doesn't suit the shapes.
     """
     on_hub = is_on_hub(name_or_path)
     metadata: _Metadata = (
@@ -102,15 +112,10 @@ def look_ahead(name_or_path: str | Path, scheme: Scheme | None = None) -> Prospe
     config = metadata.json("config.json")
     if config is None:
         raise CheckpointError(f"{metadata.title}: has no config.json, so it is no model.")
-    source = metadata.folder / "config.json"
-    Mixtral(config, source).check()
+    Mixtral(config, metadata.folder / "config.json").check()
     stored = _stored_scheme(metadata, config)
-    if stored is not None and scheme is not None:
-        raise ConfigError(
-            f"{metadata.title}: is quantized already: leave out how it is to be quantized."
-        )
-    outline = Outline(metadata.folder, config, stored or scheme or Scheme())
-    return Prospect(metadata.title, outline, stored is None, sum(metadata.nbytes.values()))
+    fetched_nbytes = sum(metadata.nbytes.values())
+    return Prospect(metadata.title, metadata.folder, config, stored, fetched_nbytes)
 
 
 def _stored_scheme(metadata: _Metadata, config: Mapping[str, Any]) -> Scheme | None:

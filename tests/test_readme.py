@@ -13,6 +13,7 @@ README = Path(__file__).parents[1] / "README.md"
 def test_the_examples_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     mpl.use("Agg")
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").symlink_to(README.parent / "data")
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) >= 2
     try:
@@ -22,7 +23,7 @@ def test_the_examples_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "The capital of France is Paris." in printed
     assert re.search(r"Step \d+ \((prefill|decode)[^)]*\) took", printed)
-    assert {path.name for path in tmp_path.iterdir()} == {"fox.trace", "fox.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "fox.trace", "fox.json"}
 
 
 @pytest.mark.parametrize("file", ["README.md", "CHANGELOG.md", "data/README.md"])

@@ -46,6 +46,7 @@ from mixoff.cli.options import (
     Temperature,
     TopP,
 )
+from mixoff.cli.planning import plan
 from mixoff.cli.printable import one_line
 from mixoff.cli.recordings import record, replay
 from mixoff.cli.report import checkpoint_facts, checkpoint_table, memory_table, plan_facts
@@ -213,20 +214,23 @@ def info(
         from mixoff.formats import open_checkpoint
     found = named(checkpoint)
     opened = open_checkpoint(found.folder)
-    plan = plan_memory(opened, offload, device=named_device(device, planned=True), context=context)
+    planned = plan_memory(
+        opened, offload, device=named_device(device, planned=True), context=context
+    )
     facts = checkpoint_facts(opened) | asdict(found)
     facts["folder"] = str(found.folder)
     if as_json:
-        typer.echo(json.dumps({"checkpoint": facts, "run": plan_facts(plan)}))
+        typer.echo(json.dumps({"checkpoint": facts, "run": plan_facts(planned)}))
         return
     console = Console(highlight=False)
     console.print(checkpoint_table(facts))
-    console.print(memory_table(plan, opened.num_experts))
+    console.print(memory_table(planned, opened.num_experts))
 
 
 app.command("eval")(evaluate)
 
 
+app.command()(plan)
 app.command()(quantize)
 app.command()(record)
 app.command()(replay)

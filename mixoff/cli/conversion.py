@@ -1,24 +1,27 @@
 """The command that converts a checkpoint. Knows what a person types and is told about it."""
 
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mixoff.cli.options import Bits
 from mixoff.cli.printable import one_line
+from mixoff.cli.schemes import (
+    AskedScheme,
+    AttentionBits,
+    AttentionGroupSize,
+    ExpertsBits,
+    ExpertsGroupSize,
+    GroupSize,
+    LayerExperts,
+)
 from mixoff.cli.terminal import progress
 from mixoff.config import format_nbytes
-from mixoff.errors import ConfigError
 
 if TYPE_CHECKING:
     from mixoff.convert import Conversion
-    from mixoff.quantization import Quantization, Scheme
-    from mixoff.sources import SourceFiles
-
-_GROUPS = "Weights that share a scale"
+    from mixoff.quantization import Quantization
 
 
 def quantize(
@@ -27,34 +30,12 @@ def quantize(
         typer.Argument(help="A Mixtral in Hugging Face's form, or as released: folder or name."),
     ],
     target: Annotated[Path, typer.Argument(help="The folder to make; it must not exist yet.")],
-    attention: Annotated[
-        Bits | None, typer.Option(help="Bits of attention weights.", show_default="4")
-    ] = None,
-    experts: Annotated[
-        Bits | None, typer.Option(help="Bits of experts' weights.", show_default="2")
-    ] = None,
-    layer_experts: Annotated[
-        str | None,
-        typer.Option(
-            help="Bits of experts' weights of single layers, such as 0:4,31:none.",
-            show_default=False,
-        ),
-    ] = None,
-    group_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help=f"{_GROUPS}, of attention and experts both.",
-            show_default="64; experts 16 at 2 bits",
-        ),
-    ] = None,
-    attention_group_size: Annotated[
-        int | None, typer.Option(min=1, help=f"{_GROUPS}, of attention.", show_default="64")
-    ] = None,
-    experts_group_size: Annotated[
-        int | None,
-        typer.Option(min=1, help=f"{_GROUPS}, of experts.", show_default="16 at 2 bits, else 64"),
-    ] = None,
+    attention: AttentionBits = None,
+    experts: ExpertsBits = None,
+    layer_experts: LayerExperts = None,
+    group_size: GroupSize = None,
+    attention_group_size: AttentionGroupSize = None,
+    experts_group_size: ExpertsGroupSize = None,
     keep_shards: Annotated[
         bool | None,
         typer.Option(
@@ -74,18 +55,12 @@ def quantize(
     """
     with progress("importing torch"):
         from mixoff.convert import Conversion, source_files
+        from mixoff.documents import read_json
     files = source_files(source, target, keep_shards=keep_shards)
-    asked = (attention, experts, layer_experts, group_size, attention_group_size)
-    scheme = None
-    if any(option is not None for option in (*asked, experts_group_size)):
-        scheme = _scheme(
-            files,
-            attention or Bits.four,
-            experts or Bits.two,
-            layers=_layers(layer_experts),
-            attention_group_size=attention_group_size or group_size,
-            experts_group_size=experts_group_size or group_size,
-        )
+    asked = AskedScheme(
+        attention, experts, layer_experts, group_size, attention_group_size, experts_group_size
+    )
+    scheme = asked.scheme(read_json(files.settings / "config.json")) if asked else None
     conversion = Conversion(files, target, scheme)
     for line in _beginning(conversion, source, restart=restart):
         typer.echo(one_line(line), err=True)
@@ -129,61 +104,3 @@ def _said(quantization: "Quantization") -> str:
     settings = {k: v for k, v in quantization.to_dict().items() if k != "method"}
     options = ", ".join(f"{name} {value}" for name, value in settings.items())
     return f"{quantization.method} ({options})"
-
-
-def _scheme(
-    files: "SourceFiles",
-    attention: Bits,
-    experts: Bits,
-    *,
-    layers: dict[int, Bits],
-    attention_group_size: int | None,
-    experts_group_size: int | None,
-) -> "Scheme":
-    from mixoff import Scheme
-
-    return Scheme(
-        attention=_quantization(attention, attention_group_size or 64, 16, files),
-        experts=_experts(experts, experts_group_size, files),
-        layer_experts={
-            layer: _experts(bits, experts_group_size, files) for layer, bits in layers.items()
-        },
-    )
-
-
-def _experts(bits: Bits, group_size: int | None, files: "SourceFiles") -> "Quantization":
-    two = bits is Bits.two
-    return _quantization(bits, group_size or (16 if two else 64), 8 if two else 16, files)
-
-
-def _quantization(
-    bits: Bits, group_size: int, scale_nbits: int, files: "SourceFiles"
-) -> "Quantization":
-    from mixoff import HQQ, Unquantized
-
-    if bits is Bits.none:
-        return Unquantized(_stored_type(files))
-    return HQQ(nbits=int(bits.value), group_size=group_size, scale_nbits=scale_nbits)
-
-
-def _stored_type(files: "SourceFiles") -> str:
-    """Return the type that a source's settings say its weights have."""
-    from mixoff.documents import read_json
-    from mixoff.settings import stored_dtype
-
-    config = read_json(files.settings / "config.json")
-    return str(stored_dtype(config)).removeprefix("torch.")
-
-
-def _layers(text: str | None) -> dict[int, Bits]:
-    """Return the bits of each layer out of what was typed, as "0:4,31:none"."""
-    known, found = {bits.value: bits for bits in Bits}, dict[int, Bits]()
-    for item in (text or "").split(",") if text is not None else []:
-        match = re.fullmatch(r"\s*([0-9]{1,6}):([a-z0-9]+)\s*", item)
-        if match is None or match[2] not in known or int(match[1]) in found:
-            raise ConfigError(
-                f"layer_experts={text!r}: give each layer once with its bits "
-                f"({', '.join(known)}), as 0:4,31:none."
-            )
-        found[int(match[1])] = known[match[2]]
-    return found

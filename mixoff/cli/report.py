@@ -15,9 +15,8 @@ from mixoff.config import format_nbytes
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mixoff.formats import AnyCheckpoint
     from mixoff.generate import ReplyStats
-    from mixoff.plan import MemoryPlan
+    from mixoff.plan import MemoryPlan, PlannedCheckpoint
     from mixoff.stats import CacheStats
     from mixoff.trace import Trace
 
@@ -78,7 +77,7 @@ def layer_table(stats: "CacheStats") -> Table:
     return table
 
 
-def checkpoint_facts(checkpoint: "AnyCheckpoint") -> dict[str, Any]:
+def checkpoint_facts(checkpoint: "PlannedCheckpoint") -> dict[str, Any]:
     """Return what a checkpoint holds, as JSON holds it; sizes are in bytes."""
     config, trunk = checkpoint.config, checkpoint.trunk
     layouts = [layout for layer in checkpoint.expert_layouts() for layout in layer]
@@ -121,6 +120,10 @@ def checkpoint_table(facts: dict[str, Any]) -> Table:
         ("parameters", f"{facts['parameters']:,}"),
         ("attention", _scheme(facts["attention"], facts["attention_bits_per_weight"])),
         ("experts stored as", _scheme(facts["experts"], facts["experts_bits_per_weight"])),
+        *(
+            (f"experts of layer {layer}", _said(settings))
+            for layer, settings in facts["layer_experts"].items()
+        ),
         ("trunk", format_nbytes(facts["trunk_nbytes"])),
         ("all experts", format_nbytes(facts["experts_nbytes"])),
         ("one expert", f"{format_nbytes(facts['expert_nbytes'])} ({facts['expert_nbytes']:,} B)"),
@@ -253,8 +256,12 @@ def _table(title: str, rows: Iterable[tuple[str, object]]) -> Table:
 
 
 def _scheme(settings: dict[str, Any], bits_per_weight: float) -> str:
+    return f"{_said(settings)}: {bits_per_weight:.2f} bits a weight"
+
+
+def _said(settings: dict[str, Any]) -> str:
     said = [f"{name} {value}" for name, value in settings.items() if name != "method"]
-    return f"{', '.join([settings['method'], *said])}: {bits_per_weight:.2f} bits a weight"
+    return ", ".join([settings["method"], *said])
 
 
 def _attention_weights(config: Any) -> int:

@@ -1,0 +1,100 @@
+"""From bits and groups that a person typed to a scheme. Knows options; no files."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixoff.cli.options import Bits
+from mixoff.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mixoff.quantization import Quantization, Scheme
+
+_GROUPS = "Weights that share a scale"
+AttentionBits = Annotated[
+    Bits | None, typer.Option("--attention", help="Bits of attention weights.", show_default="4")
+]
+ExpertsBits = Annotated[
+    Bits | None, typer.Option("--experts", help="Bits of experts' weights.", show_default="2")
+]
+LayerExperts = Annotated[
+    str | None,
+    typer.Option(
+        help="Bits of experts' weights of single layers, such as 0:4,31:none.",
+        show_default=False,
+    ),
+]
+GroupSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help=f"{_GROUPS}, of attention and experts both.",
+        show_default="64; experts 16 at 2 bits",
+    ),
+]
+AttentionGroupSize = Annotated[
+    int | None, typer.Option(min=1, help=f"{_GROUPS}, of attention.", show_default="64")
+]
+ExpertsGroupSize = Annotated[
+    int | None,
+    typer.Option(min=1, help=f"{_GROUPS}, of experts.", show_default="16 at 2 bits, else 64"),
+]
+
+
+@dataclass(frozen=True)
+class AskedScheme:
+    """What was typed of a scheme; None is what was left out. It is true if anything was typed."""
+
+    attention: Bits | None
+    experts: Bits | None
+    layer_experts: str | None
+    group_size: int | None
+    attention_group_size: int | None
+    experts_group_size: int | None
+
+    def __bool__(self) -> bool:
+        return self != AskedScheme(None, None, None, None, None, None)
+
+    def scheme(self, config: Mapping[str, Any]) -> "Scheme":
+        """Return the scheme, for a model of these settings: "none" keeps the type named there."""
+        from mixoff import Scheme
+        from mixoff.settings import stored_dtype
+
+        stored = str(stored_dtype(config)).removeprefix("torch.")
+        groups = self.attention_group_size or self.group_size or 64
+        layers = _layers(self.layer_experts)
+        return Scheme(
+            attention=_quantization(self.attention or Bits.four, groups, 16, stored),
+            experts=self._experts(self.experts or Bits.two, stored),
+            layer_experts={layer: self._experts(bits, stored) for layer, bits in layers.items()},
+        )
+
+    def _experts(self, bits: Bits, stored: str) -> "Quantization":
+        two = bits is Bits.two
+        groups = self.experts_group_size or self.group_size or (16 if two else 64)
+        return _quantization(bits, groups, 8 if two else 16, stored)
+
+
+def _quantization(bits: Bits, group_size: int, scale_nbits: int, stored: str) -> "Quantization":
+    from mixoff import HQQ, Unquantized
+
+    if bits is Bits.none:
+        return Unquantized(stored)
+    return HQQ(nbits=int(bits.value), group_size=group_size, scale_nbits=scale_nbits)
+
+
+def _layers(text: str | None) -> dict[int, Bits]:
+    """Return the bits of each layer out of what was typed, as "0:4,31:none"."""
+    known, found = {bits.value: bits for bits in Bits}, dict[int, Bits]()
+    for item in (text or "").split(",") if text is not None else []:
+        match = re.fullmatch(r"\s*([0-9]{1,6}):([a-z0-9]+)\s*", item)
+        if match is None or match[2] not in known or int(match[1]) in found:
+            raise ConfigError(
+                f"layer_experts={text!r}: give each layer once with its bits "
+                f"({', '.join(known)}), as 0:4,31:none."
+            )
+        found[int(match[1])] = known[match[2]]
+    return found
