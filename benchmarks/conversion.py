@@ -19,7 +19,7 @@ import torch
 from transformers import MixtralConfig
 
 from mixoff.mixtral import Mixtral
-from mixoff.shards import NewTensor, write_shard
+from mixoff.new_shards import NewTensor, write_shard
 
 SHARD_NBYTES = 5 * 10**9
 CHUNK = 1 << 24  # weights

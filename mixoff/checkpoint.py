@@ -30,7 +30,7 @@ from mixoff.mixtral import Mixtral
 from mixoff.quantization import Quantization, Scheme, Shape
 from mixoff.records import RecordLayout
 from mixoff.settings import FORMAT_VERSION, QUANT_METHOD, scheme_from_settings
-from mixoff.shards import DTYPES, Shard, names_a_file_beside, read_shards
+from mixoff.shards import DTYPES, Shard, files_beside, read_shards
 from mixoff.store import RecordLocation
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -284,7 +284,7 @@ def _read_shards(path: Path) -> dict[str, Shard]:
     listed: dict[str, set[str]] = {name: set() for name in headers}
     for tensor, name in weight_map.items():
         listed[name].add(tensor)
-    names = names_a_file_beside(path / INDEX_NAME, headers)
+    names = files_beside(path / INDEX_NAME, headers)
     shards = {}
     for name, shard in zip(names, read_shards(path / name for name in names), strict=True):
         shards[name] = shard

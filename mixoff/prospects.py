@@ -14,7 +14,7 @@ from mixoff.outline import Outline
 from mixoff.quantization import Scheme
 from mixoff.released import ReleasedCheckpoint, is_released_layout
 from mixoff.settings import QUANT_METHOD, scheme_from_settings
-from mixoff.shards import Shard, names_a_file_beside, read_shard
+from mixoff.shards import Shard, files_beside, read_shard
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _released_scheme(
     files = {name: file for name, file in weight_map.items() if name.startswith(firsts)}
     headers = {
         file: metadata.header(file)
-        for file in names_a_file_beside(metadata.folder / INDEX_NAME, files.values())
+        for file in files_beside(metadata.folder / INDEX_NAME, files.values())
     }
     known = {name: headers[file] for name, file in files.items()}
     return ReleasedCheckpoint(metadata.folder, config, known).first_scheme()

@@ -25,7 +25,7 @@ from mixoff.errors import CheckpointError, ConfigError
 from mixoff.mixtral import Mixtral
 from mixoff.quantization import HQQAxis0, PartSpecs, QuantizedTensor, Scheme, Shape
 from mixoff.records import RecordLayout
-from mixoff.shards import DTYPES, Shard, TensorEntry, names_a_file_beside, read_shards
+from mixoff.shards import DTYPES, Shard, TensorEntry, files_beside, read_shards
 from mixoff.store import RecordLocation
 
 Headers = Mapping[str, Shard]  # by file name
@@ -294,6 +294,6 @@ def _read_index(path: Path, headers: Headers | None) -> dict[str, Shard]:
     index = path / INDEX_NAME
     if not isinstance(weight_map := read_json(index).get("weight_map"), dict):
         raise CheckpointError(f"{index}: lists no files.")
-    files = names_a_file_beside(index, weight_map.values())
+    files = files_beside(index, weight_map.values())
     shards = headers or dict(zip(files, read_shards(path / file for file in files), strict=True))
     return {name: shards[file] for name, file in weight_map.items()}

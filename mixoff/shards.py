@@ -1,17 +1,13 @@
-"""Safetensors files, read by header and written in a stream. Knows bytes; nothing of models.
+"""Safetensors files, read by their headers. Knows bytes; nothing of models.
 
 The format is https://github.com/huggingface/safetensors: eight bytes of header length, a JSON
-header, the tensors' bytes without gaps. Ours begin their data on a page, and keep a CRC-32 for each
-chunk written in the header's metadata.
+header, the tensors' bytes without gaps. Ours are written by `mixoff.new_shards`.
 """
 
-import json
 import math
-import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,7 +17,6 @@ from torch import Tensor
 
 from mixoff.documents import MAX_NBYTES, file_size, parse, shortened, shown, what_else
 from mixoff.errors import CheckpointError
-from mixoff.records import PAGE, align
 
 _MAX_FILES = 4096  # of a checkpoint; the largest Mixtral as mixtral-offloading has it takes 449
 _MAX_NAME = 255  # characters of a tensor's name, and bytes of a file's
@@ -37,7 +32,6 @@ DTYPES = {
     "F32": torch.float32,
     "I32": torch.int32,
 }
-_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -123,7 +117,7 @@ class Shard:
         return crc
 
 
-def names_a_file_beside(index: Path, names: Iterable[object]) -> list[str]:
+def files_beside(index: Path, names: Iterable[object]) -> list[str]:
     """Return the files that an index names, each once, sorted.
 
     Raises
@@ -215,95 +209,6 @@ def parse_shard(path: Path, raw: bytes, size: int) -> Shard:
         raise CheckpointError(f"{path}: its header is damaged ({reason}).") from None
     _check_extent(path, tensors, start=8 + length, size=size)
     return Shard(path, tensors, checksums, zlib.crc32(raw), length)
-
-
-@dataclass(frozen=True)
-class NewTensor:
-    """A tensor to be written: type, shape, and its bytes in chunks, each with its own checksum."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    num_chunks: int
-    chunks: Iterable[Tensor]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensor."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    @classmethod
-    def whole(cls, tensor: Tensor) -> "NewTensor":
-        """Return a tensor that is written in one chunk."""
-        return cls(tensor.dtype, tuple(tensor.shape), 1, [tensor])
-
-
-def write_shard(path: Path, tensors: Mapping[str, NewTensor], metadata: Mapping[str, str]) -> None:
-    """Write a file whose data begins on a page; chunks are made and written one at a time.
-
-    The file is on the disk when this returns; one that couldn't be written whole is removed.
-
-    Raises
-    ------
-    OSError
-        If the disk is full or refuses.
-    """
-    checksums = {name: [0] * tensor.num_chunks for name, tensor in tensors.items()}
-    try:
-        with path.open("wb") as file:
-            file.write(_header(tensors, metadata, checksums))
-            for name, tensor in tensors.items():
-                for number, chunk in enumerate(tensor.chunks):
-                    raw = chunk.contiguous().view(-1).view(torch.uint8).numpy().data
-                    checksums[name][number] = zlib.crc32(raw)
-                    file.write(raw)
-            file.seek(0)
-            file.write(_header(tensors, metadata, checksums))
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        with suppress(OSError):
-            path.unlink()
-        raise
-
-
-def shard_nbytes(tensors: Mapping[str, NewTensor], metadata: Mapping[str, str]) -> int:
-    """Return how many bytes `write_shard` will write, to the byte; no chunk is made for it."""
-    checksums = {name: [0] * tensor.num_chunks for name, tensor in tensors.items()}
-    header = _header(tensors, metadata, checksums)
-    return len(header) + sum(tensor.nbytes for tensor in tensors.values())
-
-
-def is_whole(shard: Shard, tensors: Mapping[str, NewTensor], metadata: Mapping[str, str]) -> bool:
-    """Return whether a file's header is what `write_shard` ends with, whatever the checksums are.
-
-    Its size is the header's own then, as for all that `read_shard` returns.
-    """
-    counts = {name: len(crcs) for name, crcs in shard.checksums.items()}
-    if counts != {name: tensor.num_chunks for name, tensor in tensors.items()}:
-        return False
-    header = _header(tensors, metadata, {name: shard.checksums[name] for name in tensors})
-    return zlib.crc32(header[8:]) == shard.header_crc32
-
-
-def _header(
-    tensors: Mapping[str, NewTensor],
-    metadata: Mapping[str, str],
-    checksums: Mapping[str, Sequence[int]],
-) -> bytes:
-    entries: dict[str, Any] = {}
-    offset = 0
-    for name, tensor in tensors.items():
-        entries[name] = {
-            "dtype": _DTYPE_NAMES[tensor.dtype],
-            "shape": tensor.shape,
-            "data_offsets": [offset, offset + tensor.nbytes],
-        }
-        offset += tensor.nbytes
-    # Eight digits each, so that the header is as long before the checksums are known as after.
-    crc32 = json.dumps({name: [f"{crc:08x}" for crc in crcs] for name, crcs in checksums.items()})
-    text = json.dumps({"__metadata__": {"format": "pt", **metadata, "crc32": crc32}} | entries)
-    length = align(8 + len(text), PAGE) - 8
-    return length.to_bytes(8, "little") + text.encode().ljust(length)
 
 
 def _checksums(metadata: Mapping[str, str]) -> dict[str, list[int]]:

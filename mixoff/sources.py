@@ -10,8 +10,17 @@ from typing import Protocol
 from mixoff.checkpoint import INDEX_NAME
 from mixoff.documents import read_json
 from mixoff.errors import CheckpointError
-from mixoff.shards import Shard, names_a_file_beside, read_shards
+from mixoff.shards import Shard, files_beside, read_shards
 
+COMPANIONS = (  # what a checkpoint has of its model besides weights and config.json
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 _WHOLE = "model.safetensors"  # the file's name where there is but one
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -145,4 +154,4 @@ def indexed_files(index: Path) -> list[str]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: lists no files.")
-    return names_a_file_beside(index, weight_map.values())
+    return files_beside(index, weight_map.values())

@@ -15,7 +15,8 @@ from tiny import EXACT, MIXED, random_mixtral
 from torch import Tensor
 
 from mixoff.checkpoint import INDEX_NAME, TRUNK_NAME, Checkpoint, layer_file
-from mixoff.convert import quantize_checkpoint
+from mixoff.convert import Conversion, quantize_checkpoint
+from mixoff.convert.conversion import RUNNING
 from mixoff.errors import CheckpointError, ConfigError
 from mixoff.quantization import HQQ, QuantizedTensor, Scheme, Unquantized
 from mixoff.shards import read_shard
@@ -413,3 +414,16 @@ def test_memory_stays_below_two_layers_of_ten(tmp_path, target):
     rise = watch_memory()
     quantize_checkpoint(tmp_path / "large", target, HALF, progress=False)
     assert rise() < 2 * layer
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("experts", [HQQ(2, 16, 8), HQQ(8), Unquantized("float32")])
+def test_memory_stays_below_what_is_told_before(tmp_path, target, dtype, experts):
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 1}
+    random_mixtral(experts=2, dtype=dtype, **sizes).save_pretrained(tmp_path / "wide")
+    scheme = Scheme(attention=HQQ(4), experts=experts)
+    conversion = Conversion(FolderFiles(tmp_path / "wide"), target, scheme)
+    rise = watch_memory()
+    conversion.run(progress=False)
+    assert 0 < rise() < conversion.memory_nbytes - RUNNING  # which this process takes already

@@ -11,11 +11,12 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from mixoff.checkpoint import INDEX_NAME, TRUNK_NAME, Checkpoint, experts_tensor, layer_file
 from mixoff.config import OffloadConfig
+from mixoff.new_shards import NewTensor, write_shard
 from mixoff.plan import plan_memory
 from mixoff.quantization import HQQ, Scheme
 from mixoff.records import RecordLayout
 from mixoff.settings import quantization_settings
-from mixoff.shards import NewTensor, read_shard, write_shard
+from mixoff.shards import read_shard
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

@@ -51,6 +51,7 @@ ORDER = (
     "layers",
     "recall",
     "shards",
+    "new_shards",
     "mixtral",
     "settings",
     "checkpoint",

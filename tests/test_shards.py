@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mixoff.errors import CheckpointError
+from mixoff.new_shards import NewTensor, write_shard
 from mixoff.records import PAGE
-from mixoff.shards import NewTensor, read_shard, write_shard
+from mixoff.shards import read_shard
 
 
 def tensors() -> dict[str, Tensor]:

@@ -18,7 +18,6 @@ from typer.core import TyperGroup
 from mixoff import __version__
 from mixoff.cli.conversion import quantize
 from mixoff.cli.evaluation import evaluate
-from mixoff.cli.hubs import push
 from mixoff.cli.loading import (
     load,
     named,
@@ -29,6 +28,7 @@ from mixoff.cli.options import (
     MIXTRAL,
     RELEASED,
     CheckpointName,
+    Context,
     Device,
     DeviceMemory,
     DeviceOption,
@@ -48,6 +48,7 @@ from mixoff.cli.options import (
 )
 from mixoff.cli.planning import plan
 from mixoff.cli.printable import one_line
+from mixoff.cli.push import push
 from mixoff.cli.recordings import record, replay
 from mixoff.cli.report import checkpoint_facts, checkpoint_table, memory_table, plan_facts
 from mixoff.cli.terminal import Session, answer_json, answer_text, progress, turns
@@ -200,9 +201,7 @@ def info(
     device_memory: DeviceMemory = None,
     host_memory: HostMemory = "0",
     device: DeviceOption = Device.auto,
-    context: Annotated[
-        int | None, typer.Option(min=1, help="Tokens that the KV cache holds.", show_default=False)
-    ] = None,
+    context: Context = None,
     as_json: Json = False,
 ) -> None:
     """Show what a checkpoint holds, and how many bytes a run takes in which memory."""

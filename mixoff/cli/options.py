@@ -122,3 +122,6 @@ RequiredPrompt = Annotated[
     str, typer.Option("--prompt", callback=whole_text, show_default=False, help="What to answer.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
+Context = Annotated[
+    int | None, typer.Option(min=1, help="Tokens that the KV cache holds.", show_default=False)
+]

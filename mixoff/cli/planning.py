@@ -7,7 +7,15 @@ import typer
 from rich.console import Console
 
 from mixoff.cli.loading import named_device, offload_settings
-from mixoff.cli.options import Device, DeviceMemory, DeviceOption, HostMemory, Json, OffloadPerLayer
+from mixoff.cli.options import (
+    Context,
+    Device,
+    DeviceMemory,
+    DeviceOption,
+    HostMemory,
+    Json,
+    OffloadPerLayer,
+)
 from mixoff.cli.report import checkpoint_facts, checkpoint_table, memory_table, plan_facts
 from mixoff.cli.schemes import (
     AskedScheme,
@@ -43,9 +51,7 @@ def plan(
     device_memory: DeviceMemory = None,
     host_memory: HostMemory = "0",
     device: DeviceOption = Device.auto,
-    context: Annotated[
-        int | None, typer.Option(min=1, help="Tokens that the KV cache holds.", show_default=False)
-    ] = None,
+    context: Context = None,
     as_json: Json = False,
 ) -> None:
     """Tell what a run would put where, and whether it fits, before any weights are fetched.

@@ -18,17 +18,17 @@ from tqdm.auto import tqdm
 from mixoff.checkpoint import Checkpoint
 from mixoff.convert.folder import PartialFolder, named_errors, write_durably
 from mixoff.convert.matrices import Matrices, open_matrices
-from mixoff.convert.settings import SMALL_FILES, small_files
+from mixoff.convert.small_files import SMALL_FILES, small_files
 from mixoff.convert.units import Unit, units_of
 from mixoff.errors import CheckpointError, ConfigError
 from mixoff.quantization import Scheme
 from mixoff.records import PAGE
-from mixoff.settings import FORMAT_VERSION, quantization_settings
+from mixoff.settings import FORMAT_VERSION, quantization_settings, stored_dtype
 from mixoff.shards import read_shard
 from mixoff.sources import SourceFiles
 
-_RUNNING = 600 << 20  # bytes that Python and torch take by themselves
-_WORK_FLOATS = 6  # float32 copies of a matrix that quantizing it takes at most
+RUNNING = 600 << 20  # bytes that Python and torch take by themselves
+_STORED_COPIES, _WORK_NBYTES = 3, 8  # of a matrix as it is stored, and for each of its weights
 
 
 class Conversion:
@@ -103,7 +103,8 @@ class Conversion:
         """About how much memory it takes at most."""
         inner, hidden = self._matrices.weights.model.expert_shapes()["w1"]
         records = max(t.nbytes // t.num_chunks for u in self._units for t in u.tensors.values())
-        return _RUNNING + records + 2 * inner * hidden * 4 * _WORK_FLOATS
+        stored = stored_dtype(self._matrices.weights.config).itemsize
+        return RUNNING + records + 2 * inner * hidden * (_STORED_COPIES * stored + _WORK_NBYTES)
 
     @property
     def done_layers(self) -> int:

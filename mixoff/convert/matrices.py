@@ -13,7 +13,7 @@ from torch import Tensor
 from mixoff.checkpoint import INDEX_NAME
 from mixoff.documents import read_json
 from mixoff.errors import CheckpointError, ConfigError
-from mixoff.mixtral import Mixtral
+from mixoff.mixtral import Mixtral, is_attention_matrix
 from mixoff.originals import Original
 from mixoff.quantization import (
     PackedMatrix,
@@ -78,7 +78,7 @@ class Released:
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor that is no expert; a matrix of attention is float32."""
-        matrix = self.packed_attention(name) if ".self_attn." in name else None
+        matrix = self.packed_attention(name) if is_attention_matrix(name) else None
         return self.checkpoint.tensor(name) if matrix is None else matrix.dequantize()
 
     def expert(self, layer: int, expert: int) -> Iterator[tuple[str, Tensor]]:

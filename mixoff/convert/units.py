@@ -13,9 +13,11 @@ from torch import Tensor
 
 from mixoff.checkpoint import TRUNK_NAME, expert_layout, experts_tensor, layer_file
 from mixoff.convert.matrices import Matrices
-from mixoff.quantization import PackedMatrix, Quantization, Shape, Unquantized
+from mixoff.mixtral import is_attention_matrix
+from mixoff.new_shards import NewTensor, is_whole, shard_nbytes, write_shard
+from mixoff.quantization import PackedMatrix, Shape
 from mixoff.records import RecordLayout
-from mixoff.shards import NewTensor, Shard, is_whole, read_shard, shard_nbytes, write_shard
+from mixoff.shards import Shard, read_shard
 
 Told = Callable[[int], None]  # is told how many weights more are done
 
@@ -87,8 +89,9 @@ class Unit:
                     != shard.checksums[name][number]
                 ):
                     return f"the checksum of {name} differs"
-                if name in self.records and not _is_finite(self.records[name], raw):
-                    return f"a scale of {name} is no number"
+                layout = self.records.get(name)
+                if layout and (part := layout.strange_scales(raw)):
+                    return f"{part} in {name} holds what is no number"
         return None
 
 
@@ -122,7 +125,7 @@ def _layer(matrices: Matrices, layer: int, rest: Mapping[str, Shape], told: Told
     experts = experts_tensor(layer)
     tensors, records = {experts: _records(matrices, layer, layout, told)}, {experts: layout}
     for name, shape in rest.items():
-        if ".self_attn." in name:
+        if is_attention_matrix(name):
             records[name] = RecordLayout(scheme.attention, (("weight", shape),))
             tensors[name] = _attention(matrices, name, records[name], told)
         else:
@@ -174,13 +177,3 @@ def _copy(matrix: PackedMatrix, into: PackedMatrix) -> None:
     for place, piece in zip(into.pieces, matrix.pieces, strict=True):
         for part, tensor in place.parts.items():
             tensor.copy_(piece.parts[part])
-
-
-def _is_finite(layout: RecordLayout, record: Tensor) -> bool:
-    """Return whether all scales and zeros are numbers; weights that are kept are as they were."""
-    quantization: Quantization = layout.quantization
-    if isinstance(quantization, Unquantized):
-        return True
-    pieces = [p for matrix in layout.tensors(record).values() for p in matrix.pieces]
-    floats = [t for piece in pieces for t in piece.parts.values() if t.is_floating_point()]
-    return all(bool(tensor.isfinite().all()) for tensor in floats)

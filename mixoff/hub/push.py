@@ -11,18 +11,7 @@ from mixoff.checkpoint import INDEX_NAME, Checkpoint
 from mixoff.errors import CheckpointError, ConfigError
 from mixoff.hub.card import model_card
 from mixoff.hub.refusals import plain_errors
-
-_SETTINGS = (
-    "config.json",
-    INDEX_NAME,
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
+from mixoff.sources import COMPANIONS
 
 
 def push_to_hub(
@@ -91,7 +80,7 @@ def _upload(repository: str, additions: list[CommitOperationAdd]) -> str:
 
 def own_files(checkpoint: Checkpoint) -> list[Path]:
     """Return the files of a checkpoint, and nothing else that lies in its folder."""
-    settings = [checkpoint.path / name for name in _SETTINGS]
+    settings = [checkpoint.path / name for name in ("config.json", INDEX_NAME, *COMPANIONS)]
     weights = [shard.path for shard in checkpoint.shards.values()]
     return [*(path for path in settings if path.is_file()), *weights]
 

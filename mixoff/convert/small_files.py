@@ -9,17 +9,9 @@ from mixoff.convert.matrices import Matrices
 from mixoff.convert.units import Unit
 from mixoff.errors import CheckpointError
 from mixoff.settings import quantization_settings
+from mixoff.sources import COMPANIONS
 
-_COPIED = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
-SMALL_FILES = frozenset({"config.json", INDEX_NAME, *_COPIED})
+SMALL_FILES = frozenset({"config.json", INDEX_NAME, *COMPANIONS})
 
 
 def small_files(
@@ -47,7 +39,7 @@ def small_files(
         INDEX_NAME: _json(_index([*units], header_crc32)),
         "config.json": _json(config),
     }
-    for name in _COPIED:
+    for name in COMPANIONS:
         path = matrices.weights.files.settings / name
         try:
             if path.is_file():
