@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections import namedtuple
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 from faulty_files import FaultyFiles
 from tiny import EXACT, MIXED
+from tqdm import tqdm
 
 from mixoff.convert import Conversion, quantize_checkpoint
 from mixoff.errors import CheckpointError, ConfigError, MixoffError
@@ -63,16 +65,32 @@ def finish(source: Path, target: Path, scheme: Scheme) -> None:
             raise
 
 
+def start_child(work: Callable[[], object]) -> int:
+    """Do something in a process of its own; it exits with 0, or 1 if refused, or 2. Return its id.
+
+    tqdm's lock is one for a process and all that it forks: a child that is killed while it holds it
+    would let everybody wait for ever, so a child gets its own.
+    """
+    if child := os.fork():
+        return child
+    status = 0
+    try:
+        faulthandler.register(signal.SIGALRM, chain=True)  # a hang fails, and says where it is
+        signal.alarm(30)
+        tqdm.set_lock(threading.RLock())
+        work()
+    except MixoffError:
+        status = 1
+    except BaseException:
+        traceback.print_exc()
+        status = 2
+    finally:
+        os._exit(status)
+
+
 def in_child(work: Callable[[], object], kill_after_s: float | None = None) -> int:
     """Do something in a process of its own, which may be killed; return its exit status."""
-    child = os.fork()
-    if not child:
-        faulthandler.dump_traceback_later(30, exit=True)  # a hang fails, and says where it is
-        try:
-            work()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
+    child = start_child(work)
     if kill_after_s is not None:
         time.sleep(kill_after_s)
         os.kill(child, signal.SIGKILL)
@@ -275,19 +293,7 @@ def test_two_conversions_at_once_do_no_harm_where_nothing_can_be_locked(
     monkeypatch.setattr("fcntl.flock", refuse)
     target, whole = tmp_path / "model", expected(EXACT)
     for number in range(10):
-        children = []
-        for _ in range(2):
-            if not (child := os.fork()):
-                faulthandler.dump_traceback_later(30, exit=True)
-                try:
-                    convert(source, target, EXACT)
-                except MixoffError:
-                    os._exit(1)
-                except BaseException:
-                    traceback.print_exc()
-                    os._exit(2)
-                os._exit(0)
-            children.append(child)
+        children = [start_child(lambda: convert(source, target, EXACT)) for _ in range(2)]
         statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         assert 2 not in statuses
         if not target.exists():
