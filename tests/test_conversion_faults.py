@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from faulty_files import FaultyFiles
 from tiny import EXACT, MIXED
-from tqdm import tqdm
+from tqdm.auto import tqdm  # the class that conversions use: each has a lock of its own
 
 from mixoff.convert import Conversion, quantize_checkpoint
 from mixoff.errors import CheckpointError, ConfigError, MixoffError
