@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from mixoff import plots
+    from mixoff import plots, tables
     from mixoff.builder import build_model, register
     from mixoff.cache import ExpertCache, cache_of
     from mixoff.comparison import Divergence, divergence
@@ -64,7 +64,7 @@ _HOME = {
     "Trace": "trace",
 }
 
-_MODULES = ("plots",)
+_MODULES = ("plots", "tables")
 
 __all__ = [
     "HQQ",
@@ -100,6 +100,7 @@ __all__ = [
     "register",
     "replay",
     "sweep",
+    "tables",
 ]
 
 

@@ -30,6 +30,7 @@ ORDER = (
     "trace",
     "turns",
     "simulate",
+    "tables",
     "plots",
     "transfer",
     "stats",

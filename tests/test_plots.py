@@ -1,14 +1,17 @@
 """Pictures show what the numbers say, and their words stay off the data."""
 
+import inspect
 from collections.abc import Iterator
+from itertools import combinations
+from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import pytest
-from recordings import MS, HandPlayed
+from pictures import EXAMPLES, axes_of, darkness, drawn_numbers, pixels_at, reply, swept, words_of
 
 import mixoff
 from mixoff.errors import TraceError
-from mixoff.trace import Trace
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -20,38 +23,101 @@ def closed() -> Iterator[None]:
     plt.close("all")
 
 
-def reply(layers: int = 4, steps: int = 5) -> Trace:
-    """Return the trace of a prompt and some tokens: every other miss was guessed in time."""
-    played = HandPlayed(layers=layers, experts=8, slots=4).record()
-    for step in range(steps):
-        for layer in range(layers):
-            first = (3 * step + 5 * layer) % 8
-            wanted = range(8) if step == 0 else (first, (first + 2 + step) % 8)
-            tokens = 9 if step == 0 else 1
-            for miss in {*wanted} - played.layers[layer].residents:
-                took = 2 * MS
-                played.copied(layer, miss, "disk", played.now - took // 2, took, guess=miss % 2)
-            played.demand(
-                layer, wanted, tokens=tokens, wait_ns=MS + layer * MS // 4, compute_ns=MS // 2,
-                tier="host",
-            )  # fmt: skip
-            played.now += 3 * MS // 4
-    return played.trace()
+def drawn(name: str) -> list[plt.Axes]:
+    """Return the axes of an example of a picture, drawn."""
+    found = axes_of(getattr(mixoff.plots, name)(*EXAMPLES[name]()))
+    found[0].get_figure(root=True).canvas.draw()
+    return found
 
 
-def table() -> object:
-    trace = Trace.synthetic("zipf", tokens=400, layers=3, experts=8, top_k=2, seed=1)
-    policies = ["belady-bypass", "belady", "lfu", "lru", "fifo", "random", "static", "floor"]
-    return mixoff.sweep(trace, policies)
+every_picture = pytest.mark.parametrize("name", mixoff.plots.__all__)
 
 
-def overlaps(axes: plt.Axes, artist: object) -> bool:
-    axes.figure.canvas.draw()
-    return bool(artist.get_window_extent().overlaps(axes.get_window_extent()))
+def test_every_picture_has_an_example_and_a_twin_and_no_twin_is_alone():
+    assert sorted(EXAMPLES) == sorted(mixoff.plots.__all__) == sorted(mixoff.tables.__all__)
+
+
+@every_picture
+def test_a_twin_takes_what_its_picture_takes_but_axes(name):
+    def wanted(function: Any) -> list[tuple[str, object, object]]:
+        found = inspect.signature(function).parameters.values()
+        return [(each.name, each.kind, each.default) for each in found if each.name != "ax"]
+
+    assert wanted(getattr(mixoff.plots, name)) == wanted(getattr(mixoff.tables, name))
+
+
+@every_picture
+def test_what_is_drawn_is_the_last_column_of_the_twin(name):
+    shown = np.array([number for axes in drawn(name) for number in drawn_numbers(axes)])
+    table = getattr(mixoff.tables, name)(*EXAMPLES[name]())
+    told = table.iloc[:, -1].to_numpy(dtype=float, na_value=np.nan)
+    assert len(told)
+    assert np.sort(shown[~np.isnan(shown)]) == pytest.approx(np.sort(told[~np.isnan(told)]))
+
+
+@every_picture
+@pytest.mark.parametrize("style", ["default", "dark_background", "ggplot"])
+def test_paper_is_white_and_words_are_dark_whatever_the_style(name, style):
+    with plt.style.context(style):
+        axes = drawn(name)
+        figure = axes[0].get_figure(root=True)
+        assert darkness(figure.get_facecolor()) == 0
+        assert all(darkness(each.get_facecolor()) == 0 for each in figure.axes)
+        words = [text for text in words_of(axes[0]) if text.get_bbox_patch() is None]
+        light = [text.get_text() for text in words if darkness(text.get_color()) < 0.5]
+    on_cells = [text.get_text() for each in axes if each.images for text in each.texts]
+    assert not {*light} - {*on_cells}
+
+
+@every_picture
+def test_words_can_be_read_when_a_picture_is_300_pixels_wide(name):
+    words = words_of(drawn(name)[0])
+    small = {text.get_text(): pixels_at(text, 300) for text in words}
+    assert min(small.values()) >= 6.5, small
+
+
+@every_picture
+def test_no_words_lie_on_other_words_or_leave_the_paper(name):
+    axes = drawn(name)
+    boxes = [(text.get_text(), text.get_window_extent()) for text in words_of(axes[0])]
+    crossed = [
+        (one, other) for (one, a), (other, b) in combinations(boxes, 2) if a.overlaps(b)
+    ]  # fmt: skip
+    assert not crossed
+    paper = axes[0].get_figure(root=True).bbox
+    assert not [
+        word for word, box in boxes
+        if box.x0 < -1 or box.y0 < -1 or box.x1 > paper.x1 + 1 or box.y1 > paper.y1 + 1
+    ]  # fmt: skip
+
+
+@every_picture
+def test_legends_stay_off_the_data(name):
+    for axes in drawn(name):
+        legend = axes.get_legend()
+        if legend is not None:
+            assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+
+
+@every_picture
+def test_axes_say_what_they_show(name):
+    figure = drawn(name)[0].get_figure(root=True)
+    words = [each.get_xlabel() + each.get_ylabel() for each in figure.axes]
+    assert any(words) or figure.get_supxlabel()
+
+
+@every_picture
+def test_given_axes_are_used(name):
+    draw = getattr(mixoff.plots, name)
+    if "ax" not in inspect.signature(draw).parameters:
+        pytest.skip("it needs a figure of its own")
+    given = plt.subplots(figsize=(9, 5), layout="constrained")[1]
+    assert draw(*EXAMPLES[name](), ax=given) is given
+    assert len(plt.get_fignums()) == 1
 
 
 def test_hit_rates_are_drawn_as_they_are():
-    found = table()
+    found = swept()
     axes = mixoff.plots.hit_rate(found)
     sums = found.groupby(["policy", "slots"])[["hits", "misses"]].sum()
     for line in axes.get_lines():
@@ -62,7 +128,7 @@ def test_hit_rates_are_drawn_as_they_are():
 
 
 def test_bounds_are_grey_and_dashed_and_policies_are_not():
-    lines = {line.get_label(): line for line in mixoff.plots.hit_rate(table()).get_lines()}
+    lines = {line.get_label(): line for line in mixoff.plots.hit_rate(swept()).get_lines()}
     for name, line in lines.items():
         is_bound = name in ("belady", "belady-bypass", "floor")
         assert (line.get_linestyle() != "-") == is_bound
@@ -83,7 +149,7 @@ def test_a_time_line_shows_the_steps_that_were_asked_for():
     trace = reply()
     starts = trace.per_token()["start_ms"]
     axes = mixoff.plots.timeline(trace, first_step=2, steps=2)
-    marks = [line.get_xdata()[0] for line in axes.get_lines()]
+    marks = [line.get_xdata()[0] for line in axes.get_lines()]  # guides
     assert marks == pytest.approx([0, starts[3] - starts[2]])
     assert [text.get_text() for text in axes.texts] == ["step 2", "3"]
 
@@ -98,20 +164,6 @@ def test_bars_of_a_time_line_are_as_long_as_the_waits():
     ]  # fmt: skip
     lengths = [path.get_extents().width for path in bars.get_paths()]
     assert sum(lengths) == pytest.approx(trace.per_token()["wait_ms"][1])
-
-
-@pytest.mark.parametrize(
-    "draw",
-    [
-        lambda ax: mixoff.plots.hit_rate(table(), ax),
-        lambda ax: mixoff.plots.timeline(reply(), ax=ax),
-    ],
-)
-def test_legends_stay_off_the_data_and_a_given_axes_is_used(draw):
-    given = plt.subplots(figsize=(9, 4), layout="constrained")[1]
-    axes = draw(given)
-    assert axes is given
-    assert not overlaps(axes, axes.get_legend())
 
 
 @pytest.mark.parametrize("wrong", [{"first_step": 5}, {"first_step": -1}, {"steps": 0}])

@@ -1,18 +1,137 @@
-"""How mixoff's pictures look: colours, and the axes that they are drawn on. Knows no data.
+"""How mixoff's pictures look: colours, paper, axes and legends. Knows no data.
 
-Colours are those of Okabe and Ito, "Color universal design" (2008), which most people tell apart.
-Paper is white whatever theme a notebook has, so that a picture reads the same everywhere.
+Colours are those of Okabe and Ito, "Color universal design" (2008), which most people tell apart;
+heat maps have cividis (Nuñez, Anderton and Renslow 2018), which is as even to the colour-blind.
+Paper is white and ink dark whatever theme a notebook or matplotlib style has, and letters are large
+enough to be read when a picture is 300 pixels wide, so that it reads the same everywhere.
 """
 
+from collections.abc import Callable, Iterable, Iterator
+from functools import wraps
+from itertools import cycle
+from typing import Any, ParamSpec, TypeVar
+
 import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 BLUE, SKY, GREEN = "#0072B2", "#56B4E9", "#009E73"
 ORANGE, VERMILION, PURPLE = "#E69F00", "#D55E00", "#CC79A7"
-GREY, LIGHT = "#555555", "#BBBBBB"
+GREY, LIGHT, INK = "#555555", "#BBBBBB", "#1A1A1A"
+HEAT = "cividis"  # the colour map of amounts
+
+GUIDE = "guide"  # the gid of marks that show no numbers of their own: name them so
+
+_LOOK: dict[str, Any] = {
+    "font.size": 12,
+    "axes.titlesize": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 2,
+    "lines.markersize": 6,
+    "legend.frameon": False,
+    "legend.handlelength": 1.6,
+    "figure.dpi": 120,
+    "image.cmap": HEAT,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor"), INK),
+}
 
 
-def new_axes(width: float = 7.5, height: float = 4.0) -> Axes:
-    """Return empty axes on a figure of their own, of a size in inches."""
-    axes: Axes = plt.subplots(figsize=(width, height), layout="constrained")[1]
+def on_paper(draw: Callable[P, T]) -> Callable[P, T]:
+    """Return a function that draws as the given one does, in mixoff's look and not the user's."""
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> T:
+        with plt.style.context(["default", _LOOK]):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+def axes_on_paper(ax: Axes | None, width: float = 6.0, height: float = 3.8) -> Axes:
+    """Return axes to draw on: the given ones, or new ones on a figure of a size in inches.
+
+    Paper becomes white, the given one's, too; ticks that matplotlib makes later are dark.
+    """
+    axes = plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
+    dress(axes)
     return axes
+
+
+def panels(count: int, *, width: float, height: float, columns: int) -> list[Axes]:
+    """Return new axes in rows, which share both scales, on a figure of a size in inches."""
+    rows = -(-count // columns)
+    figure, grid = plt.subplots(
+        rows,
+        columns,
+        figsize=(width, height),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    every = list(np.ravel(grid))
+    for unused in every[count:]:
+        figure.delaxes(unused)
+    for axes in every[:count]:
+        dress(axes)
+    return every[:count]
+
+
+def dress(axes: Axes) -> None:
+    """Make axes and their figure's paper white, and what is written on them dark."""
+    axes.figure.set_facecolor("white")
+    axes.set_facecolor("white")
+    axes.tick_params(which="both", color=INK, labelcolor=INK)  # ticks are made when they're drawn
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set_color(INK)
+        axis.get_offset_text().set_color(INK)
+    for spine in axes.spines.values():
+        spine.set_edgecolor(INK)
+    axes.title.set_color(INK)
+
+
+def rule(axes: Axes, axis: Any = "both") -> None:
+    """Draw a faint grid behind the data."""
+    axes.grid(axis=axis, color=LIGHT, alpha=0.5, linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def legend_beside(axes: Axes, handles: Iterable[Artist] | None = None) -> None:
+    """Name the marks to the right of the axes, where no data are."""
+    named = {} if handles is None else {"handles": list(handles)}
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, **named)
+
+
+def legend_above(axes: Axes, handles: Iterable[Artist] | None = None, *, columns: int = 3) -> None:
+    """Name the marks above the axes, where no data are."""
+    named = {} if handles is None else {"handles": list(handles)}
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.01),
+        ncols=columns,
+        borderaxespad=0.0,
+        columnspacing=1.2,
+        **named,
+    )
+
+
+def colour_bar(axes: Axes, drawn: Any, label: str, format: Any = None) -> None:
+    """Tell beside the axes which amount each colour of a heat map is."""
+    figure = axes.get_figure(root=True)
+    assert isinstance(figure, Figure)
+    bar = figure.colorbar(drawn, ax=axes, label=label, format=format)
+    bar.outline.set_visible(False)
+    dress(bar.ax)
+
+
+def looks() -> Iterator[dict[str, Any]]:
+    """Yield for ever how lines of several groups differ: in colour and marker at once."""
+    colours = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
+    for colour, marker in zip(cycle(colours), cycle("osD^vPX"), strict=False):
+        yield {"color": colour, "marker": marker}

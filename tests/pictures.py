@@ -1,0 +1,100 @@
+"""An example of every picture, and what can be asked of any: its numbers, and how it looks."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.text import Text
+from recordings import MS, HandPlayed
+
+import mixoff
+from mixoff.plots.style import GUIDE
+from mixoff.trace import Trace
+
+POLICIES = ["belady-bypass", "belady", "lfu", "lru", "fifo", "random", "static", "floor"]
+POINTS_PER_INCH = 72
+
+
+def reply(layers: int = 4, steps: int = 5) -> Trace:
+    """Return the trace of a prompt and some tokens: every other miss was guessed in time."""
+    played = HandPlayed(layers=layers, experts=8, slots=4).record()
+    for step in range(steps):
+        for layer in range(layers):
+            first = (3 * step + 5 * layer) % 8
+            wanted = range(8) if step == 0 else (first, (first + 2 + step) % 8)
+            tokens = 9 if step == 0 else 1
+            for miss in {*wanted} - played.layers[layer].residents:
+                took = 2 * MS
+                played.copied(layer, miss, "disk", played.now - took // 2, took, guess=miss % 2)
+            played.demand(
+                layer, wanted, tokens=tokens, wait_ns=MS + layer * MS // 4, compute_ns=MS // 2,
+                tier="host",
+            )  # fmt: skip
+            played.now += 3 * MS // 4
+    return played.trace()
+
+
+def routed(routing: Any = "zipf", layers: int = 3, seed: int = 1) -> Trace:
+    return Trace.synthetic(routing, tokens=400, layers=layers, experts=8, top_k=2, seed=seed)
+
+
+def swept() -> Any:
+    return mixoff.sweep(routed(), POLICIES)
+
+
+EXAMPLES: dict[str, Callable[[], tuple[Any, ...]]] = {  # of every picture, what it is given
+    "hit_rate": lambda: (swept(),),
+    "timeline": lambda: (reply(),),
+}
+
+
+def axes_of(drawn: Any) -> list[Axes]:
+    """Return a picture's axes: one, or several."""
+    return [drawn] if isinstance(drawn, Axes) else list(drawn)
+
+
+def drawn_numbers(axes: Axes) -> Iterator[float]:
+    """Yield the numbers that axes show: heights of points, lengths of bars, colours of cells."""
+    for line in axes.get_lines():
+        if line.get_gid() != GUIDE:
+            yield from map(float, line.get_ydata())
+    for bars in axes.containers:
+        yield from map(float, getattr(bars, "datavalues", ()))
+    for image in axes.images:
+        yield from np.ma.filled(image.get_array().astype(float), np.nan).ravel().tolist()
+    for collection in axes.collections:
+        if collection.get_gid() == GUIDE:
+            continue
+        if isinstance(collection, mpl.collections.PathCollection):
+            yield from map(float, collection.get_offsets()[:, 1])
+        elif isinstance(collection, mpl.collections.QuadMesh):
+            yield from map(float, collection.get_array().ravel())
+        elif isinstance(collection, mpl.collections.PolyCollection):
+            yield from (path.get_extents().width for path in collection.get_paths())
+
+
+def words_of(axes: Axes) -> list[Text]:
+    """Return every text of a picture that can be seen, which is drawn already.
+
+    Not among them: labels of ticks beyond the end of their axis, which matplotlib makes and hides.
+    """
+    figure = axes.get_figure(root=True)
+    every = [axis for each in figure.axes for axis in (each.xaxis, each.yaxis)]
+    hidden = {tick for axis in every for tick in (*axis.majorTicks, *axis.minorTicks)}
+    hidden -= {tick for axis in every for tick in axis._update_ticks()}
+    unseen = {id(label) for tick in hidden for label in (tick.label1, tick.label2)}
+    texts = figure.findobj(lambda found: isinstance(found, Text) and found.get_visible())
+    return [text for text in texts if text.get_text().strip() and id(text) not in unseen]
+
+
+def darkness(colour: Any) -> float:
+    """Return 0 for white and 1 for black."""
+    return 1 - float(np.dot(mpl.colors.to_rgb(colour), (0.2126, 0.7152, 0.0722)))
+
+
+def pixels_at(text: Text, width: int) -> float:
+    """Return how high letters are when the picture is so many pixels wide."""
+    figure = text.get_figure(root=True)
+    return text.get_fontsize() * width / (figure.get_figwidth() * POINTS_PER_INCH)
