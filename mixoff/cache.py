@@ -37,7 +37,7 @@ class ExpertCache:
     layouts
         ``layouts[layer][expert]``: where a record's tensors lie in it.
     slots_per_layer
-        How many experts of a layer are resident.
+        How many experts of a layer are resident; with 0 each goes as soon as it was used.
     policy
         Who leaves first: a name in `mixoff.policies.POLICIES` or a `Policy`.
     staging
@@ -189,7 +189,7 @@ class ExpertCache:
         Raises
         ------
         ConfigError
-            If it isn't 1 to the number of experts.
+            If it isn't 0 to the number of experts.
         MixoffError
             If the cache was closed.
         """
@@ -226,10 +226,10 @@ class ExpertCache:
         raise MixoffError("an expert cache can't be pickled: build the model again.")
 
     def _check_slots(self, slots_per_layer: int) -> None:
-        if not 1 <= slots_per_layer <= self.num_experts:
+        if not 0 <= slots_per_layer <= self.num_experts:
             raise ConfigError(
                 f"slots_per_layer={slots_per_layer}: a layer has {self.num_experts} experts, "
-                f"so give 1 to {self.num_experts}."
+                f"so give 0 (nothing stays) to {self.num_experts}."
             )
 
     def _limit(self, slots_per_layer: int) -> int:

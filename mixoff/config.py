@@ -71,7 +71,8 @@ class OffloadConfig:
     offload_per_layer
         How many of a layer's experts start outside the device, so that
         ``slots_per_layer = experts - offload_per_layer``. The experts with the highest numbers
-        start inside. By default half of them start outside.
+        start inside. By default half of them start outside. With all of them outside nothing is
+        ever kept: each expert is fetched when it is needed, and goes.
     device_memory
         Instead of `offload_per_layer`: the budget for all that lies on the device, which gets as
         many slots as fit beside the trunk, the KV cache, the workspace and the staging buffers.
@@ -151,7 +152,8 @@ class OffloadConfig:
         Raises
         ------
         ConfigError
-            If no slot would be left, or if `device_memory` decides, as `mixoff.plan_memory` tells.
+            If a layer hasn't so many experts, or if `device_memory` decides, as
+            `mixoff.plan_memory` tells.
         """
         if self.device_memory is not None:
             raise ConfigError(
@@ -160,10 +162,10 @@ class OffloadConfig:
             )
         if self.offload_per_layer is None:
             return num_experts - num_experts // 2
-        if self.offload_per_layer >= num_experts:
+        if self.offload_per_layer > num_experts:
             raise ConfigError(
                 f"offload_per_layer={self.offload_per_layer}: a layer of this model has "
-                f"{num_experts} experts and one must fit the device: give 0 to {num_experts - 1}."
+                f"{num_experts} experts: give 0 to {num_experts}, which keeps none."
             )
         return num_experts - self.offload_per_layer
 

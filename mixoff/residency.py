@@ -40,7 +40,7 @@ def admit(
     slots
         [N]: how many experts may be resident.
     bypass
-        Whether a row may bypass: one for all, or [N].
+        Whether a row may bypass: one for all, or [N]. A row without slots always does.
 
     Yields
     ------
@@ -49,7 +49,7 @@ def admit(
     """
     rows = _rows_with_any(missed)  # [R] of those that have a newcomer still to come
     waiting = missed.take(rows, axis=0)
-    bypasses = np.broadcast_to(bypass, slots.shape).take(rows)
+    bypasses = (bypass | (slots == 0)).take(rows)
     scores = np.fmin(scores.take(rows, axis=0), _HIGHEST)  # infinity is for who can't leave
     inside = resident.take(rows, axis=0)
     free = slots.take(rows) - inside @ np.ones(inside.shape[1], np.float32)  # a count, faster

@@ -28,6 +28,8 @@ class LRUOracle:
     def load(self, expert: int, wanted: list[int]) -> int | None:
         """Make an expert resident; who leaves was not wanted, unless all were."""
         victim = None
+        if self.slots == 0:
+            return expert
         if len(self.residents) == self.slots:
             unwanted = [resident for resident in self.residents if resident not in wanted]
             del self.residents[victim := (unwanted or [*self.residents])[0]]
@@ -68,7 +70,9 @@ class Oracle:
         if len(self.residents) < self.slots:
             self.residents.add(expert)
             return None
-        others = self.residents | {expert} if self.bypass else self.residents - wanted
+        others = (
+            self.residents | {expert} if self.bypass or not self.slots else self.residents - wanted
+        )
         victim = min(others or self.residents, key=lambda other: (self.worth(other), other))
         self.residents.add(expert)
         self.residents.remove(victim)

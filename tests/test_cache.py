@@ -207,9 +207,19 @@ def test_a_policy_of_ones_own_chooses_the_victim(make_cache):
     assert cache.residents(0) == {0, 3, 4}
 
 
-def test_no_slot_is_an_error_with_what_would_do(make_cache):
-    with pytest.raises(ConfigError, match="give 1 to 6"):
-        make_cache(slots=0)
+def test_more_slots_than_experts_are_an_error_with_what_would_do(make_cache):
+    with pytest.raises(ConfigError, match=r"give 0 .* to 6"):
+        make_cache(slots=7)
+
+
+def test_without_slots_every_expert_is_fetched_each_time_and_none_stays(make_cache):
+    cache = make_cache(slots=0)
+    for _ in range(2):
+        assert take(cache, 0, [1, 4]) == [1, 4]
+        assert not cache.residents(0)
+    stats = cache.stats()
+    assert (stats.hits, stats.misses) == (0, 4)
+    assert stats.bytes_moved == 4 * LAYOUT.stride
 
 
 def test_host_memory_is_not_spent_on_experts_that_start_on_the_device(files):
@@ -321,10 +331,10 @@ def test_a_resize_in_the_middle_of_a_demand_leaves_the_demand_right(make_cache):
         assert sorted(take(cache, 0, range(6))) == [*range(6)]
 
 
-@pytest.mark.parametrize("slots", [0, 7])
+@pytest.mark.parametrize("slots", [-1, 7])
 def test_a_resize_to_what_no_layer_has_changes_nothing(make_cache, slots):
     cache = make_cache(slots=3)
-    with pytest.raises(ConfigError, match="give 1 to 6"):
+    with pytest.raises(ConfigError, match=r"give 0 .* to 6"):
         cache.resize(slots)
     assert cache.slots_per_layer == 3
     assert take(cache, 0, [3, 4, 5]) == [3, 4, 5]

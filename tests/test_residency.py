@@ -14,7 +14,7 @@ from mixoff.residency import Decision, Residency, admit
 def runs(draw: st.DrawFn) -> tuple[int, int, list[list[int]]]:
     """Draw experts, slots, and demands of any size, repetitions included."""
     experts = draw(st.integers(1, 10))
-    slots = draw(st.integers(1, experts))
+    slots = draw(st.integers(0, experts))
     demand = st.lists(st.integers(0, experts - 1), max_size=experts + 2)
     return experts, slots, draw(st.lists(demand, max_size=20))
 

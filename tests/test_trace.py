@@ -327,7 +327,7 @@ WRONG = {
     "steps run backwards": ("events.step", ..., lambda step: step.max() - step),
     "a state's layer isn't below 2": ("states.layer", 0, 2),
     "a state of an unknown reason": ("states.reason", 0, 3),
-    "slots aren't 1 to 4": ("states.slots", 0, 0),
+    "slots aren't 0 to 4": ("states.slots", 0, 5),
     "more residents than slots": ("states.resident", 0, True),
     "a layer's clock is negative": ("states.clock", 0, -1),
     "a state of no demand": ("states.position", 0, 9),

@@ -173,7 +173,7 @@ def _broken_codes(
         (_outside(events["outcome"], NOTHING, len(OUTCOMES)), "an unknown outcome"),
         (_outside(states["layer"], 0, num_layers), f"a state's layer isn't below {num_layers}"),
         (_outside(states["reason"], 0, len(REASONS)), "a state of an unknown reason"),
-        (_outside(states["slots"], 1, num_experts + 1), f"slots aren't 1 to {num_experts}"),
+        (_outside(states["slots"], 0, num_experts + 1), f"slots aren't 0 to {num_experts}"),
     )
 
 
