@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mixoff.comparison import Divergence, divergence
     from mixoff.config import OffloadConfig
     from mixoff.convert import quantize_checkpoint
-    from mixoff.demo import demo_path
+    from mixoff.demo import demo_data, demo_path
     from mixoff.errors import CheckpointError, ConfigError, MixoffError, TraceError
     from mixoff.evaluate import held_out_loss
     from mixoff.generate import Chat, ReplyStats
@@ -27,9 +27,26 @@ if TYPE_CHECKING:
     from mixoff.reference import Reference, compute_reference
     from mixoff.simulate import Replay, replay, sweep
     from mixoff.stats import CacheStats
+    from mixoff.ablations import Ablation, ablations, measure_speed, whole_layers
+    from mixoff.quality import measure_quality, schemes_of_bits
+    from mixoff.machine import Machine, this_machine
+    from mixoff.suggestion import Suggestion, suggest_checkpoint
+    from mixoff.startup import Load, measure_load
     from mixoff.trace import Trace
 
 _HOME = {
+    "Ablation": "ablations",
+    "ablations": "ablations",
+    "measure_speed": "ablations",
+    "whole_layers": "ablations",
+    "measure_quality": "quality",
+    "schemes_of_bits": "quality",
+    "Machine": "machine",
+    "this_machine": "machine",
+    "Suggestion": "suggestion",
+    "suggest_checkpoint": "suggestion",
+    "Load": "startup",
+    "measure_load": "startup",
     "build_model": "builder",
     "register": "builder",
     "CacheStats": "stats",
@@ -37,6 +54,7 @@ _HOME = {
     "cache_of": "cache",
     "OffloadConfig": "config",
     "quantize_checkpoint": "convert",
+    "demo_data": "demo",
     "demo_path": "demo",
     "Divergence": "comparison",
     "divergence": "comparison",
@@ -67,6 +85,18 @@ _HOME = {
 _MODULES = ("plots", "tables")
 
 __all__ = [
+    "Ablation",
+    "ablations",
+    "measure_speed",
+    "whole_layers",
+    "measure_quality",
+    "schemes_of_bits",
+    "Machine",
+    "this_machine",
+    "Suggestion",
+    "suggest_checkpoint",
+    "Load",
+    "measure_load",
     "HQQ",
     "CacheStats",
     "Chat",
@@ -88,6 +118,7 @@ __all__ = [
     "build_model",
     "cache_of",
     "compute_reference",
+    "demo_data",
     "demo_path",
     "divergence",
     "held_out_loss",

@@ -1,4 +1,4 @@
-"""Where the demo model lies. Knows two folders; knows nothing of what is in a model."""
+"""Where the demo model lies, and what it was made of. Knows folders; nothing of what is in them."""
 
 from pathlib import Path
 
@@ -18,6 +18,23 @@ def demo_path() -> Path:
         If it is in neither place.
     """
     return first_checkpoint(_PACKAGE / "demo_mixtral", _PACKAGE.parent / "data" / "demo-mixtral")
+
+
+def demo_data(name: str) -> Path | None:
+    """Return what a clone of the repository has under data/ by this name; None where there is none.
+
+    An installed wheel carries the demo model alone. A notebook in a clone finds these all the same:
+    they are looked for beside the package, under the working folder, and beside that.
+
+    Parameters
+    ----------
+    name
+        Such as ``"demo-mixtral-float16"``, the demo model before it was quantized, or
+        ``"heldout.txt"``, a text that it never saw: data/README.md lists all.
+    """
+    roots = (_PACKAGE.parent, Path.cwd(), Path.cwd().parent)
+    paths = (root / "data" / name for root in roots)
+    return next((path for path in paths if path.exists()), None)
 
 
 def first_checkpoint(*folders: Path) -> Path:

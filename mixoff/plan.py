@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -24,6 +24,9 @@ from mixoff.outline import Outline
 from mixoff.quantization import Unquantized
 from mixoff.records import PAGE, RecordLayout
 from mixoff.settings import stored_dtype
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PlannedCheckpoint = AnyCheckpoint | Outline
 PREFILL_TOKENS = 512  # tokens that a chat computes at once
@@ -105,6 +108,20 @@ class MemoryPlan:
     def total(self) -> int:
         """Bytes of memory in all."""
         return self.device_nbytes + self.host_nbytes
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return what lies where, as `mixoff.plots.memory` draws it: a row a part, in bytes.
+
+        Columns: tier (device, host or disk), part, nbytes. The disk holds all experts, those that
+        are in memory too.
+        """
+        import pandas as pd
+
+        parts = ("slots", "staging", "trunk", "kv_cache", "workspace")
+        rows = [("device", part, getattr(self, part)) for part in parts]
+        rows += [("host", "records", self.host), ("host", "bounce", self.bounce)]
+        rows += [("disk", "experts", self.disk)]
+        return pd.DataFrame(rows, columns=["tier", "part", "nbytes"])
 
 
 def compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:

@@ -16,7 +16,7 @@ from mixoff.plan import plan_memory
 from mixoff.quantization import HQQ, HQQAxis0, Quantization, Scheme, Unquantized
 
 GIB = 2**30
-PUBLISHED = Path(__file__).parent / "data" / "published_table1.csv"
+PUBLISHED = Path(__file__).parents[1] / "data" / "published_table1.csv"
 MIXTRAL = {
     "model_type": "mixtral",
     "dtype": "float16",

@@ -6,11 +6,13 @@ from mixoff.hub.files import HubFiles
 from mixoff.hub.metadata import HubMetadata
 from mixoff.hub.push import push_to_hub
 from mixoff.hub.repository import is_on_hub
+from mixoff.hub.snapshot import cached_nbytes
 
 __all__ = [
     "HubCheckpoint",
     "HubFiles",
     "HubMetadata",
+    "cached_nbytes",
     "is_on_hub",
     "model_card",
     "named_checkpoint",

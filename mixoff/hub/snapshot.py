@@ -133,6 +133,12 @@ def storage_folder(repository: str) -> Path:
     return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
 
 
+def cached_nbytes(repository: str) -> int:
+    """Return how many bytes of a repository are in the cache, of whole files and begun ones."""
+    blobs = storage_folder(repository) / "blobs"
+    return sum(blob.stat().st_size for blob in blobs.glob("*") if blob.is_file())
+
+
 def cached_snapshot(name: HubName) -> Snapshot | None:
     """Return what the cache has for a name: a branch or tag as it was when last asked for."""
     storage, revision = storage_folder(name.repository), name.revision or constants.DEFAULT_REVISION

@@ -1,0 +1,119 @@
+"""Which checkpoint a machine can chat with. Knows Mixtral's sizes and plans; fetches nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from huggingface_hub import constants
+
+from mixoff.config import AUTO, RELEASED_CHECKPOINT, OffloadConfig, format_nbytes
+from mixoff.demo import demo_path
+from mixoff.errors import ConfigError
+from mixoff.hub import cached_nbytes
+from mixoff.machine import Machine
+from mixoff.memory import headroom
+from mixoff.outline import Outline
+from mixoff.plan import MemoryPlan, plan_memory
+from mixoff.quantization import HQQAxis0, Scheme
+
+# The settings of Mixtral-8x7B-Instruct-v0.1 that tell its sizes, as its config.json has them.
+_MIXTRAL_8X7B: Mapping[str, Any] = MappingProxyType(
+    {
+        "model_type": "mixtral",
+        "dtype": "float16",
+        "num_hidden_layers": 32,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 32000,
+        "max_position_embeddings": 32768,
+    }
+)
+# How the released checkpoint of it is quantized (the report, section 3.3).
+_RELEASED = Scheme(
+    attention=HQQAxis0(4, group_size=64, scale_group_size=256),
+    experts=HQQAxis0(2, group_size=16, scale_group_size=128),
+)
+_ALL_THERE_IS = OffloadConfig(device_memory=AUTO, host_memory=AUTO, prefetch=2)
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A checkpoint to chat with, and why this one. Printed, it is the reason.
+
+    Parameters
+    ----------
+    name
+        What `mixoff.build_model` takes: a folder, or a name on the hub.
+    offload, device
+        How to run it.
+    reason
+        Why this one, in a sentence or two.
+    """
+
+    name: str
+    offload: OffloadConfig
+    device: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+def suggest_checkpoint(machine: Machine) -> Suggestion:
+    """Return Mixtral-8x7B where it fits the machine's GPU, memory and disk, else the demo model.
+
+    Mixtral-8x7B is the checkpoint that mixtral-offloading released: attention in 4 bits, experts in
+    2. Nothing is fetched or asked for to tell: its sizes are known.
+
+    Parameters
+    ----------
+    machine
+        Such as `mixoff.this_machine` returns.
+
+    Raises
+    ------
+    MixoffError
+        If it is to be the demo model and that isn't here.
+    """
+    try:
+        reason = _how_it_fits(machine, _refuse_or_plan(machine))
+        return Suggestion(RELEASED_CHECKPOINT, _ALL_THERE_IS, machine.device, reason)
+    except ConfigError as obstacle:
+        reason = f"the demo model, since {obstacle}"
+    offload = OffloadConfig(offload_per_layer=4, prefetch=2)
+    return Suggestion(str(demo_path()), offload, "cpu", reason)
+
+
+def _refuse_or_plan(machine: Machine) -> MemoryPlan:
+    """Return what of Mixtral-8x7B would lie where on a machine; ConfigError tells why it can't."""
+    if machine.gpu is None:
+        raise ConfigError("torch finds no GPU here, and Mixtral-8x7B is suggested for one only.")
+    outline = Outline(Path("Mixtral-8x7B"), _MIXTRAL_8X7B, _RELEASED)
+    try:
+        plan = plan_memory(outline, _ALL_THERE_IS, device=machine.device, free=machine.free)
+    except ConfigError as error:
+        raise ConfigError(f"Mixtral-8x7B doesn't fit here: {error}") from None
+    nbytes = outline.experts_nbytes + sum(tensor.nbytes for tensor in outline.trunk.values())
+    missing, free = nbytes - cached_nbytes(RELEASED_CHECKPOINT), machine.free_disk_nbytes
+    if missing > 0 and constants.HF_HUB_OFFLINE:
+        raise ConfigError("Mixtral-8x7B isn't in the hub's cache and HF_HUB_OFFLINE is set.")
+    if missing > free - headroom(free):
+        raise ConfigError(
+            f"Mixtral-8x7B takes {format_nbytes(missing)} of disk and some must stay free, where "
+            f"{format_nbytes(free)} are free."
+        )
+    return plan
+
+
+def _how_it_fits(machine: Machine, plan: MemoryPlan) -> str:
+    return (
+        f"Mixtral-8x7B, since it fits: {plan.slots_per_layer} of a layer's 8 experts on the "
+        f"{machine.gpu}, {plan.experts_on_host} of the other {plan.experts_on_host + plan.experts_on_disk} "
+        "in host memory, the rest on disk."
+    )
