@@ -18,13 +18,17 @@ if TYPE_CHECKING:
     from mixoff.demo import demo_data, demo_path
     from mixoff.errors import CheckpointError, ConfigError, MixoffError, TraceError
     from mixoff.evaluate import held_out_loss
-    from mixoff.generate import Chat, ReplyStats
+    from mixoff.generate import Chat
     from mixoff.hub import push_to_hub
+    from mixoff.loading import load_chat
     from mixoff.plan import plan_memory
+    from mixoff.predictors import prefetcher_of
     from mixoff.prospects import Prospect, look_ahead
     from mixoff.quantization import HQQ, QuantizedTensor, Scheme, Unquantized
     from mixoff.recall import measure_recall
     from mixoff.reference import Reference, compute_reference
+    from mixoff.replies import ReplyStats
+    from mixoff.sampling import Sampling
     from mixoff.simulate import Replay, replay, sweep
     from mixoff.stats import CacheStats
     from mixoff.ablations import Ablation, ablations, measure_speed, whole_layers
@@ -64,9 +68,10 @@ _HOME = {
     "TraceError": "errors",
     "held_out_loss": "evaluate",
     "Chat": "generate",
-    "ReplyStats": "generate",
+    "load_chat": "loading",
     "push_to_hub": "hub",
     "plan_memory": "plan",
+    "prefetcher_of": "predictors",
     "Prospect": "prospects",
     "look_ahead": "prospects",
     "HQQ": "quantization",
@@ -76,6 +81,8 @@ _HOME = {
     "measure_recall": "recall",
     "Reference": "reference",
     "compute_reference": "reference",
+    "ReplyStats": "replies",
+    "Sampling": "sampling",
     "Replay": "simulate",
     "replay": "simulate",
     "sweep": "simulate",
@@ -111,6 +118,7 @@ __all__ = [
     "Reference",
     "Replay",
     "ReplyStats",
+    "Sampling",
     "Scheme",
     "Trace",
     "TraceError",
@@ -122,10 +130,12 @@ __all__ = [
     "demo_path",
     "divergence",
     "held_out_loss",
+    "load_chat",
     "look_ahead",
     "measure_recall",
     "plan_memory",
     "plots",
+    "prefetcher_of",
     "push_to_hub",
     "quantize_checkpoint",
     "register",
