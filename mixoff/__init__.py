@@ -21,28 +21,28 @@ if TYPE_CHECKING:
     from mixoff.generate import Chat
     from mixoff.hub import push_to_hub
     from mixoff.loading import load_chat
+    from mixoff.machine import Machine, this_machine
     from mixoff.plan import plan_memory
     from mixoff.predictors import prefetcher_of
     from mixoff.prospects import Prospect, look_ahead
+    from mixoff.quality import measure_quality, schemes_of_bits
     from mixoff.quantization import HQQ, QuantizedTensor, Scheme, Unquantized
     from mixoff.recall import measure_recall
     from mixoff.reference import Reference, compute_reference
     from mixoff.replies import ReplyStats
     from mixoff.sampling import Sampling
     from mixoff.simulate import Replay, replay, sweep
-    from mixoff.stats import CacheStats
-    from mixoff.ablations import Ablation, ablations, measure_speed, whole_layers
-    from mixoff.quality import measure_quality, schemes_of_bits
-    from mixoff.machine import Machine, this_machine
-    from mixoff.suggestion import Suggestion, suggest_checkpoint
+    from mixoff.speed import Ablation, ablations, measure_speed, whole_layers
     from mixoff.startup import Load, measure_load
+    from mixoff.stats import CacheStats
+    from mixoff.suggestion import Suggestion, suggest_checkpoint
     from mixoff.trace import Trace
 
 _HOME = {
-    "Ablation": "ablations",
-    "ablations": "ablations",
-    "measure_speed": "ablations",
-    "whole_layers": "ablations",
+    "Ablation": "speed",
+    "ablations": "speed",
+    "measure_speed": "speed",
+    "whole_layers": "speed",
     "measure_quality": "quality",
     "schemes_of_bits": "quality",
     "Machine": "machine",
@@ -92,25 +92,16 @@ _HOME = {
 _MODULES = ("plots", "tables")
 
 __all__ = [
-    "Ablation",
-    "ablations",
-    "measure_speed",
-    "whole_layers",
-    "measure_quality",
-    "schemes_of_bits",
-    "Machine",
-    "this_machine",
-    "Suggestion",
-    "suggest_checkpoint",
-    "Load",
-    "measure_load",
     "HQQ",
+    "Ablation",
     "CacheStats",
     "Chat",
     "CheckpointError",
     "ConfigError",
     "Divergence",
     "ExpertCache",
+    "Load",
+    "Machine",
     "MixoffError",
     "OffloadConfig",
     "Prospect",
@@ -120,9 +111,11 @@ __all__ = [
     "ReplyStats",
     "Sampling",
     "Scheme",
+    "Suggestion",
     "Trace",
     "TraceError",
     "Unquantized",
+    "ablations",
     "build_model",
     "cache_of",
     "compute_reference",
@@ -132,7 +125,10 @@ __all__ = [
     "held_out_loss",
     "load_chat",
     "look_ahead",
+    "measure_load",
+    "measure_quality",
     "measure_recall",
+    "measure_speed",
     "plan_memory",
     "plots",
     "prefetcher_of",
@@ -140,8 +136,12 @@ __all__ = [
     "quantize_checkpoint",
     "register",
     "replay",
+    "schemes_of_bits",
+    "suggest_checkpoint",
     "sweep",
     "tables",
+    "this_machine",
+    "whole_layers",
 ]
 
 

@@ -112,8 +112,9 @@ def _refuse_or_plan(machine: Machine) -> MemoryPlan:
 
 
 def _how_it_fits(machine: Machine, plan: MemoryPlan) -> str:
+    outside = plan.experts_on_host + plan.experts_on_disk
     return (
         f"Mixtral-8x7B, since it fits: {plan.slots_per_layer} of a layer's 8 experts on the "
-        f"{machine.gpu}, {plan.experts_on_host} of the other {plan.experts_on_host + plan.experts_on_disk} "
-        "in host memory, the rest on disk."
+        f"{machine.gpu}, {plan.experts_on_host} of the other {outside} in host memory, the rest on "
+        "disk."
     )

@@ -79,7 +79,7 @@ ORDER = (
     "reference",
     "comparison",
     "quality",
-    "ablations",
+    "speed",
     "demo",
     "startup",
     "machine",

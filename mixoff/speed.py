@@ -81,9 +81,7 @@ def ablations(num_experts: int, *, slots: int = 4, prefetch: int = 2) -> tuple[A
     return (
         Ablation("full", OffloadConfig(offload_per_layer=cached, prefetch=prefetch)),
         Ablation("without speculative pre-loading", OffloadConfig(offload_per_layer=cached)),
-        Ablation(
-            "without LRU cache and pre-loading", OffloadConfig(offload_per_layer=num_experts)
-        ),
+        Ablation("without LRU cache and pre-loading", OffloadConfig(offload_per_layer=num_experts)),
         Ablation(
             "naive offloading", OffloadConfig(offload_per_layer=num_experts), whole_layers=True
         ),
