@@ -30,6 +30,7 @@ ORDER = (
     "trace",
     "turns",
     "simulate",
+    "reuse",
     "tables",
     "plots",
     "transfer",
