@@ -101,14 +101,12 @@ def divergence(traces: Mapping[str, Trace]) -> "pd.DataFrame":
     shapes = {(trace.num_layers, trace.num_experts) for trace in traces.values()}
     if len(shapes) != 1:
         raise ConfigError(f"recordings of {sorted(shapes)} layers and experts: give some of one.")
-    even_odd = {
-        name: [_needed(trace, start, 2) for start in (0, 1)] for name, trace in traces.items()
-    }
+    halves = {name: _halves(trace) for name, trace in traces.items()}  # [2, L, E]
     rows = []
-    for one, parts in even_odd.items():
-        for other, others in even_odd.items():
-            pair = parts if one == other else [sum(parts), sum(others)]
-            rows.append((one, other, _jensen_shannon(*map(_distribution, pair))))
+    for one, own in halves.items():
+        for other, others in halves.items():
+            pair = own if one == other else np.stack([own.sum(axis=0), others.sum(axis=0)])
+            rows.append((one, other, _jensen_shannon(pair)))
     return pd.DataFrame(rows, columns=["one", "other", "bits"])
 
 
