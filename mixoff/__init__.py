@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from mixoff.quantization import HQQ, QuantizedTensor, Scheme, Unquantized
     from mixoff.recall import measure_recall
     from mixoff.reference import Reference, compute_reference
+    from mixoff.reuse import reuse_distances
     from mixoff.simulate import Replay, replay, sweep
     from mixoff.stats import CacheStats
+    from mixoff.texts import record_texts
     from mixoff.trace import Trace
 
 _HOME = {
@@ -58,9 +60,11 @@ _HOME = {
     "measure_recall": "recall",
     "Reference": "reference",
     "compute_reference": "reference",
+    "reuse_distances": "reuse",
     "Replay": "simulate",
     "replay": "simulate",
     "sweep": "simulate",
+    "record_texts": "texts",
     "Trace": "trace",
 }
 
@@ -97,8 +101,10 @@ __all__ = [
     "plots",
     "push_to_hub",
     "quantize_checkpoint",
+    "record_texts",
     "register",
     "replay",
+    "reuse_distances",
     "sweep",
     "tables",
 ]

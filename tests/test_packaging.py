@@ -72,6 +72,7 @@ ORDER = (
     "streaming",
     "generate",
     "windows",
+    "texts",
     "evaluate",
     "reference",
     "comparison",

@@ -39,7 +39,7 @@ def hit_rate(sweep: "pd.DataFrame", ax: Axes | None = None) -> Axes:
     """
     axes = axes_on_paper(ax, 6.6, 3.8)
     for policy, look, rows in _by_policy(tables.hit_rate(sweep)):
-        rows = rows.sort_values("slots")
+        rows = rows.sort_values("slots")  # which the sweep has in any order
         axes.plot(rows["slots"], rows["hit_rate"], label=policy, **look)
     _scale_rates(axes)
     axes.set_xlabel("slots per layer")
@@ -63,7 +63,7 @@ def layer_hit_rate(sweep: "pd.DataFrame", *, slots: Iterable[int] | None = None)
     every = panels(len(sizes), width=6.0, height=1.4 + 1.5 * len(sizes))
     for axes, size in zip(every, sizes, strict=True):
         for policy, look, rows in _by_policy(table[table["slots"] == size]):
-            axes.plot(rows["layer"], rows["hit_rate"], label=policy, **look)
+            axes.plot(rows["layer"], rows["hit_rate"], label=policy, markersize=4, **look)
         _scale_rates(axes)
         axes.set_title(f"{size} slots per layer", loc="left")
     every[-1].set_xlabel("layer")
@@ -82,7 +82,7 @@ def recovered(
 ) -> Axes:
     """Return how much of what could be won each policy wins with so many slots, a bar each.
 
-    Its number, hit rate and share, stands beside each. `mixoff.tables.recovered` tells the rest.
+    The bound for caches that must admit is grey, if it isn't all. `mixoff.tables.recovered` tells the rest.
 
     Raises
     ------
@@ -93,11 +93,12 @@ def recovered(
     axes = axes_on_paper(ax, 6.0, 1.5 + 0.45 * len(table))
     colours = [LIGHT if policy in _BOUNDS else BLUE for policy in table["policy"]]
     bars = axes.barh(table["policy"], table["recovered"], color=colours)
-    labels = [f"{share:.0%}" for share in table["recovered"]]
+    labels = [f"{share:.0%}".replace("-", "\N{MINUS SIGN}") for share in table["recovered"]]
     axes.bar_label(bars, labels, padding=4)
     axes.axvline(0, color=INK, linewidth=1, gid=GUIDE)
     axes.margins(x=0.15)
     axes.invert_yaxis()
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel(f"won of the way from {base} to {bound}, {slots} slots")
     axes.tick_params(axis="y", length=0)
@@ -110,7 +111,7 @@ def recovered(
 def kind_hit_rate(
     traces: Mapping[str, Trace], *, policy: str | Policy = "lru", ax: Axes | None = None
 ) -> Axes:
-    """Return hit rate against slots of caches of one policy, a line a kind of text.
+    """Return hit rate against slots of caches of one policy, a line a kind of text, and the floor.
 
     Raises
     ------
@@ -118,8 +119,8 @@ def kind_hit_rate(
         If there is no such policy, or no recording.
     """
     axes = axes_on_paper(ax, 6.6, 3.8)
-    groups = tables.kind_hit_rate(traces, policy=policy).groupby("kind", sort=False)
-    for (kind, rows), look in zip(groups, looks(), strict=False):
+    table = tables.kind_hit_rate(traces, policy=policy).rename(columns={"kind": "policy"})
+    for kind, look, rows in _by_policy(table):
         axes.plot(rows["slots"], rows["hit_rate"], label=kind, **look)
     _scale_rates(axes)
     axes.set(xlabel="slots per layer", ylabel=f"hit rate of {policy_name(policy)}")

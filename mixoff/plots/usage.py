@@ -53,7 +53,7 @@ def balance(trace: Trace, *, of: Of = "demands", ax: Axes | None = None) -> Axes
     axes = axes_on_paper(ax, 6.0, 3.4)
     axes.bar(table["layer"], table["load"], color=BLUE)
     axes.axhline(1, color=GREY, linestyle=":", gid=GUIDE)
-    axes.set(xlabel="layer", ylabel="busiest expert / mean")
+    axes.set(xlabel="layer", ylabel="busiest expert / mean", xlim=(-0.6, len(table) - 0.4))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     rule(axes, "y")
     return axes
@@ -63,7 +63,7 @@ def balance(trace: Trace, *, of: Of = "demands", ax: Axes | None = None) -> Axes
 def divergence(traces: Mapping[str, Trace], ax: Axes | None = None) -> Axes:
     """Return how differently each pair of recordings uses experts, a cell each, with its number.
 
-    On the diagonal is what chance makes. `mixoff.tables.divergence` tells the rest.
+    On the diagonal are two passages of one kind. `mixoff.tables.divergence` tells the rest.
 
     Raises
     ------
@@ -84,5 +84,5 @@ def divergence(traces: Mapping[str, Trace], ax: Axes | None = None) -> Axes:
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    colour_bar(axes, drawn, "bits, mean of layers")
+    colour_bar(axes, drawn, "divergence, bits")
     return axes

@@ -83,7 +83,7 @@ def recovered(
 def kind_hit_rate(traces: Mapping[str, Trace], *, policy: str | Policy = "lru") -> "pd.DataFrame":
     """Return what caches of each size would have hit in each recording, of all layers.
 
-    Columns: kind, slots, hit_rate.
+    Columns: kind ("floor" for slots / experts, the last one), slots, hit_rate.
 
     Parameters
     ----------
@@ -100,6 +100,7 @@ def kind_hit_rate(traces: Mapping[str, Trace], *, policy: str | Policy = "lru") 
     if not traces:
         raise ConfigError("traces: there is none: give one, or more.")
     swept = [sweep(trace, policy).assign(kind=kind) for kind, trace in traces.items()]
+    swept.append(sweep(next(iter(traces.values())), FLOOR).assign(kind=FLOOR))
     return _rates(pd.concat(swept), ["kind", "slots"])
 
 

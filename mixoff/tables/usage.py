@@ -86,8 +86,8 @@ def divergence(traces: Mapping[str, Trace]) -> "pd.DataFrame":
     Columns: one, other, bits: the Jensen-Shannon divergence of how often each expert is needed,
     the mean over layers. It is 0 if use is the same and 1 if no expert is needed in both (Lin 1991,
     "Divergence measures based on the Shannon entropy", with equal weights). Of one with itself it
-    is that of its even steps and its odd ones: what chance makes of recordings half as long, so
-    that a pair that isn't well above both its own numbers can't be told apart.
+    is that of its first half and its second: how much two passages of one kind differ, shorter
+    ones and so more by chance. A pair that isn't well above both its own can't be told apart.
 
     Raises
     ------
@@ -123,11 +123,11 @@ def _counts(trace: Trace, of: Of) -> tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def _halves(trace: Trace) -> NDArray[np.int64]:
-    """Return how often each expert was needed in even steps and in odd ones, [2, L, E]."""
+    """Return how often each expert was needed in the first half and in the second, [2, L, E]."""
     if trace.num_steps < 2:
         raise TraceError(f"a recording of {trace.num_steps} steps: record 2 or more.")
-    odd = trace.demands().step % 2
-    return np.stack([_count(trace, odd == half) for half in (0, 1)])
+    second = trace.demands().step >= trace.num_steps // 2
+    return np.stack([_count(trace, ~second), _count(trace, second)])
 
 
 def _count(trace: Trace, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
