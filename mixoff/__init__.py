@@ -31,11 +31,13 @@ if TYPE_CHECKING:
     from mixoff.reference import Reference, compute_reference
     from mixoff.replies import ReplyStats
     from mixoff.sampling import Sampling
+    from mixoff.reuse import reuse_distances
     from mixoff.simulate import Replay, replay, sweep
     from mixoff.speed import Ablation, ablations, measure_speed, whole_layers
     from mixoff.startup import Load, measure_load
     from mixoff.stats import CacheStats
     from mixoff.suggestion import Suggestion, suggest_checkpoint
+    from mixoff.texts import record_texts
     from mixoff.trace import Trace
 
 _HOME = {
@@ -83,9 +85,11 @@ _HOME = {
     "compute_reference": "reference",
     "ReplyStats": "replies",
     "Sampling": "sampling",
+    "reuse_distances": "reuse",
     "Replay": "simulate",
     "replay": "simulate",
     "sweep": "simulate",
+    "record_texts": "texts",
     "Trace": "trace",
 }
 
@@ -134,10 +138,12 @@ __all__ = [
     "prefetcher_of",
     "push_to_hub",
     "quantize_checkpoint",
+    "record_texts",
     "register",
     "replay",
     "schemes_of_bits",
     "suggest_checkpoint",
+    "reuse_distances",
     "sweep",
     "tables",
     "this_machine",

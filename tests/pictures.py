@@ -40,13 +40,25 @@ def routed(routing: Any = "zipf", layers: int = 3, seed: int = 1) -> Trace:
     return Trace.synthetic(routing, tokens=400, layers=layers, experts=8, top_k=2, seed=seed)
 
 
-def swept() -> Any:
-    return mixoff.sweep(routed(), POLICIES)
+def swept(layers: int = 3) -> Any:
+    return mixoff.sweep(routed(layers=layers), POLICIES)
+
+
+def kinds() -> dict[str, Trace]:
+    routings = {"prose": "zipf", "arithmetic": "sticky", "code": "uniform", "another": "cyclic"}
+    return {kind: routed(routing) for kind, routing in routings.items()}
 
 
 EXAMPLES: dict[str, Callable[[], tuple[Any, ...]]] = {  # of every picture, what it is given
+    "balance": lambda: (routed(layers=32),),
+    "divergence": lambda: (kinds(),),
     "hit_rate": lambda: (swept(),),
+    "kind_hit_rate": lambda: (kinds(),),
+    "layer_hit_rate": lambda: (swept(layers=32),),
+    "recovered": lambda: (swept(), 4),
+    "reuse_distance": lambda: (routed(layers=8),),
     "timeline": lambda: (reply(),),
+    "usage": lambda: (routed(layers=32),),
 }
 
 

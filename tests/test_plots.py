@@ -93,10 +93,11 @@ def test_no_words_lie_on_other_words_or_leave_the_paper(name):
 
 @every_picture
 def test_legends_stay_off_the_data(name):
-    for axes in drawn(name):
-        legend = axes.get_legend()
-        if legend is not None:
-            assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+    figure = drawn(name)[0].get_figure(root=True)
+    legends = [*figure.legends, *filter(None, (axes.get_legend() for axes in figure.axes))]
+    for axes in figure.axes:
+        box = axes.get_window_extent()
+        assert not any(legend.get_window_extent().overlaps(box) for legend in legends)
 
 
 @every_picture
