@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from mixoff import plots
+    from mixoff import plots, widget
     from mixoff.builder import build_model, register
     from mixoff.cache import ExpertCache, cache_of
     from mixoff.comparison import Divergence, divergence
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mixoff.simulate import Replay, replay, sweep
     from mixoff.stats import CacheStats
     from mixoff.trace import Trace
+    from mixoff.widget import ChatWidget
 
 _HOME = {
     "build_model": "builder",
@@ -69,14 +70,16 @@ _HOME = {
     "replay": "simulate",
     "sweep": "simulate",
     "Trace": "trace",
+    "ChatWidget": "widget",
 }
 
-_MODULES = ("plots",)
+_MODULES = ("plots", "widget")
 
 __all__ = [
     "HQQ",
     "CacheStats",
     "Chat",
+    "ChatWidget",
     "CheckpointError",
     "ConfigError",
     "Divergence",
@@ -110,6 +113,7 @@ __all__ = [
     "register",
     "replay",
     "sweep",
+    "widget",
 ]
 
 

@@ -77,6 +77,7 @@ ORDER = (
     "evaluate",
     "reference",
     "comparison",
+    "widget",
     "demo",
     "__init__",
     "cli",
