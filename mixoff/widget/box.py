@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from mixoff.generate import Chat
 
 _NO_NOTEBOOK = "A ChatWidget is shown in a notebook; here, mixoff.widget.repl(chat) chats in text."
+_NO_WIDGETS = (
+    "A chat box, in a notebook that shows widgets; elsewhere use mixoff.widget.repl(chat)."
+)
 _IN_COLAB = "Colab shows replies only while a cell runs: run box.run() in a cell, to its Close."
 _OPEN = "This cell is busy until you press Close, so that replies can be shown."
 
@@ -43,7 +46,7 @@ class ChatWidget:
         if chat.is_closed:
             raise MixoffError(LOADED_AGAIN)
         self._chat, self._session = chat, Session(chat)
-        self._over = Event()  # asks `run` to return
+        self._is_open, self._over = False, Event()  # whether `run` runs; what asks it to return
         self._wire()
 
     @property
@@ -91,15 +94,19 @@ class ChatWidget:
         """
         self._session.check_open()
         self._over.clear()
-        self.controls.set_open(True)
+        self._set_open(True)
         try:
-            serve_events(self._over.is_set, begin=self._show_open)
+            serve_events(self._over.is_set, begin=self._show)
         except KeyboardInterrupt:
             pass  # the other way to end it
         finally:
-            self.controls.set_open(False)
+            self._set_open(False)
             self._session.stop()
             self.wait()
+
+    def _set_open(self, on: bool) -> None:
+        self._is_open = on
+        self.controls.set_open(on)
 
     def close(self) -> None:
         """Remove the box wherever it is shown, and let go of what ipywidgets keeps of it."""
@@ -112,17 +119,19 @@ class ChatWidget:
     def __repr__(self) -> str:
         return SHUT if self._session.is_shut else _NO_NOTEBOOK
 
-    def _ipython_display_(self) -> None:
+    def _repr_mimebundle_(self, **options: object) -> dict[str, object]:
+        """Return the box for a front end that shows widgets, a sentence for any other."""
         if self._session.is_shut or not in_notebook():
-            _display({"text/plain": repr(self)}, raw=True)
-            return
+            return {"text/plain": repr(self)}
         if in_colab() and not self._session.is_replying:
-            self._session.tell(_IN_COLAB)
-        _display(self.controls.view)
+            self._session.tell(_OPEN if self._is_open else _IN_COLAB)
+        model = {"version_major": 2, "version_minor": 0, "model_id": self.controls.view.model_id}
+        return {"text/plain": _NO_WIDGETS, "application/vnd.jupyter.widget-view+json": model}
 
-    def _show_open(self) -> None:
-        _display(self.controls.view)
-        self._session.tell(_OPEN)
+    def _show(self) -> None:
+        from IPython.display import display
+
+        display(self)  # type: ignore[no-untyped-call]
 
     def _wire(self) -> None:
         controls, session = self.controls, self._session
@@ -144,9 +153,3 @@ class ChatWidget:
 
     def _on_change(self, control: Any, act: Callable[[Any], object]) -> None:
         control.observe(lambda change: self._session.alone(partial(act, change["new"])), "value")
-
-
-def _display(shown: Any, **options: Any) -> None:
-    from IPython.display import display
-
-    display(shown, **options)  # type: ignore[no-untyped-call]
