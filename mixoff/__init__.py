@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from mixoff import plots, tables
+    from mixoff import plots, tables, widget
     from mixoff.builder import build_model, register
     from mixoff.cache import ExpertCache, cache_of
     from mixoff.comparison import Divergence, divergence
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from mixoff.recall import measure_recall
     from mixoff.reference import Reference, compute_reference
     from mixoff.replies import ReplyStats
-    from mixoff.sampling import Sampling
     from mixoff.reuse import reuse_distances
+    from mixoff.sampling import Sampling
     from mixoff.simulate import Replay, replay, sweep
     from mixoff.speed import Ablation, ablations, measure_speed, whole_layers
     from mixoff.startup import Load, measure_load
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from mixoff.suggestion import Suggestion, suggest_checkpoint
     from mixoff.texts import record_texts
     from mixoff.trace import Trace
+    from mixoff.widget import ChatWidget
 
 _HOME = {
     "Ablation": "speed",
@@ -91,15 +92,17 @@ _HOME = {
     "sweep": "simulate",
     "record_texts": "texts",
     "Trace": "trace",
+    "ChatWidget": "widget",
 }
 
-_MODULES = ("plots", "tables")
+_MODULES = ("plots", "tables", "widget")
 
 __all__ = [
     "HQQ",
     "Ablation",
     "CacheStats",
     "Chat",
+    "ChatWidget",
     "CheckpointError",
     "ConfigError",
     "Divergence",
@@ -141,13 +144,14 @@ __all__ = [
     "record_texts",
     "register",
     "replay",
+    "reuse_distances",
     "schemes_of_bits",
     "suggest_checkpoint",
-    "reuse_distances",
     "sweep",
     "tables",
     "this_machine",
     "whole_layers",
+    "widget",
 ]
 
 

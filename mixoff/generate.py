@@ -208,6 +208,15 @@ class Chat:
             self._busy.release()
 
     @contextmanager
+    def idle(self) -> Iterator[None]:
+        """Keep replies from beginning inside the ``with`` block, for changing what they run on.
+
+        So any thread may resize the cache, say. MixoffError while a reply runs, or after `close`.
+        """
+        with self._alone():
+            yield
+
+    @contextmanager
     def _alone(self) -> Iterator[None]:
         if not self._busy.acquire(blocking=False):
             raise MixoffError(

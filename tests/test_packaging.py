@@ -82,6 +82,7 @@ ORDER = (
     "comparison",
     "quality",
     "speed",
+    "widget",
     "demo",
     "startup",
     "machine",
