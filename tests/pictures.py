@@ -1,10 +1,13 @@
 """An example of every picture, and what can be asked of any: its numbers, and how it looks."""
 
 from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.text import Text
 from recordings import MS, HandPlayed
@@ -15,6 +18,7 @@ from mixoff.trace import Trace
 
 POLICIES = ["belady-bypass", "belady", "lfu", "lru", "fifo", "random", "static", "floor"]
 POINTS_PER_INCH = 72
+DATA = Path(__file__).parents[1] / "data"
 
 
 def reply(layers: int = 4, steps: int = 5) -> Trace:
@@ -49,12 +53,48 @@ def kinds() -> dict[str, Trace]:
     return {kind: routed(routing) for kind, routing in routings.items()}
 
 
+def schemes() -> Any:
+    """Return the report's Table 1, whose sizes lie close together."""
+    published = pd.read_csv(DATA / "published_table1.csv")
+    return published.assign(
+        nbytes=published["size_gib"] * 2**30, loss=np.log(published["wikitext2_ppl"])
+    )
+
+
+def speeds() -> Any:
+    """Return the report's Table 2, of experts in 2 bits."""
+    published = pd.read_csv(DATA / "published_table2.csv")
+    names = {"gpu": "machine", "tokens_per_s": "tokens_per_second"}
+    return published[published["experts_nbits"] == 2].rename(columns=names)
+
+
+def plan() -> Any:
+    sizes = {"slots": 11, "staging": 0.3, "trunk": 1.3, "kv_cache": 0.5, "workspace": 0.5}
+    tiers = {"device": sizes, "host": {"records": 6, "bounce": 0.3}, "disk": {"experts": 17}}
+    rows = [(t, part, size * 2**30) for t, parts in tiers.items() for part, size in parts.items()]
+    return pd.DataFrame(rows, columns=["tier", "part", "nbytes"])
+
+
+def recalls() -> Any:
+    cells = product((1, 2, 4), range(1, 9), range(3))
+    rows = [
+        ("next-gate", ahead, guesses, layer, 1 - (1 - guesses / 8) ** (3 / ahead), guesses / 8)
+        for ahead, guesses, layer in cells
+    ]
+    columns = ["predictor", "layers_ahead", "guesses", "layer", "recall", "chance"]
+    return pd.DataFrame(rows, columns=columns)
+
+
 EXAMPLES: dict[str, Callable[[], tuple[Any, ...]]] = {  # of every picture, what it is given
     "balance": lambda: (routed(layers=32),),
     "divergence": lambda: (kinds(),),
     "hit_rate": lambda: (swept(),),
     "kind_hit_rate": lambda: (kinds(),),
     "layer_hit_rate": lambda: (swept(layers=32),),
+    "memory": lambda: (plan(),),
+    "quality": lambda: (schemes(),),
+    "recall": lambda: (recalls(),),
+    "relative_speed": lambda: (speeds(),),
     "recovered": lambda: (swept(), 4),
     "reuse_distance": lambda: (routed(layers=8),),
     "timeline": lambda: (reply(),),

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mixoff import Chat, OffloadConfig, build_model, demo_path, held_out_loss
+from mixoff.demo import demo_data
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 SHIPPED = "4-bit attention, 2-bit experts"
@@ -123,3 +124,16 @@ def test_replies_are_the_same_however_many_experts_are_outside():
         chat = Chat(model, AutoTokenizer.from_pretrained(path), max_new_tokens=24, seed=1)
         replies.add("".join(chat.send("Tell me a story about a fox.")))
     assert len(replies) == 1
+
+
+def test_what_lies_beside_the_demo_model_is_found_from_a_notebooks_folder(tmp_path, monkeypatch):
+    found = demo_data("heldout.txt")
+    assert found is not None
+    assert found.samefile(DATA / "heldout.txt")
+    assert demo_data("no such file") is None
+    for folder in ("notebooks", "data"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "data" / "beside.txt").touch()
+    for working in (tmp_path / "notebooks", tmp_path):
+        monkeypatch.chdir(working)
+        assert demo_data("beside.txt") == tmp_path / "data" / "beside.txt"

@@ -5,6 +5,7 @@ that needs a figure of its own returns a list of Axes and takes no `ax`.
 """
 
 from mixoff.plots.cache import hit_rate, kind_hit_rate, layer_hit_rate, recovered
+from mixoff.plots.quality import memory, quality, recall, relative_speed
 from mixoff.plots.reuse import reuse_distance
 from mixoff.plots.timeline import timeline
 from mixoff.plots.usage import balance, divergence, usage
@@ -15,7 +16,11 @@ __all__ = [
     "hit_rate",
     "kind_hit_rate",
     "layer_hit_rate",
+    "memory",
+    "quality",
+    "recall",
     "recovered",
+    "relative_speed",
     "reuse_distance",
     "timeline",
     "usage",

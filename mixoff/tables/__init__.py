@@ -9,6 +9,7 @@ lines between groups. Make one wide for reading with pandas, as in
 """
 
 from mixoff.tables.cache import hit_rate, kind_hit_rate, layer_hit_rate, recovered
+from mixoff.tables.quality import memory, quality, recall, relative_speed
 from mixoff.tables.reuse import reuse_distance
 from mixoff.tables.timeline import timeline
 from mixoff.tables.usage import balance, divergence, usage
@@ -19,7 +20,11 @@ __all__ = [
     "hit_rate",
     "kind_hit_rate",
     "layer_hit_rate",
+    "memory",
+    "quality",
+    "recall",
     "recovered",
+    "relative_speed",
     "reuse_distance",
     "timeline",
     "usage",

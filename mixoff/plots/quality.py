@@ -1,0 +1,190 @@
+"""Pictures of what bits cost, where memory goes, guesses and speed. Computes nothing new."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
+
+from mixoff import tables
+from mixoff.config import format_nbytes, parse_nbytes
+from mixoff.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    GUIDE,
+    INK,
+    LIGHT,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    axes_on_paper,
+    legend_above,
+    legend_beside,
+    looks,
+    on_paper,
+    rule,
+)
+from mixoff.tables.quality import CHANCE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_COSTS = {"loss": "loss, nats a token", "kl": "KL divergence, nats a token"}
+_PARTS = {  # of a memory plan: how it is called, and its colour
+    "slots": ("experts in slots", BLUE),
+    "staging": ("experts coming in", SKY),
+    "trunk": ("trunk", GREEN),
+    "kv_cache": ("KV cache", ORANGE),
+    "workspace": ("workspace", PURPLE),
+    "records": ("experts kept", VERMILION),
+    "bounce": ("on the way", LIGHT),
+    "experts": ("all experts", GREY),
+}
+
+
+@on_paper
+def quality(measured: "pd.DataFrame", cost: str = "loss", ax: Axes | None = None) -> Axes:
+    """Return cost against size, a point a scheme, a colour for each number of bits of attention.
+
+    Those that no scheme beats in size and cost at once are named: attention/experts, in bits.
+    """
+    table = tables.quality(measured, cost)
+    axes = axes_on_paper(ax, 6.6, 4.2)
+    by_bits = table.groupby("attention", sort=True)
+    for (bits, points), look in zip(reversed([*by_bits]), looks(), strict=False):
+        label = f"attention in {bits} bits"
+        axes.scatter(points["nbytes"], points[cost], s=48, zorder=3, label=label, **look)
+    best = table[table["is_best"]]
+    axes.step(best["nbytes"], best[cost], where="post", color=LIGHT, zorder=1, gid=GUIDE)
+    axes.set_xscale("log")
+    axes.margins(x=0.18, y=0.16)
+    _name_points(axes, best, cost)
+    _tell_sizes(axes, table["nbytes"])
+    axes.set(xlabel="size of all weights", ylabel=_COSTS.get(cost, cost))
+    rule(axes)
+    legend_above(axes, columns=2)
+    return axes
+
+
+def _name_points(axes: Axes, points: "pd.DataFrame", cost: str) -> None:
+    """Write bits below and left of points, where no other scheme lies; too near ones share."""
+    (left, right), (low, high) = np.log(axes.get_xlim()), axes.get_ylim()
+    named: list[tuple[float, float]] = []
+    for row in points.itertuples():
+        at = (np.log(row.nbytes) - left) / (right - left), (getattr(row, cost) - low) / (high - low)
+        if all(abs(at[0] - x) > 0.14 or abs(at[1] - y) > 0.09 for x, y in named):
+            named.append(at)
+            axes.annotate(
+                f"{row.attention}/{row.experts}",
+                (row.nbytes, getattr(row, cost)),
+                xytext=(-4, -4),
+                textcoords="offset points",
+                ha="right",
+                va="top",
+            )
+
+
+def _tell_sizes(axes: Axes, nbytes: Any) -> None:
+    """Mark a few round sizes between the smallest and the largest."""
+    low, high = axes.get_xlim()
+    steps = [base * 10**power for power in range(3, 15) for base in (1, 2, 3, 5, 7)]
+    inside = [size for size in steps if low <= size <= high]
+    axes.set_xticks(inside[:: -(-len(inside) // 6)], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.xaxis.set_major_formatter(EngFormatter("B"))
+
+
+@on_paper
+def memory(plan: "pd.DataFrame", ax: Axes | None = None) -> Axes:
+    """Return what lies in which tier, a bar a tier, a colour a part, of `MemoryPlan.to_frame`."""
+    table = tables.memory(plan)
+    tiers = [*table["tier"].unique()]
+    axes = axes_on_paper(ax, 7.0, 1.9 + 0.5 * len(tiers))
+    ends = np.zeros(len(tiers))
+    for part, rows in table.groupby("part", sort=False):
+        name, colour = _PARTS.get(str(part), (str(part), LIGHT))
+        heights = [tiers.index(tier) for tier in rows["tier"]]
+        axes.barh(heights, rows["nbytes"], left=ends[heights], color=colour, label=name)
+        ends[heights] += rows["nbytes"]
+    for height, end in enumerate(ends):
+        axes.annotate(
+            f" {format_nbytes(end)}", (end, height), va="center", color=INK, annotation_clip=False
+        )
+    axes.set_yticks(range(len(tiers)), tiers)
+    axes.invert_yaxis()
+    _round_sizes(axes, ends.max())
+    axes.set_xlim(0, ends.max() * 1.25)  # with room for the totals
+    legend_above(axes)
+    return axes
+
+
+def _round_sizes(axes: Axes, largest: float) -> None:
+    """Mark round sizes, in the unit that a person would tell the largest in."""
+    unit = format_nbytes(largest).split()[1]
+    nbytes = parse_nbytes(f"1{unit}")
+    axes.set_xticks(MaxNLocator(5).tick_values(0, largest / nbytes) * nbytes)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size / nbytes:g}"))
+    axes.set_xlabel(unit)
+
+
+@on_paper
+def recall(measured: "pd.DataFrame", ax: Axes | None = None) -> Axes:
+    """Return recall against the number of guesses, a line for each predictor and distance.
+
+    Chance, the guesses' share of all experts, is grey and dashed. A distance of 0 is the layer's
+    own router, a control.
+    """
+    table = tables.recall(measured)
+    axes = axes_on_paper(ax, 6.6, 3.8)
+    guessed = table[table["predictor"] != CHANCE]
+    several = guessed["predictor"].nunique() > 1
+    lines = guessed.groupby(["predictor", "layers_ahead"], sort=False)
+    for ((predictor, ahead), rows), look in zip(lines, looks(), strict=False):
+        label = f"{predictor}, {_ahead(ahead)}" if several else _ahead(ahead)
+        axes.plot(rows["guesses"], rows["recall"], label=label, **look)
+    chance = table[table["predictor"] == CHANCE]
+    axes.plot(chance["guesses"], chance["recall"], color=GREY, linestyle="--", label=CHANCE)
+    axes.set(xlabel="experts guessed", ylabel="recall", ylim=(0, 1.03))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    rule(axes)
+    legend_beside(axes)
+    return axes
+
+
+def _ahead(layers: int) -> str:
+    return "its own layer" if layers == 0 else f"{layers} layer{'s' * (layers > 1)} ahead"
+
+
+@on_paper
+def relative_speed(measured: "pd.DataFrame", ax: Axes | None = None) -> Axes:
+    """Return each algorithm's speed over that of the first, in groups, a colour a machine."""
+    table = tables.relative_speed(measured)
+    algorithms, machines = [*table["algorithm"].unique()], [*table["machine"].unique()]
+    axes = axes_on_paper(ax, 7.2, 1.4 + 0.26 * len(machines) * len(algorithms))
+    thick = 0.8 / len(machines)
+    for place, (machine, look) in enumerate(zip(machines, looks(), strict=False)):
+        rows = table[table["machine"] == machine]
+        heights = [
+            algorithms.index(name) + thick * (place + 0.5) - 0.4 for name in rows["algorithm"]
+        ]
+        axes.barh(heights, rows["relative_speed"], thick, color=look["color"], label=machine)
+    axes.set_yticks(range(len(algorithms)), [_broken(name) for name in algorithms])
+    axes.invert_yaxis()
+    axes.set_xlabel(f"speed, {algorithms[0]} = 100 %")
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    rule(axes, "x")
+    legend_above(axes, columns=2)
+    return axes
+
+
+def _broken(name: str, width: int = 16) -> str:
+    """Return a name in lines of about so many letters."""
+    lines = [""]
+    for word in name.split():
+        if lines[-1] and len(lines[-1]) + len(word) >= width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return "\n".join(lines)
