@@ -82,7 +82,8 @@ def recovered(
 ) -> Axes:
     """Return how much of what could be won each policy wins with so many slots, a bar each.
 
-    The bound for caches that must admit is grey, if it isn't all. `mixoff.tables.recovered` tells the rest.
+    The bound for caches that must admit is grey, if it isn't all. `mixoff.tables.recovered`
+    tells the rest.
 
     Raises
     ------
