@@ -18,14 +18,18 @@ if TYPE_CHECKING:
     from mixoff.demo import demo_path
     from mixoff.errors import CheckpointError, ConfigError, MixoffError, TraceError
     from mixoff.evaluate import held_out_loss
-    from mixoff.generate import Chat, ReplyStats
+    from mixoff.generate import Chat
     from mixoff.hub import push_to_hub
+    from mixoff.loading import load_chat
     from mixoff.plan import plan_memory
+    from mixoff.predictors import prefetcher_of
     from mixoff.prospects import Prospect, look_ahead
     from mixoff.quantization import HQQ, QuantizedTensor, Scheme, Unquantized
     from mixoff.recall import measure_recall
     from mixoff.reference import Reference, compute_reference
+    from mixoff.replies import ReplyStats
     from mixoff.reuse import reuse_distances
+    from mixoff.sampling import Sampling
     from mixoff.simulate import Replay, replay, sweep
     from mixoff.stats import CacheStats
     from mixoff.texts import record_texts
@@ -48,9 +52,10 @@ _HOME = {
     "TraceError": "errors",
     "held_out_loss": "evaluate",
     "Chat": "generate",
-    "ReplyStats": "generate",
+    "load_chat": "loading",
     "push_to_hub": "hub",
     "plan_memory": "plan",
+    "prefetcher_of": "predictors",
     "Prospect": "prospects",
     "look_ahead": "prospects",
     "HQQ": "quantization",
@@ -61,6 +66,8 @@ _HOME = {
     "Reference": "reference",
     "compute_reference": "reference",
     "reuse_distances": "reuse",
+    "ReplyStats": "replies",
+    "Sampling": "sampling",
     "Replay": "simulate",
     "replay": "simulate",
     "sweep": "simulate",
@@ -85,6 +92,7 @@ __all__ = [
     "Reference",
     "Replay",
     "ReplyStats",
+    "Sampling",
     "Scheme",
     "Trace",
     "TraceError",
@@ -95,10 +103,12 @@ __all__ = [
     "demo_path",
     "divergence",
     "held_out_loss",
+    "load_chat",
     "look_ahead",
     "measure_recall",
     "plan_memory",
     "plots",
+    "prefetcher_of",
     "push_to_hub",
     "quantize_checkpoint",
     "record_texts",
