@@ -1,8 +1,12 @@
 """Pictures show what the numbers say, and their words stay off the data."""
 
 import inspect
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -171,3 +175,25 @@ def test_bars_of_a_time_line_are_as_long_as_the_waits():
 def test_steps_that_are_not_there_are_refused(wrong):
     with pytest.raises(TraceError, match=r"first_step=.*the trace has 5 steps"):
         mixoff.plots.timeline(reply(), **wrong)
+
+
+def test_what_a_backend_sets_as_it_is_loaded_stays_and_styles_of_the_user_do_too(tmp_path):
+    backend = """
+from matplotlib import rcParams
+from matplotlib.backends.backend_agg import *
+rcParams["interactive"] = True  # as the one of notebooks does, which shows no figures else
+"""
+    (tmp_path / "eager.py").write_text(backend, encoding="utf-8")
+    code = """
+import matplotlib, mixoff
+matplotlib.rcParams["font.size"] = 33
+trace = mixoff.Trace.synthetic("zipf", tokens=9, layers=1, experts=4, top_k=1, seed=0)
+mixoff.plots.usage(trace)
+print(matplotlib.is_interactive(), matplotlib.rcParams["font.size"])
+"""
+    paths = os.pathsep.join([str(tmp_path), str(Path(mixoff.__file__).parents[1])])
+    told = {**os.environ, "MPLBACKEND": "module://eager", "PYTHONPATH": paths}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=told, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True 33.0\n"

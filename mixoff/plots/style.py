@@ -46,6 +46,8 @@ def on_paper(draw: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> T:
+        # It loads the backend, whose settings would end with the context.
+        plt.draw_if_interactive()  # type: ignore[no-untyped-call]
         with plt.style.context(["default", _LOOK]):
             return draw(*args, **kwargs)
 
