@@ -15,6 +15,7 @@ import pytest
 from pictures import EXAMPLES, axes_of, darkness, drawn_numbers, pixels_at, reply, swept, words_of
 
 import mixoff
+import mixoff.policies
 from mixoff.errors import TraceError
 
 mpl.use("Agg")
@@ -140,6 +141,23 @@ def test_bounds_are_grey_and_dashed_and_policies_are_not():
         assert (line.get_color() == "#555555") == is_bound
     looks = [(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines.values()]
     assert len({*looks}) == len(looks)
+
+
+class Mine(mixoff.policies.LRU):
+    """A policy of one's own."""
+
+
+def test_bars_of_what_is_recovered_reach_for_the_bound_and_tell_whose_policy_it_is():
+    trace = mixoff.Trace.synthetic("zipf", tokens=99, layers=2, experts=8, top_k=2, seed=0)
+    static = mixoff.policies.Static(np.arange(16).reshape(2, 8))
+    sweep = mixoff.sweep(trace, ["floor", Mine(), static, "belady", "belady-bypass"], 4)
+    axes = mixoff.plots.recovered(sweep, 4)
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    colours = {name: mpl.colors.to_hex(bar.get_facecolor()).upper() for name, bar in zip(
+        names, axes.patches, strict=True
+    )}  # fmt: skip
+    assert colours == {"belady": "#BBBBBB", "mine": "#D55E00", "static(worth)": "#0072B2"}
+    assert axes.get_xlim()[1] >= 1.05
 
 
 def test_lanes_of_a_time_line_are_named_compute_first():

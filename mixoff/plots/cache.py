@@ -13,6 +13,7 @@ from mixoff.plots.style import (
     GUIDE,
     INK,
     LIGHT,
+    VERMILION,
     axes_on_paper,
     legend_atop,
     legend_beside,
@@ -21,7 +22,7 @@ from mixoff.plots.style import (
     panels,
     rule,
 )
-from mixoff.policies import Policy, policy_name
+from mixoff.policies import POLICIES, Policy, policy_name
 from mixoff.simulate import FLOOR
 from mixoff.trace import Trace
 
@@ -82,8 +83,8 @@ def recovered(
 ) -> Axes:
     """Return how much of what could be won each policy wins with so many slots, a bar each.
 
-    The bound for caches that must admit is grey, if it isn't all. `mixoff.tables.recovered`
-    tells the rest.
+    A policy of one's own is vermilion, and the bound for caches that must admit grey, if it isn't
+    the one. `mixoff.tables.recovered` tells the rest.
 
     Raises
     ------
@@ -92,15 +93,16 @@ def recovered(
     """
     table = tables.recovered(sweep, slots, base=base, bound=bound)
     axes = axes_on_paper(ax, 6.0, 1.5 + 0.45 * len(table))
-    colours = [LIGHT if policy in _BOUNDS else BLUE for policy in table["policy"]]
+    colours = [_bar_colour(policy) for policy in table["policy"]]
     bars = axes.barh(table["policy"], table["recovered"], color=colours)
     labels = [f"{share:.0%}".replace("-", "\N{MINUS SIGN}") for share in table["recovered"]]
     axes.bar_label(bars, labels, padding=4)
     axes.axvline(0, color=INK, linewidth=1, gid=GUIDE)
     axes.margins(x=0.15)
+    axes.set_xlim(right=max(axes.get_xlim()[1], 1.05))  # to the bound, however little is won
     axes.invert_yaxis()
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlabel(f"won of the way from {base} to {bound}, {slots} slots")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
@@ -127,6 +129,12 @@ def kind_hit_rate(
     axes.set(xlabel="slots per layer", ylabel=f"hit rate of {policy_name(policy)}")
     legend_beside(axes)
     return axes
+
+
+def _bar_colour(policy: str) -> str:
+    if policy in _BOUNDS:
+        return LIGHT
+    return BLUE if policy.partition("(")[0] in POLICIES else VERMILION
 
 
 def _by_policy(table: "pd.DataFrame") -> Iterator[tuple[str, dict[str, Any], "pd.DataFrame"]]:

@@ -106,25 +106,31 @@ def legend_beside(axes: Axes, title: str | None = None) -> None:
     )
 
 
-def legend_above(axes: Axes, handles: Iterable[Artist] | None = None, *, columns: int = 3) -> None:
+def legend_above(axes: Axes, handles: Iterable[Artist] | None = None) -> None:
     """Name the marks above the axes, where no data are."""
-    named = {} if handles is None else {"handles": list(handles)}
+    marks = list(handles) if handles else axes.get_legend_handles_labels()[0]
     axes.legend(
+        handles=marks,
         loc="lower left",
         bbox_to_anchor=(0.0, 1.01),
-        ncols=columns,
+        ncols=_columns(len(marks)),
         borderaxespad=0.0,
         columnspacing=1.2,
-        **named,
     )
 
 
-def legend_atop(every: list[Axes], *, columns: int = 3) -> None:
+def legend_atop(every: list[Axes]) -> None:
     """Name the marks of panels once, above all of them."""
     figure = every[0].get_figure(root=True)
     assert figure is not None
     handles, labels = every[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=columns)
+    figure.legend(handles, labels, loc="outside upper center", ncols=_columns(len(labels)))
+
+
+def _columns(names: int) -> int:
+    """Return in how many columns so many names stand: three at most, and rows alike."""
+    rows = -(-names // 3)
+    return -(-names // max(1, rows))
 
 
 def colour_bar(axes: Axes, drawn: Any, label: str, format: Any = None) -> None:

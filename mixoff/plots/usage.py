@@ -55,6 +55,7 @@ def balance(trace: Trace, *, of: Of = "demands", ax: Axes | None = None) -> Axes
     axes.axhline(1, color=GREY, linestyle=":", gid=GUIDE)
     axes.set(xlabel="layer", ylabel="busiest expert / mean", xlim=(-0.6, len(table) - 0.4))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
     rule(axes, "y")
     return axes
 
