@@ -147,6 +147,17 @@ class Mine(mixoff.policies.LRU):
     """A policy of one's own."""
 
 
+def test_a_policy_has_the_same_colour_in_every_sweep_and_ones_own_another():
+    def colours(*policies: object) -> dict[str, str]:
+        trace = mixoff.Trace.synthetic("zipf", tokens=9, layers=1, experts=4, top_k=1, seed=0)
+        lines = mixoff.plots.hit_rate(mixoff.sweep(trace, policies)).get_lines()
+        return {line.get_label(): line.get_color() for line in lines}
+
+    first, second = colours("lru", "lfu", "fifo"), colours(Mine(), "fifo", "lru")
+    assert (first["lru"], first["fifo"]) == (second["lru"], second["fifo"])
+    assert second["mine"] not in first.values()
+
+
 def test_bars_of_what_is_recovered_reach_for_the_bound_and_tell_whose_policy_it_is():
     trace = mixoff.Trace.synthetic("zipf", tokens=99, layers=2, experts=8, top_k=2, seed=0)
     static = mixoff.policies.Static(np.arange(16).reshape(2, 8))

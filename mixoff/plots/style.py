@@ -24,6 +24,7 @@ ORANGE, VERMILION, PURPLE = "#E69F00", "#D55E00", "#CC79A7"
 GREY, LIGHT, INK = "#555555", "#BBBBBB", "#1A1A1A"
 HEAT = "cividis"  # the colour map of amounts
 
+MARKERS = "osD^vPX"  # of lines, so that colour isn't all that tells them apart
 GUIDE = "guide"  # the gid of marks that show no numbers of their own: name them so
 
 _LOOK: dict[str, Any] = {
@@ -145,5 +146,5 @@ def colour_bar(axes: Axes, drawn: Any, label: str, format: Any = None) -> None:
 def looks() -> Iterator[dict[str, Any]]:
     """Yield for ever how lines of several groups differ: in colour and marker at once."""
     colours = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
-    for colour, marker in zip(cycle(colours), cycle("osD^vPX"), strict=False):
+    for colour, marker in zip(cycle(colours), cycle(MARKERS), strict=False):
         yield {"color": colour, "marker": marker}
