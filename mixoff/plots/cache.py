@@ -102,10 +102,9 @@ def recovered(
     axes = axes_on_paper(ax, 6.0, 1.5 + 0.45 * len(table))
     colours = [_bar_colour(policy) for policy in table["policy"]]
     axes.barh(table["policy"], table["recovered"], color=colours)
-    for height, share in enumerate(table["recovered"].fillna(0.0)):
-        label = f"{share:.0%}".replace("-", "\N{MINUS SIGN}")
-        end = (max(share, 0.0), height)  # right of the line at 0, too, where no names are
-        axes.annotate(label, end, (4, 0), textcoords="offset points", va="center")
+    for height, share in enumerate(table["recovered"]):
+        end = (max(0.0, share), height)  # right of the line at 0, too, where no names are
+        axes.annotate(_percent(share), end, (4, 0), textcoords="offset points", va="center")
     axes.axvline(0, color=INK, linewidth=1, gid=GUIDE)
     axes.margins(x=0.15)
     axes.set_xlim(right=max(axes.get_xlim()[1], 1.05))  # to the bound, however little is won
@@ -139,6 +138,12 @@ def kind_hit_rate(
     axes.set(xlabel="slots per layer", ylabel=f"hit rate of {policy_name(policy)}")
     legend_beside(axes)
     return axes
+
+
+def _percent(share: float) -> str:
+    if share != share:  # NaN
+        return "nothing could be won"
+    return f"{share:.0%}".replace("-", "\N{MINUS SIGN}")
 
 
 def _bar_colour(policy: str) -> str:
