@@ -107,14 +107,16 @@ def legend_beside(axes: Axes, title: str | None = None) -> None:
     )
 
 
-def legend_above(axes: Axes, handles: Iterable[Artist] | None = None) -> None:
-    """Name the marks above the axes, where no data are."""
+def legend_above(
+    axes: Axes, handles: Iterable[Artist] | None = None, *, columns: int | None = None
+) -> None:
+    """Name the marks above the axes, where no data are; by default in three columns at most."""
     marks = list(handles) if handles else axes.get_legend_handles_labels()[0]
     axes.legend(
         handles=marks,
         loc="lower left",
         bbox_to_anchor=(0.0, 1.01),
-        ncols=_columns(len(marks)),
+        ncols=columns or _columns(len(marks)),
         borderaxespad=0.0,
         columnspacing=1.2,
     )
