@@ -12,88 +12,39 @@ of the mean, as if tokens were independent.
 import argparse
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
+import pandas as pd
 import torch
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from mixoff import (
-    HQQ,
-    Divergence,
-    OffloadConfig,
-    Reference,
-    Scheme,
-    Unquantized,
-    build_model,
-    compute_reference,
-    divergence,
-    quantize_checkpoint,
-)
-from mixoff.cli.report import checkpoint_facts
-from mixoff.formats import open_checkpoint
+from mixoff import HQQ, Scheme, compute_reference, measure_quality, schemes_of_bits
 
 DATA = Path(__file__).parents[1] / "data"
-BITS = {bits: HQQ(bits, group_size=64) for bits in (8, 4, 3)}
-BITS[2] = HQQ(2, group_size=16, scale_nbits=8)
+PAIRS = ("16/16", "8/8", "4/8", "4/4", "4/3", "4/2", "3/3", "3/2", "2/2")
 
 
-def schemes(dtype: str, layers: int) -> Iterator[tuple[str, Scheme]]:
-    """Yield names and schemes; `dtype` is what "none" keeps."""
-    none = Unquantized(dtype)
-    yield "none/none", Scheme(none, none)
-    for attention, experts in ((8, 8), (4, 8), (4, 4), (4, 3), (4, 2), (3, 3), (3, 2), (2, 2)):
-        yield f"{attention}/{experts}", Scheme(BITS[attention], BITS[experts])
-    yield "4/2, groups of 64", Scheme(BITS[4], HQQ(2, group_size=64))
-    outer = {0: BITS[4], layers - 1: BITS[4]}
-    yield "4/2, first and last at 4", Scheme(BITS[4], BITS[2], layer_experts=outer)
+def schemes(dtype: str, layers: int) -> dict[str, Scheme]:
+    """Return schemes by their names; `dtype` is what 16 bits keep."""
+    pairs = schemes_of_bits((16, 8, 4, 3, 2), (16, 8, 4, 3, 2), dtype=dtype)
+    four, two = pairs["4/4"].experts, pairs["4/2"].experts
+    outer = {0: four, layers - 1: four}
+    return {name: pairs[name] for name in PAIRS} | {
+        "4/2, groups of 64": Scheme(four, HQQ(2, group_size=64)),
+        "4/2, first and last at 4": Scheme(four, two, layer_experts=outer),
+    }
 
 
-@dataclass(frozen=True)
-class Row:
-    """A scheme, what it takes and what it costs; `nbytes` are those of all files of weights."""
-
-    name: str
-    bits_per_weight: float
-    nbytes: int
-    found: Divergence
-    seconds: float
-
-
-def measure(reference: Reference, name: str, scheme: Scheme) -> Row:
-    """Quantize a model, compare it with the reference, and remove it."""
-    began = time.perf_counter()
-    with TemporaryDirectory() as folder:
-        source, target = reference.original.files.name, Path(folder) / "model"
-        quantize_checkpoint(source, target, scheme, progress=False)
-        bits = checkpoint_facts(open_checkpoint(target))["experts_bits_per_weight"]
-        nbytes = sum(file.stat().st_size for file in target.glob("*.safetensors"))
-        model, cache = build_model(target, OffloadConfig(offload_per_layer=0), dtype=torch.float32)
-        found = divergence(model, reference)
-        cache.close()
-    return Row(name, bits, nbytes, found, time.perf_counter() - began)
-
-
-def line(row: Row) -> str:
-    """Return a row of the table, in Markdown."""
-    found = row.found
-    return (
-        f"| {row.name} | {row.bits_per_weight:.2f} | {row.nbytes / 1e6:,.1f} "
-        f"| {found.quantized.loss:.4f} | {found.rise:+.4f} +- {found.rise_standard_error:.4f} "
-        f"| {found.mean:.5f} +- {found.standard_error:.5f} | {found.percentile_99:.4f} "
-        f"| {found.top1_agreement:.2%} |"
-    )
-
-
-def print_table(rows: list[Row]) -> None:
-    """Print the schemes, the smallest files first."""
-    print("| attention/experts | bits/weight of experts | MB | loss | rise | KL | KL, 99th "
-          "percentile | same top token |")  # fmt: skip
-    print("|---|---:|---:|---:|---:|---:|---:|---:|")
-    for row in sorted(rows, key=lambda row: row.nbytes):
-        print(line(row))
+def lines(found: pd.DataFrame) -> Iterator[str]:
+    """Yield the rows of the table, in Markdown."""
+    for row in found.sort_values("nbytes", kind="stable").itertuples():
+        yield (
+            f"| {row.scheme} | {row.bits_per_weight:.2f} | {row.nbytes / 1e6:,.1f} "
+            f"| {row.loss:.4f} | {row.rise:+.4f} +- {row.rise_error:.4f} "
+            f"| {row.kl:.5f} +- {row.kl_error:.5f} | {row.kl_percentile_99:.4f} "
+            f"| {row.top1_agreement:.2%} | {row.seconds:.0f} |"
+        )
 
 
 def main() -> None:
@@ -110,11 +61,11 @@ def main() -> None:
     reference = compute_reference(given.original, tokenizer, text, tokens=given.tokens)
     print(f"unquantized, {reference.windows.predicted} tokens: {time.perf_counter() - began:.0f} s")
     config = reference.original.config
-    rows = []
-    for name, scheme in schemes(str(config.get("dtype") or "float16"), config["num_hidden_layers"]):
-        rows.append(measure(reference, name, scheme))
-        print(f"{name}: {rows[-1].seconds:.0f} s", flush=True)
-    print_table(rows)
+    wanted = schemes(str(config.get("dtype") or "float16"), config["num_hidden_layers"])
+    print("| attention/experts | bits/weight of experts | MB | loss | rise | KL | KL, 99th "
+          "percentile | same top token | seconds |")  # fmt: skip
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    print(*lines(measure_quality(reference, wanted, progress=True)), sep="\n")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from mixoff.tables.quality import CHANCE
 if TYPE_CHECKING:
     import pandas as pd
 
+_USUAL_BITS = (16, 8, 4, 3, 2)
 _COSTS = {"loss": "loss, nats a token", "kl": "KL divergence, nats a token"}
 _PARTS = {  # of a memory plan: how it is called, and its colour
     "slots": ("experts in slots", BLUE),
@@ -52,10 +53,12 @@ def quality(measured: "pd.DataFrame", cost: str = "loss", ax: Axes | None = None
     """
     table = tables.quality(measured, cost)
     axes = axes_on_paper(ax, 6.6, 4.2)
-    by_bits = table.groupby("attention", sort=True)
-    for (bits, points), look in zip(reversed([*by_bits]), looks(), strict=False):
-        label = f"attention in {bits} bits"
-        axes.scatter(points["nbytes"], points[cost], s=48, zorder=3, label=label, **look)
+    every = sorted({*_USUAL_BITS, *table["attention"]}, reverse=True)
+    for bits, look in zip(every, looks(), strict=False):  # the same in all pictures
+        points = table[table["attention"] == bits]
+        if len(points):
+            label = f"attention in {bits} bits"
+            axes.scatter(points["nbytes"], points[cost], s=48, zorder=3, label=label, **look)
     best = table[table["is_best"]]
     axes.step(best["nbytes"], best[cost], where="post", color=LIGHT, zorder=1, gid=GUIDE)
     axes.set_xscale("log")
