@@ -1,10 +1,10 @@
 """Pictures of what bits cost, where memory goes, guesses and speed. Computes nothing new."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from mixoff import tables
 from mixoff.config import format_nbytes, parse_nbytes
@@ -64,8 +64,8 @@ def quality(measured: "pd.DataFrame", cost: str = "loss", ax: Axes | None = None
     axes.set_xscale("log")
     axes.margins(x=0.18, y=0.16)
     _name_points(axes, best, cost)
-    _tell_sizes(axes, table["nbytes"])
-    axes.set(xlabel="size of all weights", ylabel=_COSTS.get(cost, cost))
+    _tell_sizes(axes, table["nbytes"].max())
+    axes.set_ylabel(_COSTS.get(cost, cost))
     rule(axes)
     legend_above(axes, columns=2)
     return axes
@@ -89,14 +89,22 @@ def _name_points(axes: Axes, points: "pd.DataFrame", cost: str) -> None:
             )
 
 
-def _tell_sizes(axes: Axes, nbytes: Any) -> None:
-    """Mark a few round sizes between the smallest and the largest."""
-    low, high = axes.get_xlim()
-    steps = [base * 10**power for power in range(3, 15) for base in (1, 2, 3, 5, 7)]
-    inside = [size for size in steps if low <= size <= high]
-    axes.set_xticks(inside[:: -(-len(inside) // 6)], minor=False)
+def _tell_sizes(axes: Axes, largest: float) -> None:
+    """Mark a few round sizes between the smallest and the largest, where steps are factors."""
+    unit, nbytes = _unit(largest)
+    low, high = (end / nbytes for end in axes.get_xlim())
+    steps = [base * 10.0**power for power in range(-3, 4) for base in (1, 2, 3, 5, 7)]
+    inside = [step for step in steps if low <= step <= high]
+    marked = inside[:: -(-len(inside) // 6) or 1]
+    axes.set_xticks([step * nbytes for step in marked], [f"{step:g}" for step in marked])
     axes.set_xticks([], minor=True)
-    axes.xaxis.set_major_formatter(EngFormatter("B"))
+    axes.set_xlabel(f"size of all weights, {unit}")
+
+
+def _unit(largest: float) -> tuple[str, int]:
+    """Return the unit that a person would tell a size in, and its bytes."""
+    unit = format_nbytes(largest).split()[1]
+    return unit, parse_nbytes(f"1{unit}")
 
 
 @on_paper
@@ -125,10 +133,9 @@ def memory(plan: "pd.DataFrame", ax: Axes | None = None) -> Axes:
 
 def _round_sizes(axes: Axes, largest: float) -> None:
     """Mark round sizes, in the unit that a person would tell the largest in."""
-    unit = format_nbytes(largest).split()[1]
-    nbytes = parse_nbytes(f"1{unit}")
-    axes.set_xticks(MaxNLocator(5).tick_values(0, largest / nbytes) * nbytes)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size / nbytes:g}"))
+    unit, nbytes = _unit(largest)
+    sizes = [float(size) for size in MaxNLocator(5).tick_values(0, largest / nbytes)]
+    axes.set_xticks([size * nbytes for size in sizes], [f"{size:g}" for size in sizes])
     axes.set_xlabel(unit)
 
 
