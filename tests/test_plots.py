@@ -117,7 +117,7 @@ def takes_axes(name: str) -> bool:
     return "ax" in inspect.signature(getattr(mixoff.plots, name)).parameters
 
 
-@pytest.mark.parametrize("name", filter(takes_axes, mixoff.plots.__all__))
+@pytest.mark.parametrize("name", [*filter(takes_axes, mixoff.plots.__all__)])
 def test_given_axes_are_used_and_no_others(name):
     draw = getattr(mixoff.plots, name)
     given = plt.subplots(figsize=(9, 5), layout="constrained")[1]
