@@ -101,7 +101,9 @@ def _refuse_or_plan(machine: Machine) -> MemoryPlan:
         raise ConfigError(f"Mixtral-8x7B doesn't fit here: {error}") from None
     nbytes = outline.experts_nbytes + sum(tensor.nbytes for tensor in outline.trunk.values())
     missing, free = nbytes - cached_nbytes(RELEASED_CHECKPOINT), machine.free_disk_nbytes
-    if missing > 0 and constants.HF_HUB_OFFLINE:
+    if missing < nbytes // 100:  # files have no padding between records
+        return plan
+    if constants.HF_HUB_OFFLINE:
         raise ConfigError("Mixtral-8x7B isn't in the hub's cache and HF_HUB_OFFLINE is set.")
     if missing > free - headroom(free):
         raise ConfigError(

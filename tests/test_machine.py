@@ -14,6 +14,7 @@ from mixoff.config import RELEASED_CHECKPOINT
 from mixoff.memory import FreeMemory
 
 GIB = 1 << 30
+WEIGHTS_GIB = 16.9  # of the released files: 256 experts of 66.1 MB, and a trunk of 1.16 GiB
 # Free Colab: a T4, 12.7 GiB of memory, 2 cores.
 T4 = Machine(
     gpu="Tesla T4",
@@ -100,12 +101,12 @@ def test_a_machine_without_room_gets_the_demo_model_and_is_told_why(machine, rea
 def test_offline_mixtral_is_suggested_only_when_it_is_in_the_cache(hub_cache, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE" in suggest_checkpoint(T4).reason
-    put_in_cache(hub_cache, 18 * GIB)
+    put_in_cache(hub_cache, int(WEIGHTS_GIB * GIB))
     assert suggest_checkpoint(T4).name == RELEASED_CHECKPOINT
 
 
 def test_what_is_in_the_cache_needs_no_more_disk(hub_cache):
     full = replace(T4, free_disk_nbytes=2 * GIB)
     assert suggest_checkpoint(full).name != RELEASED_CHECKPOINT
-    put_in_cache(hub_cache, 18 * GIB)
+    put_in_cache(hub_cache, int(WEIGHTS_GIB * GIB))
     assert suggest_checkpoint(full).name == RELEASED_CHECKPOINT
