@@ -123,7 +123,9 @@ class Controls:
             _row(self.save, self.restore),
             flex="2 1 320px",
         )
-        box = _row(_html("mixoff-style", STYLESHEET), chat, settings)
+        style = _html("mixoff-style", STYLESHEET)
+        style.layout.display = _HIDDEN  # it counts all the same, and takes no room
+        box = _row(style, chat, settings)
         box.add_class("mixoff-box")
         return box
 
