@@ -364,6 +364,25 @@ def test_a_reset_chat_repeats_its_replies(model, tokenizer):
     assert [say(chat, question) for question in QUESTIONS] == before
 
 
+def test_no_reply_begins_while_a_chat_is_kept_idle(model, tokenizer):
+    chat = Chat(model, tokenizer, max_new_tokens=8)
+    pieces = chat.send("Hello")
+    with chat.idle(), pytest.raises(MixoffError, match="reply is running"):
+        next(pieces)
+    assert say(chat, "Hello")
+
+
+def test_a_chat_that_replies_cant_be_kept_idle(model, tokenizer):
+    chat = Chat(model, tokenizer, max_new_tokens=8)
+    pieces = chat.send("Hello")
+    next(pieces)
+    with pytest.raises(MixoffError, match="reply is running"), chat.idle():
+        pass
+    pieces.close()
+    with chat.idle():
+        assert not chat.messages[2:]
+
+
 def test_two_replies_of_a_chat_dont_draw_the_same_numbers(model, tokenizer):
     model.register_forward_hook(lambda module, args, out: replace(out, logits=0 * out.logits))
     chat = Chat(model, tokenizer, seed=1, top_p=1, max_new_tokens=8)

@@ -141,6 +141,7 @@ def test_a_box_that_runs_serves_clicks_in_its_cell_until_close(kernel):
     kernel.click(kernel.close)
     kernel.until(lambda m: is_idle(m, cell))
     assert kernel.run("print(len(chat.messages), chat.is_replying)").split() == ["2", "False"]
+    assert "answers no more" in kernel.run("print(box.controls.status.value)")
 
 
 @can_run

@@ -23,6 +23,7 @@ _NO_WIDGETS = (
 )
 _IN_COLAB = "Colab shows replies only while a cell runs: run box.run() in a cell, to its Close."
 _OPEN = "This cell is busy until you press Close, so that replies can be shown."
+_CLOSED = "This box answers no more: run its cell again to go on."
 
 
 class ChatWidget:
@@ -62,7 +63,7 @@ class ChatWidget:
         Raises
         ------
         MixoffError
-            If a reply is running, or this one fails, as the box then says.
+            If a reply is running, or this one fails, which the box shows, too.
         """
         worker = self._session.begin(text)
         self.wait()
@@ -104,6 +105,7 @@ class ChatWidget:
             self._set_open(False)
             self._session.stop()
             self.wait()
+        self._session.tell(_CLOSED)
 
     def _set_open(self, on: bool) -> None:
         self._is_open = on
@@ -111,9 +113,8 @@ class ChatWidget:
 
     def close(self) -> None:
         """Remove the box wherever it is shown, and let go of what ipywidgets keeps of it."""
-        self._session.is_shut = True
+        self._session.shut()
         self._over.set()
-        self._session.stop()
         self.wait()
         self.controls.dispose()
 

@@ -41,7 +41,8 @@ class Controls:
             style=_NO_LABEL,
         )
         self._make_buttons()
-        self._make_settings(sampling, num_experts)
+        self._make_settings(sampling)
+        self._make_cache_sliders(num_experts)
         self.view = self._laid_out(has_cache=num_experts > 0, can_prefetch=can_prefetch)
         self.set_replying(False)
         self.set_open(False)
@@ -55,7 +56,15 @@ class Controls:
         self.restore = _button("Restore", "upload", "Go on with the conversation in the file")
         self.close = _button("Close", "times", "End this cell, so that others run again")
 
-    def _make_settings(self, sampling: Sampling, num_experts: int) -> None:
+    def _make_cache_sliders(self, num_experts: int) -> None:
+        self.slots = _slider(
+            "Experts on the device", "Of each layer; takes effect at once", 1, num_experts or 1, 1
+        )
+        self.prefetch = _slider(
+            "Prefetched experts", "Guessed for the next layer; 0 for none", 0, num_experts, 0
+        )
+
+    def _make_settings(self, sampling: Sampling) -> None:
         self.system = _described(
             ipywidgets.Textarea,
             "Instructions for the whole conversation",
@@ -84,12 +93,6 @@ class Controls:
                 "New tokens", "The longest reply", 1, 1024, sampling.max_new_tokens
             ),
         }
-        self.slots = _slider(
-            "Experts on the device", "Of each layer; takes effect at once", 1, num_experts or 1, 1
-        )
-        self.prefetch = _slider(
-            "Prefetched experts", "Guessed for the next layer; 0 for none", 0, num_experts, 0
-        )
         self.path = _described(
             ipywidgets.Text,
             "The file for Save and Restore",
@@ -120,7 +123,9 @@ class Controls:
             _row(self.save, self.restore),
             flex="2 1 320px",
         )
-        box = _row(_html("mixoff-style", STYLESHEET), chat, settings)
+        style = _html("mixoff-style", STYLESHEET)
+        style.layout.display = _HIDDEN  # it counts all the same, and takes no room
+        box = _row(style, chat, settings)
         box.add_class("mixoff-box")
         return box
 

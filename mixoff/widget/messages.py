@@ -6,7 +6,7 @@ that only what is harmless: no HTML of its own, no picture, no link but to a pag
 
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from html import escape
 from typing import Any
 
@@ -40,6 +40,7 @@ def plain_html(text: str) -> str:
     return escape(visible(text))
 
 
+@lru_cache(maxsize=1024)  # a log is painted whole, and only its end is new
 def markdown_html(text: str) -> str:
     """Return Markdown as HTML without anything that acts, loads or is not the text's own."""
     return str(_markdown().render(visible(text)))

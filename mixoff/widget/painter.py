@@ -35,14 +35,15 @@ class Painter:
 
     def growing(self, text: str) -> None:
         """Show a reply that isn't finished."""
-        self._controls.live.value = live_html(text)
+        self._controls.live.value = live_html(text.lstrip())
 
     def progress(self, notice: str) -> None:
         """Show what the cache does, how fast a reply comes, and a sentence besides."""
         self.gauges()
         rate = self._meter.rate
         speed = "" if math.isnan(rate) else f", {rate:.1f} tokens/s"
-        text = f"Replying: about {self._meter.pieces} tokens{speed}."
+        pieces = self._meter.pieces
+        text = f"Replying: about {pieces} token{'s' * (pieces != 1)}{speed}."
         self.say(f"{text} {notice}", is_final=False)
 
     def gauges(self) -> None:

@@ -87,6 +87,12 @@ class Session:
         if self.is_replying:
             self._chat.stop()
 
+    def shut(self) -> None:
+        """Take no more orders, and end this box's reply."""
+        with self._lock:
+            self.is_shut = True
+        self.stop()
+
     def send(self) -> None:
         """Begin a reply to what is typed."""
         text = self.controls.message.value
