@@ -76,7 +76,9 @@ def ablations(num_experts: int, *, slots: int = 4, prefetch: int = 2) -> tuple[A
         If a layer hasn't so many experts.
     """
     if not 1 <= slots <= num_experts:
-        raise ConfigError(f"slots={slots}: a layer has {num_experts} experts, so give 1 to that.")
+        raise ConfigError(
+            f"slots={slots}: a layer has {num_experts} experts, so give 1 to {num_experts}."
+        )
     cached = num_experts - slots
     return (
         Ablation("full", OffloadConfig(offload_per_layer=cached, prefetch=prefetch)),

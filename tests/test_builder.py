@@ -358,12 +358,19 @@ def test_the_models_settings_can_be_shown_and_hold_no_run_settings(quantized):
     )
 
 
-@pytest.mark.parametrize("offload", [8, 9, 100])
-def test_an_offload_that_leaves_no_slot_is_refused_with_what_would_do(quantized, offload):
+@pytest.mark.parametrize("offload", [9, 100])
+def test_more_experts_outside_than_there_are_is_refused_with_what_would_do(quantized, offload):
     with pytest.raises(
-        ConfigError, match=rf"offload_per_layer={offload}: .* 8 experts .* give 0 to 7"
+        ConfigError, match=rf"offload_per_layer={offload}: .* 8 experts: give 0 to 8"
     ):
         build(quantized(EXACT), offload)
+
+
+def test_a_model_without_any_slot_gives_the_same_logits(quantized):
+    ids = torch.arange(12)[None]
+    (without, cache), (with_all, _) = (build(quantized(EXACT), offload) for offload in (8, 0))
+    assert torch.equal(without(ids).logits, with_all(ids).logits)
+    assert cache.stats().hits == 0
 
 
 def test_a_model_gets_the_slots_that_its_budget_pays_for(quantized):

@@ -198,8 +198,8 @@ def test_what_no_command_understands_exits_with_2(words: list[str]) -> None:
     [
         (["info", "/nowhere/at/all"], "/nowhere/at/all", "no such folder"),
         (["chat", "--quantized-model-name", "{source}"], "{source}", "mixoff.quantize_checkpoint"),
-        (["chat", "--quantized-model-name", "{whole}"], "offload_per_layer=5", "0 to 3"),
-        (["info", "{whole}", "--offload-per-layer", "4"], "offload_per_layer=4", "0 to 3"),
+        (["chat", "--quantized-model-name", "{whole}"], "offload_per_layer=5", "0 to 4"),
+        (["info", "{whole}", "--offload-per-layer", "5"], "offload_per_layer=5", "0 to 4"),
         (["info", "{whole}", "--offload-per-layer", "-1"], "offload_per_layer=-1", "from 0"),
         (["info", "{whole}", "--host-memory", "lots"], "'lots'", "10GiB"),
         (["info", "{whole}", "--device-memory", "lots"], "'lots'", "10GiB"),

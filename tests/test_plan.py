@@ -234,7 +234,7 @@ def test_all_auto_takes_slots_first_and_spends_no_byte_twice_on_a_cpu(checkpoint
         ({"host_tier": "inclusive", "host_memory": "1GiB"}, "cpu", "would lie there twice"),
         ({"pinned_memory": "1MiB"}, "cpu", "pinned_memory='1MiB': memory is pinned for a GPU"),
         ({"prefetch": 9}, "cpu", "prefetch=9: a layer of this model has 8 experts: give 0 to 8"),
-        ({"offload_per_layer": 8}, "cpu", "offload_per_layer=8: .* give 0 to 7"),
+        ({"offload_per_layer": 9}, "cpu", "offload_per_layer=9: .* give 0 to 8"),
     ],
 )
 def test_what_would_have_no_effect_is_refused(planned, offload, device, message):
