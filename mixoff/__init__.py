@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from mixoff.errors import CheckpointError, ConfigError, MixoffError, TraceError
     from mixoff.evaluate import held_out_loss
     from mixoff.generate import Chat
+    from mixoff.hardware import Hardware, this_hardware
     from mixoff.hub import push_to_hub
     from mixoff.loading import load_chat
-    from mixoff.machine import Machine, this_machine
     from mixoff.plan import plan_memory
     from mixoff.predictors import prefetcher_of
     from mixoff.prospects import Prospect, look_ahead
@@ -48,8 +48,8 @@ _HOME = {
     "whole_layers": "speed",
     "measure_quality": "quality",
     "schemes_of_bits": "quality",
-    "Machine": "machine",
-    "this_machine": "machine",
+    "Hardware": "hardware",
+    "this_hardware": "hardware",
     "Suggestion": "suggestion",
     "suggest_checkpoint": "suggestion",
     "Load": "startup",
@@ -107,8 +107,8 @@ __all__ = [
     "ConfigError",
     "Divergence",
     "ExpertCache",
+    "Hardware",
     "Load",
-    "Machine",
     "MixoffError",
     "OffloadConfig",
     "Prospect",
@@ -149,7 +149,7 @@ __all__ = [
     "suggest_checkpoint",
     "sweep",
     "tables",
-    "this_machine",
+    "this_hardware",
     "whole_layers",
     "widget",
 ]

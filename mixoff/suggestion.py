@@ -11,8 +11,8 @@ from huggingface_hub import constants
 from mixoff.config import AUTO, RELEASED_CHECKPOINT, OffloadConfig, format_nbytes
 from mixoff.demo import demo_path
 from mixoff.errors import ConfigError
+from mixoff.hardware import Hardware
 from mixoff.hub import cached_nbytes
-from mixoff.machine import Machine
 from mixoff.memory import headroom
 from mixoff.outline import Outline
 from mixoff.plan import MemoryPlan, plan_memory
@@ -65,7 +65,7 @@ class Suggestion:
         return f"{self.name}: {self.reason}"
 
 
-def suggest_checkpoint(machine: Machine) -> Suggestion:
+def suggest_checkpoint(machine: Hardware) -> Suggestion:
     """Return Mixtral-8x7B where it fits the machine's GPU, memory and disk, else the demo model.
 
     Mixtral-8x7B is the checkpoint that mixtral-offloading released: attention in 4 bits, experts in
@@ -74,7 +74,7 @@ def suggest_checkpoint(machine: Machine) -> Suggestion:
     Parameters
     ----------
     machine
-        Such as `mixoff.this_machine` returns.
+        Such as `mixoff.this_hardware` returns.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def suggest_checkpoint(machine: Machine) -> Suggestion:
     return Suggestion(str(demo_path()), offload, "cpu", reason)
 
 
-def _refuse_or_plan(machine: Machine) -> MemoryPlan:
+def _refuse_or_plan(machine: Hardware) -> MemoryPlan:
     """Return what of Mixtral-8x7B would lie where on a machine; ConfigError tells why it can't."""
     if machine.gpu is None:
         raise ConfigError("torch finds no GPU here, and Mixtral-8x7B is suggested for one only.")
@@ -113,7 +113,7 @@ def _refuse_or_plan(machine: Machine) -> MemoryPlan:
     return plan
 
 
-def _how_it_fits(machine: Machine, plan: MemoryPlan) -> str:
+def _how_it_fits(machine: Hardware, plan: MemoryPlan) -> str:
     outside = plan.experts_on_host + plan.experts_on_disk
     return (
         f"Mixtral-8x7B, since it fits: {plan.slots_per_layer} of a layer's 8 experts on the "

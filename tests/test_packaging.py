@@ -85,7 +85,7 @@ ORDER = (
     "widget",
     "demo",
     "startup",
-    "machine",
+    "hardware",
     "suggestion",
     "__init__",
     "cli",

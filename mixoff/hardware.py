@@ -14,7 +14,7 @@ from mixoff.memory import FreeMemory, free_host_memory
 
 
 @dataclass(frozen=True)
-class Machine:
+class Hardware:
     """What there is to run a model on. Printed, it is a table.
 
     Parameters
@@ -62,7 +62,7 @@ class Machine:
         return "\n".join(f"{name:<12}{value}" for name, value in rows)
 
 
-def this_machine(folder: str | Path | None = None) -> Machine:
+def this_hardware(folder: str | Path | None = None) -> Hardware:
     """Return what this machine has, as far as this process may use it.
 
     Parameters
@@ -74,7 +74,7 @@ def this_machine(folder: str | Path | None = None) -> Machine:
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_name()
         free_gpu, gpu_nbytes = torch.cuda.mem_get_info()
-    return Machine(
+    return Hardware(
         gpu=gpu,
         gpu_nbytes=gpu_nbytes,
         free_gpu_nbytes=free_gpu,

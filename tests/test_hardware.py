@@ -9,14 +9,14 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from mixoff import Machine, demo_path, suggest_checkpoint, this_machine
+from mixoff import Hardware, demo_path, suggest_checkpoint, this_hardware
 from mixoff.config import RELEASED_CHECKPOINT
 from mixoff.memory import FreeMemory
 
 GIB = 1 << 30
 WEIGHTS_GIB = 16.9  # of the released files: 256 experts of 66.1 MB, and a trunk of 1.16 GiB
 # Free Colab: a T4, 12.7 GiB of memory, 2 cores.
-T4 = Machine(
+T4 = Hardware(
     gpu="Tesla T4",
     gpu_nbytes=15 * GIB,
     free_gpu_nbytes=int(14.7 * GIB),
@@ -44,8 +44,8 @@ def put_in_cache(folder: Path, nbytes: int) -> None:
         file.truncate(nbytes)
 
 
-def test_this_machine_is_told_as_the_system_tells_it(tmp_path):
-    found = this_machine(tmp_path / "not" / "there yet")
+def test_this_hardware_is_told_as_the_system_tells_it(tmp_path):
+    found = this_hardware(tmp_path / "not" / "there yet")
     assert found.host_nbytes == psutil.virtual_memory().total
     assert 0 < found.free_host_nbytes <= found.host_nbytes
     assert found.free_disk_nbytes > 0
