@@ -65,7 +65,7 @@ class Suggestion:
         return f"{self.name}: {self.reason}"
 
 
-def suggest_checkpoint(machine: Hardware) -> Suggestion:
+def suggest_checkpoint(hardware: Hardware) -> Suggestion:
     """Return Mixtral-8x7B where it fits the machine's GPU, memory and disk, else the demo model.
 
     Mixtral-8x7B is the checkpoint that mixtral-offloading released: attention in 4 bits, experts in
@@ -73,7 +73,7 @@ def suggest_checkpoint(machine: Hardware) -> Suggestion:
 
     Parameters
     ----------
-    machine
+    hardware
         Such as `mixoff.this_hardware` returns.
 
     Raises
@@ -82,25 +82,25 @@ def suggest_checkpoint(machine: Hardware) -> Suggestion:
         If it is to be the demo model and that isn't here.
     """
     try:
-        reason = _how_it_fits(machine, _refuse_or_plan(machine))
-        return Suggestion(RELEASED_CHECKPOINT, _ALL_THERE_IS, machine.device, reason)
+        reason = _how_it_fits(hardware, _refuse_or_plan(hardware))
+        return Suggestion(RELEASED_CHECKPOINT, _ALL_THERE_IS, hardware.device, reason)
     except ConfigError as obstacle:
         reason = f"the demo model, since {obstacle}"
     offload = OffloadConfig(offload_per_layer=4, prefetch=2)
     return Suggestion(str(demo_path()), offload, "cpu", reason)
 
 
-def _refuse_or_plan(machine: Hardware) -> MemoryPlan:
+def _refuse_or_plan(hardware: Hardware) -> MemoryPlan:
     """Return what of Mixtral-8x7B would lie where on a machine; ConfigError tells why it can't."""
-    if machine.gpu is None:
+    if hardware.gpu is None:
         raise ConfigError("torch finds no GPU here, and Mixtral-8x7B is suggested for one only.")
     outline = Outline(Path("Mixtral-8x7B"), _MIXTRAL_8X7B, _RELEASED)
     try:
-        plan = plan_memory(outline, _ALL_THERE_IS, device=machine.device, free=machine.free)
+        plan = plan_memory(outline, _ALL_THERE_IS, device=hardware.device, free=hardware.free)
     except ConfigError as error:
         raise ConfigError(f"Mixtral-8x7B doesn't fit here: {error}") from None
     nbytes = outline.experts_nbytes + sum(tensor.nbytes for tensor in outline.trunk.values())
-    missing, free = nbytes - cached_nbytes(RELEASED_CHECKPOINT), machine.free_disk_nbytes
+    missing, free = nbytes - cached_nbytes(RELEASED_CHECKPOINT), hardware.free_disk_nbytes
     if missing < nbytes // 100:  # files have no padding between records
         return plan
     if constants.HF_HUB_OFFLINE:
@@ -113,10 +113,10 @@ def _refuse_or_plan(machine: Hardware) -> MemoryPlan:
     return plan
 
 
-def _how_it_fits(machine: Hardware, plan: MemoryPlan) -> str:
+def _how_it_fits(hardware: Hardware, plan: MemoryPlan) -> str:
     outside = plan.experts_on_host + plan.experts_on_disk
     return (
         f"Mixtral-8x7B, since it fits: {plan.slots_per_layer} of a layer's 8 experts on the "
-        f"{machine.gpu}, {plan.experts_on_host} of the other {outside} in host memory, the rest on "
+        f"{hardware.gpu}, {plan.experts_on_host} of the other {outside} in host memory, the rest on "
         "disk."
     )
