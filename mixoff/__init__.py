@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from mixoff import plots, tables
+    from mixoff.bandwidth import measure_transfers
     from mixoff.builder import build_model, register
     from mixoff.cache import ExpertCache, cache_of
     from mixoff.comparison import Divergence, divergence
@@ -56,6 +57,7 @@ _HOME = {
     "Scheme": "quantization",
     "Unquantized": "quantization",
     "measure_recall": "recall",
+    "measure_transfers": "bandwidth",
     "Reference": "reference",
     "compute_reference": "reference",
     "Replay": "simulate",
@@ -93,6 +95,7 @@ __all__ = [
     "held_out_loss",
     "look_ahead",
     "measure_recall",
+    "measure_transfers",
     "plan_memory",
     "plots",
     "push_to_hub",

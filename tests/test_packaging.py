@@ -45,6 +45,8 @@ ORDER = (
     "tiers",
     "host",
     "link",
+    "routes",
+    "bandwidth",
     "staging",
     "serving",
     "cache",
