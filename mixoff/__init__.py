@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mixoff.cache import ExpertCache, cache_of
     from mixoff.comparison import Divergence, divergence
     from mixoff.config import OffloadConfig
-    from mixoff.convert import quantize_checkpoint
+    from mixoff.convert import inflate_checkpoint, quantize_checkpoint
     from mixoff.demo import demo_path
     from mixoff.errors import CheckpointError, ConfigError, MixoffError, TraceError
     from mixoff.evaluate import held_out_loss
@@ -37,6 +37,7 @@ _HOME = {
     "ExpertCache": "cache",
     "cache_of": "cache",
     "OffloadConfig": "config",
+    "inflate_checkpoint": "convert",
     "quantize_checkpoint": "convert",
     "demo_path": "demo",
     "Divergence": "comparison",
@@ -93,6 +94,7 @@ __all__ = [
     "demo_path",
     "divergence",
     "held_out_loss",
+    "inflate_checkpoint",
     "look_ahead",
     "measure_recall",
     "measure_transfers",
