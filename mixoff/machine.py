@@ -1,0 +1,182 @@
+"""What a machine takes for a token's work and for an expert's way. Knows seconds; no caches.
+
+Nothing here is made up: `Machine.fit` has its numbers from a recording and from measured transfers.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mixoff.errors import ConfigError, TraceError
+from mixoff.trace import Trace
+from mixoff.trace.tables import DEMAND
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# N demands
+
+PIECE = 8 << 20  # bytes: a demand waits for no more of a guess
+_MS, _NS = 1e-3, 1e-9
+
+
+@dataclass(frozen=True)
+class Link:
+    """What a copy takes that nothing else delays.
+
+    Parameters
+    ----------
+    latency_s
+        Seconds of a copy of no bytes.
+    bytes_per_s
+        Bytes a second beyond that.
+    """
+
+    latency_s: float
+    bytes_per_s: float
+
+    def __post_init__(self) -> None:
+        if not (self.latency_s >= 0 and self.bytes_per_s > 0):
+            raise ConfigError(f"{self}: a latency is 0 or more, a bandwidth more than 0.")
+
+    @classmethod
+    def fit(cls, nbytes: Iterable[float], seconds: Iterable[float]) -> "Link":
+        """Return the link whose times differ least from measured ones, relative to each.
+
+        Raises
+        ------
+        ConfigError
+            If there aren't two sizes, or larger ones don't take longer.
+        """
+        size, took = np.asarray([*nbytes], float), np.asarray([*seconds], float)
+        if len(np.unique(size)) < 2:
+            raise ConfigError(f"nbytes={size.tolist()}: a link is fitted to two sizes or more.")
+        parts = np.stack([1 / took, size / took], axis=1)  # by latency and seconds a byte: 1
+        latency, per_byte = np.linalg.lstsq(parts, np.ones(len(took)), rcond=None)[0]
+        if latency < 0:
+            latency, per_byte = 0.0, parts[:, 1].sum() / (parts[:, 1] ** 2).sum()
+        if per_byte <= 0:
+            raise ConfigError("larger records didn't take longer: measure larger ones, too.")
+        return cls(float(latency), float(1 / per_byte))
+
+    def seconds(self, nbytes: int) -> float:
+        """Return what a copy takes."""
+        return self.latency_s + nbytes / self.bytes_per_s
+
+    def pieces(self, nbytes: int) -> list[float]:
+        """Return what each piece of a copy takes; the first one has the latency."""
+        sizes = [min(PIECE, nbytes - first) for first in range(0, nbytes, PIECE)]
+        return [self.seconds(sizes[0]), *(size / self.bytes_per_s for size in sizes[1:])]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How fast a machine decodes a model's tokens and moves its experts.
+
+    Parameters
+    ----------
+    layer_s
+        Seconds of a layer's trunk: attention, norms and gate.
+    expert_s
+        Seconds of one expert for one token.
+    token_s
+        Seconds that a token takes besides: embeddings, head, sampling.
+    link
+        What misses come over.
+    """
+
+    layer_s: float
+    expert_s: float
+    token_s: float
+    link: Link
+
+    def __post_init__(self) -> None:
+        if not min(self.layer_s, self.expert_s, self.token_s) >= 0:
+            raise ConfigError(f"{self}: seconds are 0 or more.")
+
+    @classmethod
+    def fit(cls, trace: Trace, transfers: "pd.DataFrame | Link") -> "Machine":
+        """Return the machine that a recording was made on.
+
+        Times are medians of decoded tokens: an expert's is what a demand takes without waiting, by
+        the number that it needs; a layer's is from one demand's end to the next one's start; what
+        else a token takes without waiting is `token_s`.
+
+        Parameters
+        ----------
+        trace
+            A recording with two decoded tokens in a row or more.
+        transfers
+            What `mixoff.measure_transfers` gave, of which the way counts that misses of the
+            recording took, one in flight; or the link itself.
+
+        Raises
+        ------
+        ConfigError
+            If that way wasn't measured.
+        TraceError
+            If there are no two decoded tokens in a row.
+        """
+        link = transfers if isinstance(transfers, Link) else link_of(trace, transfers)
+        demands, tokens = trace.demands(), whole_tokens(trace)
+        waited = trace.events["wait_ns"][trace.events["kind"] == DEMAND]  # [N]
+        needed = np.maximum(1, np.diff(demands.first))
+        decoding = demands.tokens == 1
+        expert_s = np.median(((demands.duration_ns - waited) / needed)[decoding]) * _NS
+        ends = demands.start_ns + demands.duration_ns
+        inside = decoding[1:] & (np.diff(demands.step) == 0)
+        gaps = (demands.start_ns[1:] - ends[:-1])[inside]
+        layer_s = np.median(gaps) * _NS if len(gaps) else 0.0
+        computed = np.median(tokens["duration_ms"] - tokens["wait_ms"]) * _MS
+        experts = float(np.median(tokens["hits"] + tokens["misses"]))
+        rest = computed - trace.num_layers * layer_s - experts * expert_s
+        return cls(float(layer_s), float(expert_s), max(0.0, float(rest)), link)
+
+
+def whole_tokens(trace: Trace) -> "pd.DataFrame":
+    """Return the rows of `Trace.per_token` of decoded tokens that another one follows.
+
+    Only theirs is a token's whole time: the last one of a reply ends with its last demand.
+
+    Raises
+    ------
+    TraceError
+        If there is none.
+    """
+    steps = trace.per_token()
+    decoding = steps["phase"] == "decode"
+    found = steps[decoding & decoding.shift(-1, fill_value=False)]
+    if found.empty:
+        raise TraceError("a trace without two decoded tokens in a row: record a reply.")
+    return found
+
+
+def link_of(trace: Trace, transfers: "pd.DataFrame") -> Link:
+    """Return the link that a recording's misses came over, fitted to what was measured of it.
+
+    Raises
+    ------
+    ConfigError
+        If that way wasn't measured one in flight.
+    """
+    way = _way_of(trace)
+    rows = transfers[transfers["in_flight"] == 1]
+    for column, value in way.items():
+        rows = rows[rows[column] == value]
+    if rows.empty:
+        words = ", ".join(way.values())
+        raise ConfigError(f"transfers: nothing of {words}, one in flight: measure that way, too.")
+    return Link.fit(rows["nbytes"], rows["ms"] * _MS)
+
+
+def _way_of(trace: Trace) -> dict[str, str]:
+    """Return what the columns of a recording's way hold; buffered files are in the page cache."""
+    told = trace.provenance
+    if told.get("device", "cpu") != "cpu" and told.get("host_tier") != "none":
+        method = "pinned" if told.get("pinned_notice") is None else "pageable"
+        return {"source": "host", "target": "device", "method": method}
+    if told.get("io") == "direct":
+        return {"source": "disk", "method": "direct"}
+    return {"source": "disk", "method": "buffered", "page_cache": "in it"}
