@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from mixoff.evaluate import held_out_loss
     from mixoff.generate import Chat, ReplyStats
     from mixoff.hub import push_to_hub
+    from mixoff.latency import Guessing, measured_speed, predict_speed
+    from mixoff.machine import Link, Machine
     from mixoff.plan import plan_memory
     from mixoff.prospects import Prospect, look_ahead
     from mixoff.quantization import HQQ, QuantizedTensor, Scheme, Unquantized
@@ -50,6 +52,11 @@ _HOME = {
     "Chat": "generate",
     "ReplyStats": "generate",
     "push_to_hub": "hub",
+    "Guessing": "latency",
+    "measured_speed": "latency",
+    "predict_speed": "latency",
+    "Link": "machine",
+    "Machine": "machine",
     "plan_memory": "plan",
     "Prospect": "prospects",
     "look_ahead": "prospects",
@@ -77,6 +84,9 @@ __all__ = [
     "ConfigError",
     "Divergence",
     "ExpertCache",
+    "Guessing",
+    "Link",
+    "Machine",
     "MixoffError",
     "OffloadConfig",
     "Prospect",
@@ -98,8 +108,10 @@ __all__ = [
     "look_ahead",
     "measure_recall",
     "measure_transfers",
+    "measured_speed",
     "plan_memory",
     "plots",
+    "predict_speed",
     "push_to_hub",
     "quantize_checkpoint",
     "register",

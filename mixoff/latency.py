@@ -2,8 +2,8 @@
 
 The model is small. A token goes layer by layer: the trunk, then the layer's experts, of which those
 in slots are computed while the others come over one link, one after the other; guesses for layers
-ahead come behind them. It leaves out that copies and compute slow each other down, that times vary,
-what guessing itself costs, and prefill.
+ahead come behind them. It leaves out that times vary, what guessing and wrong
+guesses cost compute, and prefill.
 """
 
 import random
@@ -170,7 +170,10 @@ class _Run:
     ) -> None:
         self._demands = trace.demands()
         self._layers, self._experts = trace.num_layers, trace.num_experts
-        self._pieces = [machine.link.pieces(nbytes) for nbytes in trace.record_nbytes]
+        self._pieces = [
+            [seconds * machine.slowdown for seconds in machine.link.pieces(nbytes)]
+            for nbytes in trace.record_nbytes
+        ]
         self._staging = int(trace.provenance.get("staging", _STAGING))
         self._machine, self._guessing = machine, guessing
         self._resident, self._chance = resident, chance
@@ -210,7 +213,7 @@ class _Run:
             wait_s = max(0.0, self._traffic.finish(copy) - self._now_s)
             self._now_s += wait_s
             row["wait_ms"] += wait_s / _MS
-            self._pass(row, self._machine.expert_s)
+            self._pass(row, self._machine.expert_s + self._machine.miss_s)
         row["hits"] += len(needed) - len(missed)
         row["misses"] += len(missed)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from mixoff.errors import ConfigError, TraceError
 from mixoff.trace import Trace
-from mixoff.trace.tables import DEMAND
+from mixoff.trace.tables import COPY, DEMAND, Demands
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,25 +84,33 @@ class Machine:
     token_s
         Seconds that a token takes besides: embeddings, head, sampling.
     link
-        What misses come over.
+        What misses come over, as it is when nobody computes.
+    miss_s
+        Seconds of compute, not of waiting, that a miss costs more than a hit: for asking, and for
+        what it takes from compute meanwhile.
+    slowdown
+        How many times as long a copy takes while the model computes.
     """
 
     layer_s: float
     expert_s: float
     token_s: float
     link: Link
+    miss_s: float = 0.0
+    slowdown: float = 1.0
 
     def __post_init__(self) -> None:
-        if not min(self.layer_s, self.expert_s, self.token_s) >= 0:
-            raise ConfigError(f"{self}: seconds are 0 or more.")
+        seconds = (self.layer_s, self.expert_s, self.token_s, self.miss_s)
+        if not (min(seconds) >= 0 and self.slowdown > 0):
+            raise ConfigError(f"{self}: seconds are 0 or more, a slowdown more than 0.")
 
     @classmethod
     def fit(cls, trace: Trace, transfers: "pd.DataFrame | Link") -> "Machine":
         """Return the machine that a recording was made on.
 
-        Times are medians of decoded tokens: an expert's is what a demand takes without waiting, by
-        the number that it needs; a layer's is from one demand's end to the next one's start; what
-        else a token takes without waiting is `token_s`.
+        Times are medians of decoded tokens. Experts' are fitted to what demands with as many misses
+        take without waiting; a layer's is from one demand's end to the next one's start; what else
+        a token takes without waiting is `token_s`. The slowdown is that of the recorded copies.
 
         Parameters
         ----------
@@ -121,18 +129,41 @@ class Machine:
         """
         link = transfers if isinstance(transfers, Link) else link_of(trace, transfers)
         demands, tokens = trace.demands(), whole_tokens(trace)
-        waited = trace.events["wait_ns"][trace.events["kind"] == DEMAND]  # [N]
-        needed = np.maximum(1, np.diff(demands.first))
-        decoding = demands.tokens == 1
-        expert_s = np.median(((demands.duration_ns - waited) / needed)[decoding]) * _NS
+        expert_s, miss_s = _expert_seconds(trace, demands)
         ends = demands.start_ns + demands.duration_ns
-        inside = decoding[1:] & (np.diff(demands.step) == 0)
+        inside = (demands.tokens[1:] == 1) & (np.diff(demands.step) == 0)
         gaps = (demands.start_ns[1:] - ends[:-1])[inside]
-        layer_s = np.median(gaps) * _NS if len(gaps) else 0.0
-        computed = np.median(tokens["duration_ms"] - tokens["wait_ms"]) * _MS
-        experts = float(np.median(tokens["hits"] + tokens["misses"]))
-        rest = computed - trace.num_layers * layer_s - experts * expert_s
-        return cls(float(layer_s), float(expert_s), max(0.0, float(rest)), link)
+        layer_s = float(np.median(gaps)) * _NS if len(gaps) else 0.0
+        computed = (tokens["duration_ms"] - tokens["wait_ms"]) * _MS
+        known = (tokens["hits"] + tokens["misses"]) * expert_s + tokens["misses"] * miss_s
+        rest = float((computed - known).median()) - trace.num_layers * layer_s
+        return cls(layer_s, expert_s, max(0.0, rest), link, miss_s, _slowdown(trace, link))
+
+
+def _expert_seconds(trace: Trace, demands: Demands) -> tuple[float, float]:
+    """Return what an expert takes, and what it takes more if it misses."""
+    rows = demands.tokens == 1  # [N]
+    waited = trace.events["wait_ns"][trace.events["kind"] == DEMAND]
+    took = (demands.duration_ns - waited)[rows] * _NS
+    needed = np.diff(demands.first)
+    missed = needed - np.add.reduceat(demands.hit, demands.first[:-1], dtype=int)
+    kinds, kind = np.unique(np.stack([needed, missed])[:, rows], axis=1, return_inverse=True)
+    middle = [np.median(took[kind == each]) for each in range(kinds.shape[1])]
+    weight = np.sqrt(np.bincount(kind))
+    expert_s, miss_s = np.linalg.lstsq(kinds.T * weight[:, None], middle * weight, rcond=None)[0]
+    if miss_s < 0 or len(middle) < 2:
+        return float(np.median(took / needed[rows])), 0.0
+    return float(expert_s), float(miss_s)
+
+
+def _slowdown(trace: Trace, link: Link) -> float:
+    """Return by how much recorded copies of decoded tokens took longer than the link tells."""
+    events = trace.events
+    copies = events[(events["kind"] == COPY) & (events["tokens"] == 1) & (events["nbytes"] > 0)]
+    if not len(copies):
+        return 1.0
+    alone = [link.seconds(int(nbytes)) for nbytes in copies["nbytes"]]
+    return float(np.median(copies["duration_ns"] * _NS / alone))
 
 
 def whole_tokens(trace: Trace) -> "pd.DataFrame":
