@@ -19,17 +19,23 @@ if TYPE_CHECKING:
     from mixoff.demo import demo_path
     from mixoff.errors import CheckpointError, ConfigError, MixoffError, TraceError
     from mixoff.evaluate import held_out_loss
-    from mixoff.generate import Chat, ReplyStats
+    from mixoff.generate import Chat
     from mixoff.hub import push_to_hub
     from mixoff.latency import Guessing, measured_speed, predict_speed
+    from mixoff.loading import load_chat
     from mixoff.machine import Link, Machine
     from mixoff.plan import plan_memory
+    from mixoff.predictors import prefetcher_of
     from mixoff.prospects import Prospect, look_ahead
     from mixoff.quantization import HQQ, QuantizedTensor, Scheme, Unquantized
     from mixoff.recall import measure_recall
     from mixoff.reference import Reference, compute_reference
+    from mixoff.replies import ReplyStats
+    from mixoff.reuse import reuse_distances
+    from mixoff.sampling import Sampling
     from mixoff.simulate import Replay, replay, sweep
     from mixoff.stats import CacheStats
+    from mixoff.texts import record_texts
     from mixoff.trace import Trace
 
 _HOME = {
@@ -50,7 +56,7 @@ _HOME = {
     "TraceError": "errors",
     "held_out_loss": "evaluate",
     "Chat": "generate",
-    "ReplyStats": "generate",
+    "load_chat": "loading",
     "push_to_hub": "hub",
     "Guessing": "latency",
     "measured_speed": "latency",
@@ -58,6 +64,7 @@ _HOME = {
     "Link": "machine",
     "Machine": "machine",
     "plan_memory": "plan",
+    "prefetcher_of": "predictors",
     "Prospect": "prospects",
     "look_ahead": "prospects",
     "HQQ": "quantization",
@@ -68,9 +75,13 @@ _HOME = {
     "measure_transfers": "bandwidth",
     "Reference": "reference",
     "compute_reference": "reference",
+    "reuse_distances": "reuse",
+    "ReplyStats": "replies",
+    "Sampling": "sampling",
     "Replay": "simulate",
     "replay": "simulate",
     "sweep": "simulate",
+    "record_texts": "texts",
     "Trace": "trace",
 }
 
@@ -94,6 +105,7 @@ __all__ = [
     "Reference",
     "Replay",
     "ReplyStats",
+    "Sampling",
     "Scheme",
     "Trace",
     "TraceError",
@@ -105,6 +117,7 @@ __all__ = [
     "divergence",
     "held_out_loss",
     "inflate_checkpoint",
+    "load_chat",
     "look_ahead",
     "measure_recall",
     "measure_transfers",
@@ -112,10 +125,13 @@ __all__ = [
     "plan_memory",
     "plots",
     "predict_speed",
+    "prefetcher_of",
     "push_to_hub",
     "quantize_checkpoint",
+    "record_texts",
     "register",
     "replay",
+    "reuse_distances",
     "sweep",
     "tables",
 ]

@@ -1,10 +1,12 @@
 """An example of every picture, and what can be asked of any: its numbers, and how it looks."""
 
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.text import Text
 from recordings import MS, HandPlayed
@@ -40,13 +42,69 @@ def routed(routing: Any = "zipf", layers: int = 3, seed: int = 1) -> Trace:
     return Trace.synthetic(routing, tokens=400, layers=layers, experts=8, top_k=2, seed=seed)
 
 
-def swept() -> Any:
-    return mixoff.sweep(routed(), POLICIES)
+def swept(layers: int = 3) -> Any:
+    return mixoff.sweep(routed(layers=layers), POLICIES)
+
+
+def kinds() -> dict[str, Trace]:
+    routings = {"prose": "zipf", "arithmetic": "sticky", "code": "uniform", "another": "cyclic"}
+    return {kind: routed(routing) for kind, routing in routings.items()}
+
+
+def transferred() -> Any:
+    """Return made-up transfers over all ways of a machine with a GPU."""
+    ways = [
+        ("disk", "host", "direct", "past it", 2.0),
+        ("disk", "host", "buffered", "in it", 9.0),
+        ("disk", "host", "buffered", "dropped from it", 1.2),
+        ("host", "host", "copied", "no file", 8.0),
+        ("host", "device", "pinned", "no file", 12.0),
+        ("host", "device", "pageable", "no file", 6.0),
+        ("device", "host", "pinned", "no file", 11.0),
+        ("device", "host", "pageable", "no file", 5.0),
+    ]
+    rows = []
+    for (*way, rate), number, power in product(ways, (1, 4), range(7)):
+        nbytes = 4096 * 4**power
+        ms = 0.05 + number * nbytes / rate / 1e6
+        rows.append((*way, number, nbytes, ms, number * nbytes / ms / 1e6))
+    columns = ["source", "target", "method", "page_cache", "in_flight", "nbytes", "ms", "gb_per_s"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def speeds() -> Any:
+    """Return made-up speeds of four settings."""
+    return pd.DataFrame(
+        {
+            "setting": [
+                "4 slots, no prefetch",
+                "4 slots, 1 guess",
+                "4 slots, 2 guesses",
+                "8 slots",
+            ],
+            "compute_ms": [20.0, 21.0, 22.0, 19.0],
+            "wait_ms": [18.0, 9.0, 4.0, 0.0],
+            "measured": [26.3, 33.3, 38.5, 52.6],
+            "predicted": [27.0, 31.0, 40.0, 51.0],
+        }
+    )
 
 
 EXAMPLES: dict[str, Callable[[], tuple[Any, ...]]] = {  # of every picture, what it is given
+    "balance": lambda: (routed(layers=32),),
+    "divergence": lambda: (kinds(),),
     "hit_rate": lambda: (swept(),),
+    "kind_hit_rate": lambda: (kinds(),),
+    "layer_hit_rate": lambda: (swept(layers=32),),
+    "recovered": lambda: (swept(), 4),
+    "reuse_distance": lambda: (routed(layers=8),),
     "timeline": lambda: (reply(),),
+    "latency": lambda: (transferred(),),
+    "bandwidth": lambda: (transferred(),),
+    "in_flight": lambda: (transferred(),),
+    "waiting": lambda: (speeds(), "setting"),
+    "predicted": lambda: (speeds(), "setting"),
+    "usage": lambda: (routed(layers=32),),
 }
 
 

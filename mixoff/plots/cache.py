@@ -1,17 +1,34 @@
 """Pictures of hits and misses: data frames in, Axes out. Computes nothing new."""
 
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from mixoff import tables
-from mixoff.plots.style import GREY, axes_on_paper, legend_beside, looks, on_paper, rule
+from mixoff.plots.style import (
+    BLUE,
+    GREY,
+    GUIDE,
+    INK,
+    LIGHT,
+    axes_on_paper,
+    legend_atop,
+    legend_beside,
+    looks,
+    on_paper,
+    panels,
+    rule,
+)
+from mixoff.policies import Policy, policy_name
+from mixoff.simulate import FLOOR
+from mixoff.trace import Trace
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_BOUNDS = {"belady-bypass": ":", "belady": "--", "floor": "-."}  # policies that are no choice
+_BOUNDS = {"belady-bypass": ":", "belady": "--", FLOOR: "-."}  # policies that are no choice
 
 
 @on_paper
@@ -21,16 +38,108 @@ def hit_rate(sweep: "pd.DataFrame", ax: Axes | None = None) -> Axes:
     All layers are taken together. Bounds, which no policy can choose, are grey and dashed.
     """
     axes = axes_on_paper(ax, 6.6, 3.8)
+    for policy, look, rows in _by_policy(tables.hit_rate(sweep)):
+        rows = rows.sort_values("slots")  # which the sweep has in any order
+        axes.plot(rows["slots"], rows["hit_rate"], label=policy, **look)
+    _scale_rates(axes)
+    axes.set_xlabel("slots per layer")
+    legend_beside(axes)
+    return axes
+
+
+@on_paper
+def layer_hit_rate(sweep: "pd.DataFrame", *, slots: Iterable[int] | None = None) -> list[Axes]:
+    """Return hit rate against layer of what `mixoff.sweep` gave, axes for each of some sizes.
+
+    `mixoff.tables.layer_hit_rate` tells which.
+
+    Raises
+    ------
+    ConfigError
+        If one of the sizes isn't in the sweep.
+    """
+    table = tables.layer_hit_rate(sweep, slots=slots)
+    sizes = table["slots"].unique()
+    every = panels(len(sizes), width=6.0, height=1.4 + 1.5 * len(sizes))
+    for axes, size in zip(every, sizes, strict=True):
+        for policy, look, rows in _by_policy(table[table["slots"] == size]):
+            axes.plot(rows["layer"], rows["hit_rate"], label=policy, markersize=4, **look)
+        _scale_rates(axes)
+        axes.set_title(f"{size} slots per layer", loc="left")
+    every[-1].set_xlabel("layer")
+    legend_atop(every)
+    return every
+
+
+@on_paper
+def recovered(
+    sweep: "pd.DataFrame",
+    slots: int,
+    *,
+    base: str = FLOOR,
+    bound: str = "belady-bypass",
+    ax: Axes | None = None,
+) -> Axes:
+    """Return how much of what could be won each policy wins with so many slots, a bar each.
+
+    The bound for caches that must admit is grey, if it isn't all. `mixoff.tables.recovered`
+    tells the rest.
+
+    Raises
+    ------
+    ConfigError
+        If the sweep lacks these slots, base or bound.
+    """
+    table = tables.recovered(sweep, slots, base=base, bound=bound)
+    axes = axes_on_paper(ax, 6.0, 1.5 + 0.45 * len(table))
+    colours = [LIGHT if policy in _BOUNDS else BLUE for policy in table["policy"]]
+    bars = axes.barh(table["policy"], table["recovered"], color=colours)
+    labels = [f"{share:.0%}".replace("-", "\N{MINUS SIGN}") for share in table["recovered"]]
+    axes.bar_label(bars, labels, padding=4)
+    axes.axvline(0, color=INK, linewidth=1, gid=GUIDE)
+    axes.margins(x=0.15)
+    axes.invert_yaxis()
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel(f"won of the way from {base} to {bound}, {slots} slots")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    rule(axes, "x")
+    return axes
+
+
+@on_paper
+def kind_hit_rate(
+    traces: Mapping[str, Trace], *, policy: str | Policy = "lru", ax: Axes | None = None
+) -> Axes:
+    """Return hit rate against slots of caches of one policy, a line a kind of text, and the floor.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such policy, or no recording.
+    """
+    axes = axes_on_paper(ax, 6.6, 3.8)
+    table = tables.kind_hit_rate(traces, policy=policy).rename(columns={"kind": "policy"})
+    for kind, look, rows in _by_policy(table):
+        axes.plot(rows["slots"], rows["hit_rate"], label=kind, **look)
+    _scale_rates(axes)
+    axes.set(xlabel="slots per layer", ylabel=f"hit rate of {policy_name(policy)}")
+    legend_beside(axes)
+    return axes
+
+
+def _by_policy(table: "pd.DataFrame") -> Iterator[tuple[str, dict[str, Any], "pd.DataFrame"]]:
+    """Yield each policy, how its line looks, and its rows."""
     choices = looks()
-    for policy, rows in tables.hit_rate(sweep).groupby("policy", sort=False):
-        bound = _BOUNDS.get(policy)
-        look: dict[str, Any] = {"color": GREY, "linestyle": bound, "zorder": 1}
-        rows = rows.sort_values("slots")
-        style = look if bound else next(choices)
-        axes.plot(rows["slots"], rows["hit_rate"], label=policy, **style)
-    axes.set(xlabel="slots per layer", ylabel="hit rate", ylim=(0, 1.02))
+    for policy, rows in table.groupby("policy", sort=False):
+        dashes = _BOUNDS.get(policy)
+        bound = {"color": GREY, "linestyle": dashes, "zorder": 1}
+        yield policy, bound if dashes else next(choices), rows
+
+
+def _scale_rates(axes: Axes) -> None:
+    axes.set(ylim=(0, 1.02), ylabel="hit rate")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     rule(axes)
-    legend_beside(axes)
-    return axes

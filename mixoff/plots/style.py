@@ -12,7 +12,6 @@ from itertools import cycle
 from typing import Any, ParamSpec, TypeVar
 
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -63,24 +62,16 @@ def axes_on_paper(ax: Axes | None, width: float = 6.0, height: float = 3.8) -> A
     return axes
 
 
-def panels(count: int, *, width: float, height: float, columns: int) -> list[Axes]:
-    """Return new axes in rows, which share both scales, on a figure of a size in inches."""
-    rows = -(-count // columns)
-    figure, grid = plt.subplots(
-        rows,
-        columns,
-        figsize=(width, height),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    every = list(np.ravel(grid))
-    for unused in every[count:]:
-        figure.delaxes(unused)
-    for axes in every[:count]:
+def panels(count: int, *, width: float, height: float) -> list[Axes]:
+    """Return new axes below each other, sharing both scales, on a figure of a size in inches."""
+    size = (width, height)
+    grid = plt.subplots(
+        count, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )[1]
+    every = list(grid[:, 0])
+    for axes in every:
         dress(axes)
-    return every[:count]
+    return every
 
 
 def dress(axes: Axes) -> None:
@@ -102,10 +93,15 @@ def rule(axes: Axes, axis: Any = "both") -> None:
     axes.set_axisbelow(True)
 
 
-def legend_beside(axes: Axes, handles: Iterable[Artist] | None = None) -> None:
+def legend_beside(axes: Axes, title: str | None = None) -> None:
     """Name the marks to the right of the axes, where no data are."""
-    named = {} if handles is None else {"handles": list(handles)}
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, **named)
+    axes.legend(
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1.0),
+        borderaxespad=0.0,
+        title=title,
+        alignment="left",
+    )
 
 
 def legend_above(axes: Axes, handles: Iterable[Artist] | None = None, *, columns: int = 3) -> None:
@@ -119,6 +115,14 @@ def legend_above(axes: Axes, handles: Iterable[Artist] | None = None, *, columns
         columnspacing=1.2,
         **named,
     )
+
+
+def legend_atop(every: list[Axes], *, columns: int = 3) -> None:
+    """Name the marks of panels once, above all of them."""
+    figure = every[0].get_figure(root=True)
+    assert figure is not None
+    handles, labels = every[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns)
 
 
 def colour_bar(axes: Axes, drawn: Any, label: str, format: Any = None) -> None:

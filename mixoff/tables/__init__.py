@@ -8,7 +8,25 @@ lines between groups. Make one wide for reading with pandas, as in
 ``mixoff.tables.hit_rate(sweep).pivot(index="slots", columns="policy", values="hit_rate")``.
 """
 
-from mixoff.tables.cache import hit_rate
+from mixoff.tables.cache import hit_rate, kind_hit_rate, layer_hit_rate, recovered
+from mixoff.tables.reuse import reuse_distance
 from mixoff.tables.timeline import timeline
+from mixoff.tables.transfers import bandwidth, in_flight, latency, predicted, waiting
+from mixoff.tables.usage import balance, divergence, usage
 
-__all__ = ["hit_rate", "timeline"]
+__all__ = [
+    "balance",
+    "bandwidth",
+    "divergence",
+    "hit_rate",
+    "in_flight",
+    "kind_hit_rate",
+    "latency",
+    "layer_hit_rate",
+    "predicted",
+    "recovered",
+    "reuse_distance",
+    "timeline",
+    "usage",
+    "waiting",
+]
