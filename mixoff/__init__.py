@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mixoff.stats import CacheStats
     from mixoff.texts import record_texts
     from mixoff.trace import Trace
+    from mixoff.trials import Setting, record_settings
 
 _HOME = {
     "build_model": "builder",
@@ -83,6 +84,8 @@ _HOME = {
     "sweep": "simulate",
     "record_texts": "texts",
     "Trace": "trace",
+    "Setting": "trials",
+    "record_settings": "trials",
 }
 
 _MODULES = ("plots", "tables")
@@ -107,6 +110,7 @@ __all__ = [
     "ReplyStats",
     "Sampling",
     "Scheme",
+    "Setting",
     "Trace",
     "TraceError",
     "Unquantized",
@@ -128,6 +132,7 @@ __all__ = [
     "prefetcher_of",
     "push_to_hub",
     "quantize_checkpoint",
+    "record_settings",
     "record_texts",
     "register",
     "replay",

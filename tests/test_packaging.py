@@ -79,6 +79,7 @@ ORDER = (
     "streaming",
     "replies",
     "generate",
+    "trials",
     "loading",
     "windows",
     "texts",
