@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from mixoff.stats import CacheStats
     from mixoff.texts import record_texts
     from mixoff.trace import Trace
-    from mixoff.trials import Setting, record_settings
+    from mixoff.trials import Setting, compare_speeds, record_settings
 
 _HOME = {
     "build_model": "builder",
@@ -85,6 +85,7 @@ _HOME = {
     "record_texts": "texts",
     "Trace": "trace",
     "Setting": "trials",
+    "compare_speeds": "trials",
     "record_settings": "trials",
 }
 
@@ -116,6 +117,7 @@ __all__ = [
     "Unquantized",
     "build_model",
     "cache_of",
+    "compare_speeds",
     "compute_reference",
     "demo_path",
     "divergence",

@@ -1,12 +1,15 @@
 """Settings take turns at one and the same reply, and leave the chat as it was."""
 
+import pandas as pd
 import pytest
 
 from mixoff import (
     Chat,
+    Link,
     OffloadConfig,
     Sampling,
     Setting,
+    compare_speeds,
     demo_path,
     load_chat,
     measured_speed,
@@ -59,6 +62,27 @@ def test_settings_that_can_not_be_met_are_refused(chat, wrong):
     with pytest.raises(ConfigError):
         record_settings(chat, message="Hello", **wrong)
     assert chat.cache.slots_per_layer == 3
+
+
+def test_predictions_stand_beside_what_was_measured_setting_by_setting(chat):
+    recall = pd.DataFrame({"layers_ahead": [1, 2], "guesses": 2, "recall": [0.8, 0.6]})
+    rounds = record_settings(chat, SETTINGS, "Hello", rounds=2)
+    table = compare_speeds(rounds, Link(0.001, 1e9), recall)
+    assert table["setting"].tolist() == [*map(str, SETTINGS)]
+    assert table["how"].tolist() == ["fitted", "guesses", "other slots"]
+    for column in ("measured", "predicted"):
+        assert (table[column] > 0).all()
+    assert table["predicted_wait_ms"].iloc[2] == 0  # a slot for every expert
+    assert (table["predicted"] / table["measured"] - 1 == table["error"]).all()
+
+
+def test_guesses_are_not_predicted_without_their_recall(chat):
+    rounds = record_settings(chat, SETTINGS[:2], "Hello", rounds=1)
+    with pytest.raises(ConfigError, match="give recall"):
+        compare_speeds(rounds, Link(0.001, 1e9))
+    known = pd.DataFrame({"layers_ahead": [1], "guesses": 2, "recall": [0.8]})
+    with pytest.raises(ConfigError, match="2 ahead wasn't measured"):
+        compare_speeds(rounds, Link(0.001, 1e9), known)
 
 
 @pytest.mark.parametrize("layers", [0, 8])
