@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mixoff.errors import ConfigError, TraceError
 from mixoff.trace import Trace
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 # N demands
 
 PIECE = 8 << 20  # bytes: a demand waits for no more of a guess
+_MOST_POINTS = 2000  # that a slope is looked for between: all pairs are
 _MS, _NS = 1e-3, 1e-9
 
 
@@ -108,9 +110,10 @@ class Machine:
     def fit(cls, trace: Trace, transfers: "pd.DataFrame | Link") -> "Machine":
         """Return the machine that a recording was made on.
 
-        Times are medians of decoded tokens. Experts' are fitted to what demands with as many misses
-        take without waiting; a layer's is from one demand's end to the next one's start; what else
-        a token takes without waiting is `token_s`. The slowdown is that of the recorded copies.
+        Times are medians of decoded tokens: an expert's of demands without misses, where there are
+        any; a layer's from one demand's end to the next one's start. What else a token takes
+        without waiting is a line over its misses: `token_s` at none, and `miss_s` more for each
+        (the median slope between two tokens). The slowdown is that of all recorded copies together.
 
         Parameters
         ----------
@@ -129,31 +132,36 @@ class Machine:
         """
         link = transfers if isinstance(transfers, Link) else link_of(trace, transfers)
         demands, tokens = trace.demands(), whole_tokens(trace)
-        expert_s, miss_s = _expert_seconds(trace, demands)
+        expert_s = _expert_seconds(trace, demands)
         ends = demands.start_ns + demands.duration_ns
         inside = (demands.tokens[1:] == 1) & (np.diff(demands.step) == 0)
         gaps = (demands.start_ns[1:] - ends[:-1])[inside]
         layer_s = float(np.median(gaps)) * _NS if len(gaps) else 0.0
-        computed = (tokens["duration_ms"] - tokens["wait_ms"]) * _MS
-        known = (tokens["hits"] + tokens["misses"]) * expert_s + tokens["misses"] * miss_s
-        rest = float((computed - known).median()) - trace.num_layers * layer_s
-        return cls(layer_s, expert_s, max(0.0, rest), link, miss_s, _slowdown(trace, link))
+        missed = tokens["misses"].to_numpy(float)
+        computed = (tokens["duration_ms"] - tokens["wait_ms"]).to_numpy() * _MS
+        known = (tokens["hits"].to_numpy() + missed) * expert_s + trace.num_layers * layer_s
+        miss_s = max(0.0, _slope(missed, computed - known))
+        token_s = float(np.median(computed - known - missed * miss_s))
+        return cls(layer_s, expert_s, max(0.0, token_s), link, miss_s, _slowdown(trace, link))
 
 
-def _expert_seconds(trace: Trace, demands: Demands) -> tuple[float, float]:
-    """Return what an expert takes, and what it takes more if it misses."""
-    rows = demands.tokens == 1  # [N]
-    waited = trace.events["wait_ns"][trace.events["kind"] == DEMAND]
-    took = (demands.duration_ns - waited)[rows] * _NS
+def _expert_seconds(trace: Trace, demands: Demands) -> float:
+    """Return what an expert takes in the median demand without misses, or of all if none is."""
+    waited = trace.events["wait_ns"][trace.events["kind"] == DEMAND]  # [N]
     needed = np.diff(demands.first)
-    missed = needed - np.add.reduceat(demands.hit, demands.first[:-1], dtype=int)
-    kinds, kind = np.unique(np.stack([needed, missed])[:, rows], axis=1, return_inverse=True)
-    middle = [np.median(took[kind == each]) for each in range(kinds.shape[1])]
-    weight = np.sqrt(np.bincount(kind))
-    expert_s, miss_s = np.linalg.lstsq(kinds.T * weight[:, None], middle * weight, rcond=None)[0]
-    if miss_s < 0 or len(middle) < 2:
-        return float(np.median(took / needed[rows])), 0.0
-    return float(expert_s), float(miss_s)
+    each = (demands.duration_ns - waited) / np.maximum(1, needed) * _NS
+    decoding = (demands.tokens == 1) & (needed > 0)
+    hits = np.add.reduceat(demands.hit, demands.first[:-1], dtype=int)
+    quiet = decoding & (hits == needed)
+    return float(np.median(each[quiet if quiet.any() else decoding]))
+
+
+def _slope(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """Return the median slope between two points (Theil 1950, Sen 1968); 0 if x is all the same."""
+    one, other = np.triu_indices(min(len(x), _MOST_POINTS), k=1)
+    apart = x[one] != x[other]
+    slopes = (y[one] - y[other])[apart] / (x[one] - x[other])[apart]
+    return float(np.median(slopes)) if len(slopes) else 0.0
 
 
 def _slowdown(trace: Trace, link: Link) -> float:
@@ -163,7 +171,7 @@ def _slowdown(trace: Trace, link: Link) -> float:
     if not len(copies):
         return 1.0
     alone = [link.seconds(int(nbytes)) for nbytes in copies["nbytes"]]
-    return float(np.median(copies["duration_ns"] * _NS / alone))
+    return float(copies["duration_ns"].sum() * _NS / sum(alone))
 
 
 def whole_tokens(trace: Trace) -> "pd.DataFrame":
