@@ -1,6 +1,7 @@
 """An example of every picture, and what can be asked of any: its numbers, and how it looks."""
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -19,6 +20,7 @@ POLICIES = ["belady-bypass", "belady", "lfu", "lru", "fifo", "random", "static",
 POINTS_PER_INCH = 72
 
 
+@cache
 def reply(layers: int = 4, steps: int = 5) -> Trace:
     """Return the trace of a prompt and some tokens: every other miss was guessed in time."""
     played = HandPlayed(layers=layers, experts=8, slots=4).record()
@@ -38,14 +40,17 @@ def reply(layers: int = 4, steps: int = 5) -> Trace:
     return played.trace()
 
 
+@cache
 def routed(routing: Any = "zipf", layers: int = 3, seed: int = 1) -> Trace:
     return Trace.synthetic(routing, tokens=400, layers=layers, experts=8, top_k=2, seed=seed)
 
 
+@cache
 def swept(layers: int = 3) -> Any:
     return mixoff.sweep(routed(layers=layers), POLICIES)
 
 
+@cache
 def kinds() -> dict[str, Trace]:
     routings = {"prose": "zipf", "arithmetic": "sticky", "code": "uniform", "another": "cyclic"}
     return {kind: routed(routing) for kind, routing in routings.items()}

@@ -1,8 +1,13 @@
 """Pictures show what the numbers say, and their words stay off the data."""
 
 import inspect
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from functools import cache
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -22,6 +27,7 @@ from pictures import (
 )
 
 import mixoff
+import mixoff.policies
 from mixoff.errors import ConfigError, TraceError
 
 mpl.use("Agg")
@@ -34,10 +40,12 @@ def closed() -> Iterator[None]:
     plt.close("all")
 
 
-def drawn(name: str) -> list[plt.Axes]:
-    """Return the axes of an example of a picture, drawn."""
-    found = axes_of(getattr(mixoff.plots, name)(*EXAMPLES[name]()))
-    found[0].get_figure(root=True).canvas.draw()
+@cache
+def drawn(name: str, style: str = "default") -> list[plt.Axes]:
+    """Return the axes of an example of a picture, drawn in a user's style."""
+    with plt.style.context(style):
+        found = axes_of(getattr(mixoff.plots, name)(*EXAMPLES[name]()))
+        found[0].get_figure(root=True).canvas.draw()
     return found
 
 
@@ -67,15 +75,13 @@ def test_what_is_drawn_is_the_last_column_of_the_twin(name):
 
 
 @every_picture
-@pytest.mark.parametrize("style", ["default", "dark_background", "ggplot"])
+@pytest.mark.parametrize("style", ["default", "dark_background"])
 def test_paper_is_white_and_words_are_dark_whatever_the_style(name, style):
-    with plt.style.context(style):
-        axes = drawn(name)
-        figure = axes[0].get_figure(root=True)
-        assert darkness(figure.get_facecolor()) == 0
-        assert all(darkness(each.get_facecolor()) == 0 for each in figure.axes)
-        words = [text for text in words_of(axes[0]) if text.get_bbox_patch() is None]
-        light = [text.get_text() for text in words if darkness(text.get_color()) < 0.5]
+    axes = drawn(name, style)
+    figure = axes[0].get_figure(root=True)
+    assert darkness(figure.get_facecolor()) == 0
+    assert all(darkness(each.get_facecolor()) == 0 for each in figure.axes)
+    light = [text.get_text() for text in words_of(axes[0]) if darkness(text.get_color()) < 0.5]
     on_cells = [text.get_text() for each in axes if each.images for text in each.texts]
     assert not {*light} - {*on_cells}
 
@@ -118,11 +124,13 @@ def test_axes_say_what_they_show(name):
     assert any(words) or figure.get_supxlabel()
 
 
-@every_picture
-def test_given_axes_are_used(name):
+def takes_axes(name: str) -> bool:
+    return "ax" in inspect.signature(getattr(mixoff.plots, name)).parameters
+
+
+@pytest.mark.parametrize("name", [*filter(takes_axes, mixoff.plots.__all__)])
+def test_given_axes_are_used_and_no_others(name):
     draw = getattr(mixoff.plots, name)
-    if "ax" not in inspect.signature(draw).parameters:
-        pytest.skip("it needs a figure of its own")
     given = plt.subplots(figsize=(9, 5), layout="constrained")[1]
     assert draw(*EXAMPLES[name](), ax=given) is given
     assert len(plt.get_fignums()) == 1
@@ -147,6 +155,40 @@ def test_bounds_are_grey_and_dashed_and_policies_are_not():
         assert (line.get_color() == "#555555") == is_bound
     looks = [(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines.values()]
     assert len({*looks}) == len(looks)
+
+
+def test_where_nothing_could_be_won_the_picture_says_so():
+    trace = mixoff.Trace.synthetic("cyclic", tokens=80, layers=2, experts=8, top_k=2, seed=0)
+    axes = mixoff.plots.recovered(mixoff.sweep(trace, ["floor", "lru", "belady-bypass"]), 4)
+    assert [text.get_text() for text in axes.texts] == ["nothing could be won"]
+
+
+class Mine(mixoff.policies.LRU):
+    """A policy of one's own."""
+
+
+def test_a_policy_has_the_same_colour_in_every_sweep_and_ones_own_another():
+    def colours(*policies: object) -> dict[str, str]:
+        trace = mixoff.Trace.synthetic("zipf", tokens=9, layers=1, experts=4, top_k=1, seed=0)
+        lines = mixoff.plots.hit_rate(mixoff.sweep(trace, policies)).get_lines()
+        return {line.get_label(): line.get_color() for line in lines}
+
+    first, second = colours("lru", "lfu", "fifo"), colours(Mine(), "fifo", "lru")
+    assert (first["lru"], first["fifo"]) == (second["lru"], second["fifo"])
+    assert second["mine"] not in first.values()
+
+
+def test_bars_of_what_is_recovered_reach_for_the_bound_and_tell_whose_policy_it_is():
+    trace = mixoff.Trace.synthetic("zipf", tokens=99, layers=2, experts=8, top_k=2, seed=0)
+    static = mixoff.policies.Static(np.arange(16).reshape(2, 8))
+    sweep = mixoff.sweep(trace, ["floor", Mine(), static, "belady", "belady-bypass"], 4)
+    axes = mixoff.plots.recovered(sweep, 4)
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    colours = {name: mpl.colors.to_hex(bar.get_facecolor()).upper() for name, bar in zip(
+        names, axes.patches, strict=True
+    )}  # fmt: skip
+    assert colours == {"belady": "#BBBBBB", "mine": "#D55E00", "static(worth)": "#0072B2"}
+    assert axes.get_xlim()[1] >= 1.05
 
 
 def test_lanes_of_a_time_line_are_named_compute_first():
@@ -216,3 +258,25 @@ def test_bars_need_a_column_that_tells_them_apart(wrong):
     table = speeds().assign(wait_ms=1.0)
     with pytest.raises(ConfigError, match="tells rows apart"):
         mixoff.plots.waiting(table, wrong)
+
+
+def test_what_a_backend_sets_as_it_is_loaded_stays_and_styles_of_the_user_do_too(tmp_path):
+    backend = """
+from matplotlib import rcParams
+from matplotlib.backends.backend_agg import *
+rcParams["interactive"] = True  # as the one of notebooks does, which shows no figures else
+"""
+    (tmp_path / "eager.py").write_text(backend, encoding="utf-8")
+    code = """
+import matplotlib, mixoff
+matplotlib.rcParams["font.size"] = 33
+trace = mixoff.Trace.synthetic("zipf", tokens=9, layers=1, experts=4, top_k=1, seed=0)
+mixoff.plots.usage(trace)
+print(matplotlib.is_interactive(), matplotlib.rcParams["font.size"])
+"""
+    paths = os.pathsep.join([str(tmp_path), str(Path(mixoff.__file__).parents[1])])
+    told = {**os.environ, "MPLBACKEND": "module://eager", "PYTHONPATH": paths}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=told, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True 33.0\n"

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from recordings import traced
 
 import mixoff
@@ -82,6 +84,18 @@ def test_lru_hits_single_experts_exactly_if_fewer_others_than_slots_came_between
 @pytest.mark.parametrize("top_k", [2, 4])
 def test_lru_hits_sets_between_what_both_distances_say(routing, slots, top_k):
     hit, fewest, most = repeats(some(routing, top_k), slots)
+    assert hit[most < slots].all()
+    assert not hit[fewest >= slots].any()
+
+
+@given(
+    demands=st.lists(st.sets(st.integers(0, 5), min_size=1).map(sorted), min_size=1, max_size=25),
+    slots=st.integers(1, 6),
+)
+def test_prompts_and_tokens_in_any_order_keep_lru_between_both_distances(demands, slots):
+    trace = traced([demands], experts=6)
+    assert told(trace) == plainly(trace)
+    hit, fewest, most = repeats(trace, slots)
     assert hit[most < slots].all()
     assert not hit[fewest >= slots].any()
 

@@ -1,6 +1,7 @@
 """Pictures of hits and misses: data frames in, Axes out. Computes nothing new."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
@@ -9,10 +10,16 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from mixoff import tables
 from mixoff.plots.style import (
     BLUE,
+    GREEN,
     GREY,
     GUIDE,
     INK,
     LIGHT,
+    MARKERS,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
     axes_on_paper,
     legend_atop,
     legend_beside,
@@ -29,6 +36,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _BOUNDS = {"belady-bypass": ":", "belady": "--", FLOOR: "-."}  # policies that are no choice
+_COLOURS = {"lru": BLUE, "lfu": GREEN, "fifo": PURPLE, "random": ORANGE, "static": SKY}
 
 
 @on_paper
@@ -82,8 +90,8 @@ def recovered(
 ) -> Axes:
     """Return how much of what could be won each policy wins with so many slots, a bar each.
 
-    The bound for caches that must admit is grey, if it isn't all. `mixoff.tables.recovered`
-    tells the rest.
+    A policy of one's own is vermilion, and the bound for caches that must admit grey, if it isn't
+    the one. `mixoff.tables.recovered` tells the rest.
 
     Raises
     ------
@@ -92,15 +100,17 @@ def recovered(
     """
     table = tables.recovered(sweep, slots, base=base, bound=bound)
     axes = axes_on_paper(ax, 6.0, 1.5 + 0.45 * len(table))
-    colours = [LIGHT if policy in _BOUNDS else BLUE for policy in table["policy"]]
-    bars = axes.barh(table["policy"], table["recovered"], color=colours)
-    labels = [f"{share:.0%}".replace("-", "\N{MINUS SIGN}") for share in table["recovered"]]
-    axes.bar_label(bars, labels, padding=4)
+    colours = [_bar_colour(policy) for policy in table["policy"]]
+    axes.barh(table["policy"], table["recovered"], color=colours)
+    for height, share in enumerate(table["recovered"]):
+        end = (max(0.0, share), height)  # right of the line at 0, too, where no names are
+        axes.annotate(_percent(share), end, (4, 0), textcoords="offset points", va="center")
     axes.axvline(0, color=INK, linewidth=1, gid=GUIDE)
     axes.margins(x=0.15)
+    axes.set_xlim(right=max(axes.get_xlim()[1], 1.05))  # to the bound, however little is won
     axes.invert_yaxis()
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlabel(f"won of the way from {base} to {bound}, {slots} slots")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
@@ -120,8 +130,9 @@ def kind_hit_rate(
         If there is no such policy, or no recording.
     """
     axes = axes_on_paper(ax, 6.6, 3.8)
-    table = tables.kind_hit_rate(traces, policy=policy).rename(columns={"kind": "policy"})
-    for kind, look, rows in _by_policy(table):
+    choices = looks()
+    for kind, rows in tables.kind_hit_rate(traces, policy=policy).groupby("kind", sort=False):
+        look = _bound_look(FLOOR) if kind == FLOOR else next(choices)
         axes.plot(rows["slots"], rows["hit_rate"], label=kind, **look)
     _scale_rates(axes)
     axes.set(xlabel="slots per layer", ylabel=f"hit rate of {policy_name(policy)}")
@@ -129,13 +140,37 @@ def kind_hit_rate(
     return axes
 
 
+def _percent(share: float) -> str:
+    if share != share:  # NaN
+        return "nothing could be won"
+    return f"{share:.0%}".replace("-", "\N{MINUS SIGN}")
+
+
+def _bar_colour(policy: str) -> str:
+    if policy in _BOUNDS:
+        return LIGHT
+    return BLUE if _kind_of(policy) in _COLOURS else VERMILION
+
+
+def _kind_of(policy: str) -> str:
+    """Return a policy's name without its settings."""
+    return policy.partition("(")[0]
+
+
 def _by_policy(table: "pd.DataFrame") -> Iterator[tuple[str, dict[str, Any], "pd.DataFrame"]]:
-    """Yield each policy, how its line looks, and its rows."""
-    choices = looks()
+    """Yield each policy, how its line looks, and its rows: the same policy, the same colour."""
+    own = cycle((VERMILION, INK))
+    markers = cycle(MARKERS)
     for policy, rows in table.groupby("policy", sort=False):
-        dashes = _BOUNDS.get(policy)
-        bound = {"color": GREY, "linestyle": dashes, "zorder": 1}
-        yield policy, bound if dashes else next(choices), rows
+        if policy in _BOUNDS:
+            yield policy, _bound_look(policy), rows
+        else:
+            colour = _COLOURS.get(_kind_of(policy)) or next(own)
+            yield policy, {"color": colour, "marker": next(markers)}, rows
+
+
+def _bound_look(bound: str) -> dict[str, Any]:
+    return {"color": GREY, "linestyle": _BOUNDS[bound], "zorder": 1}
 
 
 def _scale_rates(axes: Axes) -> None:

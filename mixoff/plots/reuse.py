@@ -1,12 +1,14 @@
 """A picture of how soon experts are needed again. Computes nothing new."""
 
+from itertools import cycle
+
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from mixoff import tables
-from mixoff.plots.style import HEAT, axes_on_paper, legend_beside, on_paper, rule
+from mixoff.plots.style import HEAT, MARKERS, axes_on_paper, legend_beside, on_paper, rule
 from mixoff.trace import Trace
 
 _DARKEST, _LIGHTEST = 0.0, 0.8  # of the colour map: what is lighter is lost on white paper
@@ -27,7 +29,7 @@ def reuse_distance(trace: Trace, *, groups: int = 4, ax: Axes | None = None) -> 
     table = tables.reuse_distance(trace, groups=groups)
     names = table["layers"].unique()
     shades = colormaps[HEAT](np.linspace(_DARKEST, _LIGHTEST, len(names)))
-    for name, shade, marker in zip(names, shades, "osD^vPX" * len(names), strict=False):
+    for name, shade, marker in zip(names, shades, cycle(MARKERS), strict=False):
         rows = table[table["layers"] == name]
         axes.plot(rows["others"], rows["share"], color=shade, marker=marker, label=name)
     axes.set(xlabel="others needed since", ylabel="share that comes back", ylim=(0, 1.02))

@@ -24,6 +24,7 @@ ORANGE, VERMILION, PURPLE = "#E69F00", "#D55E00", "#CC79A7"
 GREY, LIGHT, INK = "#555555", "#BBBBBB", "#1A1A1A"
 HEAT = "cividis"  # the colour map of amounts
 
+MARKERS = "osD^vPX"  # of lines, so that colour isn't all that tells them apart
 GUIDE = "guide"  # the gid of marks that show no numbers of their own: name them so
 
 _LOOK: dict[str, Any] = {
@@ -46,6 +47,8 @@ def on_paper(draw: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> T:
+        # It loads the backend, whose settings would end with the context.
+        plt.draw_if_interactive()  # type: ignore[no-untyped-call]
         with plt.style.context(["default", _LOOK]):
             return draw(*args, **kwargs)
 
@@ -104,25 +107,33 @@ def legend_beside(axes: Axes, title: str | None = None) -> None:
     )
 
 
-def legend_above(axes: Axes, handles: Iterable[Artist] | None = None, *, columns: int = 3) -> None:
-    """Name the marks above the axes, where no data are."""
-    named = {} if handles is None else {"handles": list(handles)}
+def legend_above(
+    axes: Axes, handles: Iterable[Artist] | None = None, *, columns: int | None = None
+) -> None:
+    """Name the marks above the axes, where no data are; by default in three columns at most."""
+    marks = list(handles) if handles else axes.get_legend_handles_labels()[0]
     axes.legend(
+        handles=marks,
         loc="lower left",
         bbox_to_anchor=(0.0, 1.01),
-        ncols=columns,
+        ncols=columns or _columns(len(marks)),
         borderaxespad=0.0,
         columnspacing=1.2,
-        **named,
     )
 
 
-def legend_atop(every: list[Axes], *, columns: int = 3) -> None:
+def legend_atop(every: list[Axes]) -> None:
     """Name the marks of panels once, above all of them."""
     figure = every[0].get_figure(root=True)
     assert figure is not None
     handles, labels = every[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=columns)
+    figure.legend(handles, labels, loc="outside upper center", ncols=_columns(len(labels)))
+
+
+def _columns(names: int) -> int:
+    """Return in how many columns so many names stand: three at most, and rows alike."""
+    rows = -(-names // 3)
+    return -(-names // max(1, rows))
 
 
 def colour_bar(axes: Axes, drawn: Any, label: str, format: Any = None) -> None:
@@ -137,5 +148,5 @@ def colour_bar(axes: Axes, drawn: Any, label: str, format: Any = None) -> None:
 def looks() -> Iterator[dict[str, Any]]:
     """Yield for ever how lines of several groups differ: in colour and marker at once."""
     colours = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
-    for colour, marker in zip(cycle(colours), cycle("osD^vPX"), strict=False):
+    for colour, marker in zip(cycle(colours), cycle(MARKERS), strict=False):
         yield {"color": colour, "marker": marker}

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from mixoff import tables
-from mixoff.plots.style import BLUE, GREY, GUIDE, axes_on_paper, colour_bar, on_paper, rule
+from mixoff.plots.style import BLUE, GUIDE, INK, axes_on_paper, colour_bar, on_paper, rule
 from mixoff.tables.usage import Of
 from mixoff.trace import Trace
 
@@ -52,9 +52,10 @@ def balance(trace: Trace, *, of: Of = "demands", ax: Axes | None = None) -> Axes
     table = tables.balance(trace, of=of)
     axes = axes_on_paper(ax, 6.0, 3.4)
     axes.bar(table["layer"], table["load"], color=BLUE)
-    axes.axhline(1, color=GREY, linestyle=":", gid=GUIDE)
+    axes.axhline(1, color=INK, linestyle=":", gid=GUIDE)
     axes.set(xlabel="layer", ylabel="busiest expert / mean", xlim=(-0.6, len(table) - 0.4))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     rule(axes, "y")
     return axes
 
