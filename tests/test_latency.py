@@ -1,6 +1,7 @@
 """What a machine would take follows from bytes and seconds, by hand and in general."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -234,6 +235,33 @@ def test_a_recording_without_two_tokens_in_a_row_is_refused():
 def test_guesses_that_can_not_be_are_refused(wrong):
     with pytest.raises(ConfigError):
         Guessing(**wrong)
+
+
+PUBLISHED = pd.read_csv(Path(__file__).parent / "data" / "published_table2.csv", comment="#")
+NO_CACHE, NO_GUESSES = "without LRU cache and pre-loading", "without speculative pre-loading"
+
+
+CARDS = PUBLISHED[["experts_nbits", "gpu"]].drop_duplicates().values.tolist()
+
+
+@pytest.mark.parametrize(("bits", "gpu"), CARDS)
+def test_from_one_published_row_the_gain_of_a_cache_follows_within_a_fifth(bits, gpu):
+    rows = PUBLISHED[(PUBLISHED["experts_nbits"] == bits) & (PUBLISHED["gpu"] == gpu)]
+    speeds = rows.set_index("algorithm")["tokens_per_s"]
+    nbytes = {2: 66_400_000, 3: 76_100_000}[bits]  # of an expert in the released files
+    link = Link(0.0, 24e9 if gpu.startswith(("A100", "RTX 3080")) else 12e9)  # PCIe 4 and 3
+    trace = Trace.synthetic(
+        "uniform", tokens=60, layers=32, experts=8, top_k=2, seed=1, record_nbytes=nbytes
+    )
+    compute_s = 1 / speeds[NO_CACHE] - 64 * link.seconds(nbytes)
+    machine = Machine(compute_s / 32, 0.0, 0.0, link)
+    slots = 2 if gpu == "RTX 3060" else 4
+    plain = predict_speed(trace, machine, policies="lru", slots=slots)
+    assert only(plain, "tokens_per_s") == pytest.approx(speeds[NO_GUESSES], rel=0.2)
+    guessed = predict_speed(
+        trace, machine, policies="lru", slots=slots, guessing=Guessing(2, (0.7,))
+    )
+    assert only(guessed, "tokens_per_s") > only(plain, "tokens_per_s")
 
 
 def test_what_is_demanded_overtakes_what_is_guessed_between_two_pieces():
