@@ -2,8 +2,7 @@
 
 The model is small. A token goes layer by layer: the trunk, then the layer's experts, of which those
 in slots are computed while the others come over one link, one after the other; guesses for layers
-ahead come behind them. It leaves out that times vary, what guessing and wrong
-guesses cost compute, and prefill.
+ahead come behind them. It leaves out that times vary, what asking a predictor takes, and prefill.
 """
 
 import random
@@ -180,6 +179,7 @@ class _Run:
         self._traffic = Traffic()
         self._guesses: dict[tuple[int, int], Copy] = {}
         self._now_s = 0.0
+        self._asked = 0  # copies
 
     def tokens(self, hit: NDArray[np.bool_]) -> "pd.DataFrame":
         """Return hits, misses, compute_ms and wait_ms of each decoded step, by its number."""
@@ -204,18 +204,24 @@ class _Run:
         needed, there = self._demands.expert[part].tolist(), hit[part].tolist()
         missed = [expert for expert, is_hit in zip(needed, there, strict=True) if not is_hit]
         self._traffic.advance(self._now_s)
+        asked = self._asked
         coming = self._adopt(layer, missed)
         for _ in range(len(missed) - len(coming)):
-            coming.append(self._traffic.ask(self._now_s, self._pieces[layer]))
+            coming.append(self._ask(layer))
         self._guess(place, hit, room=self._staging - len(coming))
         self._pass(row, self._machine.expert_s * (len(needed) - len(missed)))
         for copy in coming:
             wait_s = max(0.0, self._traffic.finish(copy) - self._now_s)
             self._now_s += wait_s
             row["wait_ms"] += wait_s / _MS
-            self._pass(row, self._machine.expert_s + self._machine.miss_s)
+            self._pass(row, self._machine.expert_s)
+        self._pass(row, self._machine.copy_s * (self._asked - asked))
         row["hits"] += len(needed) - len(missed)
         row["misses"] += len(missed)
+
+    def _ask(self, layer: int, *, guess: bool = False) -> Copy:
+        self._asked += 1
+        return self._traffic.ask(self._now_s, self._pieces[layer], guess=guess)
 
     def _adopt(self, layer: int, missed: Sequence[int]) -> list[Copy]:
         """Return the guesses of what is missed, now demanded, and drop the layer's others."""
@@ -240,8 +246,7 @@ class _Run:
             layer = int(self._demands.layer[target])
             for expert in self._guessed(target, hit, recall):
                 if (layer, expert) not in self._guesses and len(self._guesses) < room:
-                    copy = self._traffic.ask(self._now_s, self._pieces[layer], guess=True)
-                    self._guesses[layer, expert] = copy
+                    self._guesses[layer, expert] = self._ask(layer, guess=True)
 
     def _guessed(self, place: int, hit: NDArray[np.bool_], recall: float) -> Iterator[int]:
         """Yield who is guessed and not resident: right ones that would miss, then wrong ones."""

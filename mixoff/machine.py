@@ -87,9 +87,9 @@ class Machine:
         Seconds that a token takes besides: embeddings, head, sampling.
     link
         What misses come over, as it is when nobody computes.
-    miss_s
-        Seconds of compute, not of waiting, that a miss costs more than a hit: for asking, and for
-        what it takes from compute meanwhile.
+    copy_s
+        Seconds of compute, not of waiting, that a copy costs: for asking, and for what it takes
+        from compute meanwhile.
     slowdown
         How many times as long a copy takes while the model computes.
     """
@@ -98,11 +98,11 @@ class Machine:
     expert_s: float
     token_s: float
     link: Link
-    miss_s: float = 0.0
+    copy_s: float = 0.0
     slowdown: float = 1.0
 
     def __post_init__(self) -> None:
-        seconds = (self.layer_s, self.expert_s, self.token_s, self.miss_s)
+        seconds = (self.layer_s, self.expert_s, self.token_s, self.copy_s)
         if not (min(seconds) >= 0 and self.slowdown > 0):
             raise ConfigError(f"{self}: seconds are 0 or more, a slowdown more than 0.")
 
@@ -112,7 +112,7 @@ class Machine:
 
         Times are medians of decoded tokens: an expert's of demands without misses, where there are
         any; a layer's from one demand's end to the next one's start. What else a token takes
-        without waiting is a line over its misses: `token_s` at none, and `miss_s` more for each
+        without waiting is a line over its misses: `token_s` at none, and `copy_s` more for each
         (the median slope between two tokens). The slowdown is that of all recorded copies together.
 
         Parameters
@@ -140,9 +140,9 @@ class Machine:
         missed = tokens["misses"].to_numpy(float)
         computed = (tokens["duration_ms"] - tokens["wait_ms"]).to_numpy() * _MS
         known = (tokens["hits"].to_numpy() + missed) * expert_s + trace.num_layers * layer_s
-        miss_s = max(0.0, _slope(missed, computed - known))
-        token_s = float(np.median(computed - known - missed * miss_s))
-        return cls(layer_s, expert_s, max(0.0, token_s), link, miss_s, _slowdown(trace, link))
+        copy_s = max(0.0, _slope(missed, computed - known))
+        token_s = float(np.median(computed - known - missed * copy_s))
+        return cls(layer_s, expert_s, max(0.0, token_s), link, copy_s, _slowdown(trace, link))
 
 
 def _expert_seconds(trace: Trace, demands: Demands) -> float:

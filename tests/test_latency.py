@@ -101,10 +101,19 @@ def test_hits_are_those_of_a_replay():
 
 def test_a_slowdown_lengthens_copies_and_nothing_else():
     turns = [[[0]], [[1]], [[0]], [[1]]]
-    slow = Machine(0.010, 0.001, 0.100, Link(0.002, 1e6), miss_s=0.0005, slowdown=2.0)
+    slow = Machine(0.010, 0.001, 0.100, Link(0.002, 1e6), copy_s=0.0005, slowdown=2.0)
     found = predict_speed(asked(turns), slow, policies="lru", slots=1)
     assert only(found, "wait_ms") == pytest.approx(10)
     assert only(found, "compute_ms") == pytest.approx(111.5)
+
+
+def test_wrong_guesses_take_from_compute_what_a_copy_takes():
+    turns = [[[0], [0]], [[0], [0]], [[0], [0]], [[0], [0]]]
+    costly = Machine(0.010, 0.001, 0.100, Link(0.002, 1e6), copy_s=0.0005)
+    trace = asked(turns, experts=64)  # of which a wrong guess is hardly ever resident
+    plain = predict_speed(trace, costly, policies="lru", slots=1)
+    guessed = predict_speed(trace, costly, policies="lru", slots=1, guessing=Guessing(4, (0.0,)))
+    assert only(guessed, "compute_ms") == pytest.approx(only(plain, "compute_ms") + 4 * 0.5)
 
 
 numbers = st.floats(0.0, 0.05)
@@ -168,7 +177,7 @@ def test_a_machine_is_fitted_to_the_times_of_a_recording():
     assert machine.layer_s == pytest.approx(0.003)
     assert machine.expert_s == pytest.approx(0.002)
     assert machine.token_s == pytest.approx(0.007)
-    assert machine.miss_s == pytest.approx(0.0, abs=1e-12)
+    assert machine.copy_s == pytest.approx(0.0, abs=1e-12)
     assert machine.slowdown == pytest.approx(0.005 / link.seconds(1001), rel=1e-3)
     assert machine.link == link
 
