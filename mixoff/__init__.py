@@ -10,18 +10,21 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from mixoff import plots, tables, widget
+    from mixoff.bandwidth import measure_transfers
     from mixoff.builder import build_model, register
     from mixoff.cache import ExpertCache, cache_of
     from mixoff.comparison import Divergence, divergence
     from mixoff.config import OffloadConfig
-    from mixoff.convert import quantize_checkpoint
+    from mixoff.convert import inflate_checkpoint, quantize_checkpoint
     from mixoff.demo import demo_data, demo_path
     from mixoff.errors import CheckpointError, ConfigError, MixoffError, TraceError
     from mixoff.evaluate import held_out_loss
     from mixoff.generate import Chat
     from mixoff.hardware import Hardware, this_hardware
     from mixoff.hub import push_to_hub
+    from mixoff.latency import Guessing, measured_speed, predict_speed
     from mixoff.loading import load_chat
+    from mixoff.machine import Link, Machine
     from mixoff.plan import plan_memory
     from mixoff.predictors import prefetcher_of
     from mixoff.prospects import Prospect, look_ahead
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from mixoff.suggestion import Suggestion, suggest_checkpoint
     from mixoff.texts import record_texts
     from mixoff.trace import Trace
+    from mixoff.trials import Setting, compare_speeds, record_settings
     from mixoff.widget import ChatWidget
 
 _HOME = {
@@ -60,6 +64,7 @@ _HOME = {
     "ExpertCache": "cache",
     "cache_of": "cache",
     "OffloadConfig": "config",
+    "inflate_checkpoint": "convert",
     "quantize_checkpoint": "convert",
     "demo_data": "demo",
     "demo_path": "demo",
@@ -73,6 +78,11 @@ _HOME = {
     "Chat": "generate",
     "load_chat": "loading",
     "push_to_hub": "hub",
+    "Guessing": "latency",
+    "measured_speed": "latency",
+    "predict_speed": "latency",
+    "Link": "machine",
+    "Machine": "machine",
     "plan_memory": "plan",
     "prefetcher_of": "predictors",
     "Prospect": "prospects",
@@ -82,6 +92,7 @@ _HOME = {
     "Scheme": "quantization",
     "Unquantized": "quantization",
     "measure_recall": "recall",
+    "measure_transfers": "bandwidth",
     "Reference": "reference",
     "compute_reference": "reference",
     "ReplyStats": "replies",
@@ -93,6 +104,9 @@ _HOME = {
     "record_texts": "texts",
     "Trace": "trace",
     "ChatWidget": "widget",
+    "Setting": "trials",
+    "compare_speeds": "trials",
+    "record_settings": "trials",
 }
 
 _MODULES = ("plots", "tables", "widget")
@@ -107,8 +121,11 @@ __all__ = [
     "ConfigError",
     "Divergence",
     "ExpertCache",
+    "Guessing",
     "Hardware",
+    "Link",
     "Load",
+    "Machine",
     "MixoffError",
     "OffloadConfig",
     "Prospect",
@@ -118,6 +135,7 @@ __all__ = [
     "ReplyStats",
     "Sampling",
     "Scheme",
+    "Setting",
     "Suggestion",
     "Trace",
     "TraceError",
@@ -125,22 +143,28 @@ __all__ = [
     "ablations",
     "build_model",
     "cache_of",
+    "compare_speeds",
     "compute_reference",
     "demo_data",
     "demo_path",
     "divergence",
     "held_out_loss",
+    "inflate_checkpoint",
     "load_chat",
     "look_ahead",
     "measure_load",
     "measure_quality",
     "measure_recall",
     "measure_speed",
+    "measure_transfers",
+    "measured_speed",
     "plan_memory",
     "plots",
+    "predict_speed",
     "prefetcher_of",
     "push_to_hub",
     "quantize_checkpoint",
+    "record_settings",
     "record_texts",
     "register",
     "replay",

@@ -200,6 +200,20 @@ class Prefetcher:
             )
         self._experts = self._cache.about["prefetch"] = experts
 
+    @property
+    def layers_ahead(self) -> int:
+        """For how many of the next layers; one that is set serves at once."""
+        return self._layers_ahead
+
+    @layers_ahead.setter
+    def layers_ahead(self, layers: int) -> None:
+        most = self._cache.num_layers - 1
+        if not 1 <= layers <= most:
+            raise ConfigError(
+                f"layers_ahead={layers}: a model of {most + 1} layers has 1 to {most} after one."
+            )
+        self._layers_ahead = self._cache.about["layers_ahead"] = layers
+
     def look_ahead(self, layer: int, hidden_states: Tensor) -> dict[int, Tensor]:
         """Return the likeliest experts of layers ahead, on the device, by their distance."""
         ranked = {}

@@ -114,9 +114,9 @@ def _refuse_or_plan(hardware: Hardware) -> MemoryPlan:
 
 
 def _how_it_fits(hardware: Hardware, plan: MemoryPlan) -> str:
-    outside = plan.experts_on_host + plan.experts_on_disk
+    inside, on_host = plan.slots_per_layer, plan.experts_on_host
+    outside = on_host + plan.experts_on_disk
     return (
-        f"Mixtral-8x7B, since it fits: {plan.slots_per_layer} of a layer's 8 experts on the "
-        f"{hardware.gpu}, {plan.experts_on_host} of the other {outside} in host memory, the rest on "
-        "disk."
+        f"Mixtral-8x7B, since it fits: {inside} of a layer's 8 experts on the {hardware.gpu}, "
+        f"{on_host} of the other {outside} in host memory, the rest on disk."
     )

@@ -66,9 +66,9 @@ def schemes() -> Any:
     )
 
 
-def speeds() -> Any:
+def published_speeds() -> Any:
     """Return the report's Table 2, of experts in 2 bits."""
-    published = pd.read_csv(DATA / "published_table2.csv")
+    published = pd.read_csv(DATA / "published_table2.csv", comment="#")
     names = {"gpu": "machine", "tokens_per_s": "tokens_per_second"}
     return published[published["experts_nbits"] == 2].rename(columns=names)
 
@@ -90,6 +90,45 @@ def recalls() -> Any:
     return pd.DataFrame(rows, columns=columns)
 
 
+def transferred() -> Any:
+    """Return made-up transfers over all ways of a machine with a GPU."""
+    ways = [
+        ("disk", "host", "direct", "past it", 2.0),
+        ("disk", "host", "buffered", "in it", 9.0),
+        ("disk", "host", "buffered", "dropped from it", 1.2),
+        ("host", "host", "copied", "no file", 8.0),
+        ("host", "device", "pinned", "no file", 12.0),
+        ("host", "device", "pageable", "no file", 6.0),
+        ("device", "host", "pinned", "no file", 11.0),
+        ("device", "host", "pageable", "no file", 5.0),
+    ]
+    rows = []
+    for (*way, rate), number, power in product(ways, (1, 4), range(7)):
+        nbytes = 4096 * 4**power
+        ms = 0.05 + number * nbytes / rate / 1e6
+        rows.append((*way, number, nbytes, ms, number * nbytes / ms / 1e6))
+    columns = ["source", "target", "method", "page_cache", "in_flight", "nbytes", "ms", "gb_per_s"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def speeds() -> Any:
+    """Return made-up speeds of four settings."""
+    return pd.DataFrame(
+        {
+            "setting": [
+                "4 slots, no prefetch",
+                "4 slots, 1 guess",
+                "4 slots, 2 guesses",
+                "8 slots",
+            ],
+            "compute_ms": [20.0, 21.0, 22.0, 19.0],
+            "wait_ms": [18.0, 9.0, 4.0, 0.0],
+            "measured": [26.3, 33.3, 38.5, 52.6],
+            "predicted": [27.0, 31.0, 40.0, 51.0],
+        }
+    )
+
+
 EXAMPLES: dict[str, Callable[[], tuple[Any, ...]]] = {  # of every picture, what it is given
     "balance": lambda: (routed(layers=32),),
     "divergence": lambda: (kinds(),),
@@ -99,10 +138,15 @@ EXAMPLES: dict[str, Callable[[], tuple[Any, ...]]] = {  # of every picture, what
     "memory": lambda: (plan(),),
     "quality": lambda: (schemes(),),
     "recall": lambda: (recalls(),),
-    "relative_speed": lambda: (speeds(),),
+    "relative_speed": lambda: (published_speeds(),),
     "recovered": lambda: (swept(), 4),
     "reuse_distance": lambda: (routed(layers=8),),
     "timeline": lambda: (reply(),),
+    "latency": lambda: (transferred(),),
+    "bandwidth": lambda: (transferred(),),
+    "in_flight": lambda: (transferred(),),
+    "waiting": lambda: (speeds(), "setting"),
+    "predicted": lambda: (speeds(), "setting"),
     "usage": lambda: (routed(layers=32),),
 }
 

@@ -672,8 +672,8 @@ def at_a_terminal(
 
         monkeypatch.setattr("builtins.input", type_line)
         before = signal.getsignal(signal.SIGINT)
-        cache: Any = FakeCache()
-        Session(chat, cache, "the\x1b[2Jmodel").run()
+        chat.cache = FakeCache()
+        Session(chat, "the\x1b[2Jmodel").run()
         assert signal.getsignal(signal.SIGINT) is before
         return capsys.readouterr().out
 

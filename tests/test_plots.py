@@ -13,11 +13,22 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pytest
-from pictures import EXAMPLES, axes_of, darkness, drawn_numbers, pixels_at, reply, swept, words_of
+from pictures import (
+    EXAMPLES,
+    axes_of,
+    darkness,
+    drawn_numbers,
+    pixels_at,
+    reply,
+    speeds,
+    swept,
+    transferred,
+    words_of,
+)
 
 import mixoff
 import mixoff.policies
-from mixoff.errors import TraceError
+from mixoff.errors import ConfigError, TraceError
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -213,6 +224,40 @@ def test_bars_of_a_time_line_are_as_long_as_the_waits():
 def test_steps_that_are_not_there_are_refused(wrong):
     with pytest.raises(TraceError, match=r"first_step=.*the trace has 5 steps"):
         mixoff.plots.timeline(reply(), **wrong)
+
+
+def test_a_perfect_prediction_lies_on_the_diagonal():
+    table = speeds().assign(predicted=speeds()["measured"])
+    axes = mixoff.plots.predicted(table, "setting")
+    diagonal = next(line for line in axes.get_lines() if line.get_gid() == "guide")
+    assert diagonal.get_xdata().tolist() == diagonal.get_ydata().tolist()
+    assert (mixoff.tables.predicted(table, "setting")["error"] == 0).all()
+
+
+def test_bars_of_a_token_end_where_its_time_does():
+    axes = mixoff.plots.waiting(speeds(), "setting")
+    ends = [bar.get_x() + bar.get_width() for bar in axes.containers[-1]]
+    table = speeds()
+    assert ends == pytest.approx([*(table["compute_ms"] + table["wait_ms"])])
+    assert [label.get_text() for label in axes.get_yticklabels()] == [*table["setting"]]
+
+
+def test_ways_are_told_apart_by_what_the_page_cache_held():
+    ways = set(mixoff.tables.latency(transferred())["way"])
+    assert {"disk to host, direct", "disk to host, cached", "disk to host, uncached"} < ways
+    assert "host to device, pinned" in ways
+
+
+def test_a_number_in_flight_that_was_not_measured_is_refused():
+    with pytest.raises(ConfigError, match=r"in_flight=2: measured were 1, 4"):
+        mixoff.plots.bandwidth(transferred(), in_flight=2)
+
+
+@pytest.mark.parametrize("wrong", ["nothing", "wait_ms"])
+def test_bars_need_a_column_that_tells_them_apart(wrong):
+    table = speeds().assign(wait_ms=1.0)
+    with pytest.raises(ConfigError, match="tells rows apart"):
+        mixoff.plots.waiting(table, wrong)
 
 
 def test_what_a_backend_sets_as_it_is_loaded_stays_and_styles_of_the_user_do_too(tmp_path):

@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from pictures import plan, recalls, schemes, speeds
+from pictures import plan, published_speeds, recalls, schemes
 
 import mixoff
 from mixoff import tables
@@ -49,7 +49,7 @@ def test_a_line_of_recall_is_named_after_its_distance():
 
 
 def test_the_published_speeds_fall_with_every_part_that_is_taken_away():
-    found = tables.relative_speed(speeds())
+    found = tables.relative_speed(published_speeds())
     wide = found.pivot(index="algorithm", columns="machine", values="relative_speed")
     assert (wide.loc["full"] == 1).all()
     assert wide.loc["naive offloading (accelerate)", "T4 (Colab)"] == pytest.approx(0.661 / 2.092)

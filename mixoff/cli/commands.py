@@ -19,7 +19,7 @@ from mixoff import __version__
 from mixoff.cli.conversion import quantize
 from mixoff.cli.evaluation import evaluate
 from mixoff.cli.loading import (
-    load,
+    conversation,
     named,
     named_device,
     offload_settings,
@@ -173,12 +173,11 @@ def chat(
         prefetch=prefetch,
     )
     found = named(quantized_model_name)
-    model, cache, tokenizer = load(found, offload, device, model_name)
-    from mixoff import Chat
-
-    conversation = Chat(
-        model,
-        tokenizer,
+    chat = conversation(
+        found,
+        offload,
+        device,
+        model_name,
         system=system,
         temperature=temperature,
         top_p=top_p,
@@ -186,11 +185,11 @@ def chat(
         seed=seed,
     )
     if prompt is None and not as_json and sys.stdin.isatty() and sys.stdout.isatty():
-        Session(conversation, cache, found.title).run()
+        Session(chat, found.title).run()
         return
     answer = answer_json if as_json else answer_text
     for message in turns(sys.stdin) if prompt is None else [prompt]:
-        answer(conversation, message)
+        answer(chat, message)
 
 
 @app.command()

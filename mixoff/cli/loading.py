@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from mixoff.cache import ExpertCache
     from mixoff.formats import AnyCheckpoint
+    from mixoff.generate import Chat
     from mixoff.hub import HubCheckpoint
 
 
@@ -56,6 +57,33 @@ def load(
         tokenizer = load_tokenizer(folder, tokenizer_name)
         model, cache = build_model(folder, offload, device=named_device(device))
     return model, cache, tokenizer
+
+
+def conversation(
+    found: "HubCheckpoint",
+    offload: OffloadConfig,
+    device: Device,
+    tokenizer_name: str,
+    *,
+    system: str | None,
+    temperature: float,
+    top_p: float,
+    max_new_tokens: int,
+    seed: int | None,
+) -> "Chat":
+    """Return a chat with a checkpoint; options as `mixoff.Chat` has them."""
+    model, _, tokenizer = load(found, offload, device, tokenizer_name)
+    from mixoff import Chat
+
+    return Chat(
+        model,
+        tokenizer,
+        system=system,
+        temperature=temperature,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
 
 
 def open_runnable(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from mixoff.cli.loading import load, named
+from mixoff.cli.loading import conversation, named
 from mixoff.cli.options import (
     MIXTRAL,
     CheckpointName,
@@ -66,19 +66,19 @@ def record(
         prefetch=prefetch,
         host_memory=host_memory,
     )
-    model, cache, tokenizer = load(named(checkpoint), offload, device, model_name)
-    from mixoff import Chat
-
-    chat = Chat(
-        model,
-        tokenizer,
+    chat = conversation(
+        named(checkpoint),
+        offload,
+        device,
+        model_name,
         system=system,
         temperature=temperature,
         top_p=top_p,
         max_new_tokens=max_new_tokens,
         seed=seed,
     )
-    with cache.record() as trace:
+    assert chat.cache is not None
+    with chat.cache.record() as trace:
         trace.provenance.update(
             model=checkpoint,
             prompt_sha256=hashlib.sha256(prompt.encode()).hexdigest(),

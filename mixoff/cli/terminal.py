@@ -15,7 +15,6 @@ from mixoff.cli.report import layer_table, statistics_line, statistics_object
 from mixoff.errors import MixoffError
 
 if TYPE_CHECKING:
-    from mixoff.cache import ExpertCache
     from mixoff.generate import Chat
 
 _COMMANDS = {
@@ -60,9 +59,9 @@ def turns(lines: Iterable[str]) -> Iterator[str]:
 class Session:
     """A chat with somebody at a terminal."""
 
-    def __init__(self, chat: "Chat", cache: "ExpertCache", name: str) -> None:
-        self._chat = chat
-        self._cache = cache
+    def __init__(self, chat: "Chat", name: str) -> None:
+        assert chat.cache is not None
+        self._chat, self._cache = chat, chat.cache
         self._name = name
         self._console = Console(highlight=False)
 

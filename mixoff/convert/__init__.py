@@ -6,6 +6,7 @@ does one after the other.
 """
 
 from mixoff.convert.conversion import Conversion
+from mixoff.convert.inflation import inflate_checkpoint
 from mixoff.convert.opening import quantize_checkpoint, source_files
 
-__all__ = ["Conversion", "quantize_checkpoint", "source_files"]
+__all__ = ["Conversion", "inflate_checkpoint", "quantize_checkpoint", "source_files"]

@@ -8,15 +8,20 @@ from mixoff.plots.cache import hit_rate, kind_hit_rate, layer_hit_rate, recovere
 from mixoff.plots.quality import memory, quality, recall, relative_speed
 from mixoff.plots.reuse import reuse_distance
 from mixoff.plots.timeline import timeline
+from mixoff.plots.transfers import bandwidth, in_flight, latency, predicted, waiting
 from mixoff.plots.usage import balance, divergence, usage
 
 __all__ = [
     "balance",
+    "bandwidth",
     "divergence",
     "hit_rate",
+    "in_flight",
     "kind_hit_rate",
+    "latency",
     "layer_hit_rate",
     "memory",
+    "predicted",
     "quality",
     "recall",
     "recovered",
@@ -24,4 +29,5 @@ __all__ = [
     "reuse_distance",
     "timeline",
     "usage",
+    "waiting",
 ]

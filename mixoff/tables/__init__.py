@@ -12,15 +12,20 @@ from mixoff.tables.cache import hit_rate, kind_hit_rate, layer_hit_rate, recover
 from mixoff.tables.quality import memory, quality, recall, relative_speed
 from mixoff.tables.reuse import reuse_distance
 from mixoff.tables.timeline import timeline
+from mixoff.tables.transfers import bandwidth, in_flight, latency, predicted, waiting
 from mixoff.tables.usage import balance, divergence, usage
 
 __all__ = [
     "balance",
+    "bandwidth",
     "divergence",
     "hit_rate",
+    "in_flight",
     "kind_hit_rate",
+    "latency",
     "layer_hit_rate",
     "memory",
+    "predicted",
     "quality",
     "recall",
     "recovered",
@@ -28,4 +33,5 @@ __all__ = [
     "reuse_distance",
     "timeline",
     "usage",
+    "waiting",
 ]

@@ -1,0 +1,155 @@
+"""Pictures of transfers, what they cost, and what was predicted: data frames in, Axes out."""
+
+from typing import TYPE_CHECKING
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+
+from mixoff import tables
+from mixoff.plots.style import (
+    BLUE,
+    GREY,
+    GUIDE,
+    VERMILION,
+    axes_on_paper,
+    legend_above,
+    legend_beside,
+    looks,
+    on_paper,
+    rule,
+)
+from mixoff.tables.transfers import COMPUTE, WAIT
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_COLOURS = {COMPUTE: BLUE, WAIT: VERMILION}
+
+
+@on_paper
+def latency(transfers: "pd.DataFrame", *, in_flight: int = 1, ax: Axes | None = None) -> Axes:
+    """Return time against size of what `mixoff.measure_transfers` gave, a line a way.
+
+    Raises
+    ------
+    ConfigError
+        If nothing was measured with so many in flight.
+    """
+    axes = axes_on_paper(ax, 7.2, 3.6)
+    _by_size(axes, tables.latency(transfers, in_flight=in_flight))
+    axes.set(yscale="log", ylabel=_label("ms", in_flight))
+    _plain_numbers(axes)
+    return axes
+
+
+@on_paper
+def bandwidth(transfers: "pd.DataFrame", *, in_flight: int = 1, ax: Axes | None = None) -> Axes:
+    """Return bandwidth against size of what `mixoff.measure_transfers` gave, a line a way.
+
+    Raises
+    ------
+    ConfigError
+        If nothing was measured with so many in flight.
+    """
+    axes = axes_on_paper(ax, 7.2, 3.6)
+    _by_size(axes, tables.bandwidth(transfers, in_flight=in_flight))
+    axes.set(yscale="log", ylabel=_label("GB/s", in_flight))
+    _plain_numbers(axes)
+    return axes
+
+
+@on_paper
+def in_flight(transfers: "pd.DataFrame", ax: Axes | None = None) -> Axes:
+    """Return the largest records' bandwidth against how many are in flight, a line a way."""
+    axes = axes_on_paper(ax, 7.2, 3.2)
+    table = tables.in_flight(transfers)
+    for (way, rows), look in zip(table.groupby("way"), looks(), strict=False):
+        axes.plot(rows["in_flight"], rows["gb_per_s"], label=way, **look)
+    axes.set(xlabel="records in flight", ylabel="GB/s, all together", ylim=(0, None))
+    axes.set_xticks(sorted(set(table["in_flight"])))
+    rule(axes)
+    legend_beside(axes)
+    return axes
+
+
+@on_paper
+def waiting(speeds: "pd.DataFrame", by: str, ax: Axes | None = None) -> Axes:
+    """Return what a token computes and waits in each setting, of `mixoff.measured_speed`'s rows.
+
+    Parameters
+    ----------
+    by
+        The column that tells settings apart; they stand from above in the order of the rows.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such column, or two rows have the same there.
+    """
+    table = tables.waiting(speeds, by)
+    axes = axes_on_paper(ax, 6.6, 1.4 + 0.36 * len(speeds))
+    names, ends = [*map(str, speeds[by])], [0.0] * len(speeds)
+    for part, rows in table.groupby("part"):
+        lengths = rows["ms"].tolist()
+        axes.barh(names, lengths, left=ends, color=_COLOURS[str(part)], label=part, height=0.7)
+        ends = [end + length for end, length in zip(ends, lengths, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlabel("ms a token")
+    rule(axes, "x")
+    legend_above(axes)
+    return axes
+
+
+@on_paper
+def predicted(speeds: "pd.DataFrame", by: str, ax: Axes | None = None) -> Axes:
+    """Return predicted tokens a second against measured ones, with the diagonal of no error.
+
+    Parameters
+    ----------
+    speeds, by
+        As for `mixoff.tables.predicted`.
+    """
+    table = tables.predicted(speeds, by)
+    axes = axes_on_paper(ax, 7.2, 3.8)
+    for (group, rows), look in zip(table.groupby(by, sort=False), looks(), strict=False):
+        axes.plot(
+            rows["measured"], rows["predicted"], label=group, linestyle="none", alpha=0.8, **look
+        )
+    end = 1.08 * float(table[["measured", "predicted"]].max().max())
+    axes.plot([0, end], [0, end], color=GREY, linestyle="--", zorder=1, gid=GUIDE)
+    axes.set(xlim=(0, end), ylim=(0, end))
+    axes.set(xlabel="measured tokens a second", ylabel="predicted tokens a second")
+    rule(axes)
+    legend_beside(axes)
+    return axes
+
+
+def _by_size(axes: Axes, table: "pd.DataFrame") -> None:
+    """Draw a line a way against the sizes of records."""
+    for (way, rows), look in zip(table.groupby("way"), looks(), strict=False):
+        axes.plot(rows["nbytes"], rows.iloc[:, -1], label=way, **look)
+    sizes = sorted(set(table["nbytes"]))
+    axes.set(xscale="log", xlabel="size of a record")
+    axes.xaxis.set_major_locator(FixedLocator(sizes[:: -(-len(sizes) // 4)]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: _short(size)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    rule(axes)
+    legend_beside(axes)
+
+
+def _plain_numbers(axes: Axes) -> None:
+    """Write 0.1, 1 and 10 where a logarithmic scale would write powers."""
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _label(unit: str, number: int) -> str:
+    return unit if number == 1 else f"{unit}, {number} in flight"
+
+
+def _short(nbytes: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if nbytes < 1024:
+            return f"{nbytes:g} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:g} GiB"
