@@ -12,6 +12,7 @@ from playwright.sync_api import Browser
 from tab import Notebook, chromium, picture
 
 PICTURES = kernels.ROOT / "build" / "screenshots"
+KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 FIGURES = pytest.StashKey[list[str]]()
 
 
@@ -52,21 +53,26 @@ def browser() -> Iterator[Browser]:
         yield opened
 
 
+@pytest.fixture(scope="session", params=sorted(kernels.SHARES, reverse=True))
+def kernel(request: pytest.FixtureRequest) -> str:
+    """Return which of the kernels a test runs with: every test that asks runs with each."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
-def address(root: Path) -> Iterator[str]:
+def address(root: Path, kernel: str) -> Iterator[str]:
     kernels.main()
-    with jupyter_lab(root, kernels.SHARE) as served:
+    with jupyter_lab(root, kernels.SHARES[kernel]) as served:
         yield served
 
 
 @pytest.fixture(scope="session")
 def open_notebook(browser: Browser, address: str, root: Path) -> Iterator[Callable[..., Notebook]]:
-    """Return what saves a notebook's JSON under a name with a kernel, and opens it in a tab."""
+    """Return what saves a notebook's JSON under a name, and opens it in a tab of its own."""
     opened: list[Notebook] = []
 
-    def open_one(content: dict[str, Any], name: str, kernel: str) -> Notebook:
-        specification = {"name": kernel, "display_name": kernel, "language": "python"}
-        metadata = {**content["metadata"], "kernelspec": specification}
+    def open_one(content: dict[str, Any], name: str) -> Notebook:
+        metadata = {"kernelspec": KERNEL, **content["metadata"]}
         (root / name).write_text(json.dumps({**content, "metadata": metadata}))
         opened.append(Notebook(browser, address, name))
         return opened[-1]

@@ -1,4 +1,4 @@
-"""The kernels that notebooks are opened with: this environment's own, and Colab's versions.
+"""The kernels that notebooks are opened with: this environment's own, and one of Colab's versions.
 
 `python tests/browser/kernels.py` makes the second one where it is missing, which needs PyPI.
 """
@@ -12,9 +12,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PINS = Path(__file__).with_name("colab-kernel.txt")
-SHARE = ROOT / "build" / "jupyter"  # belongs into JUPYTER_PATH
 ENVIRONMENT = ROOT / "build" / "colab-kernel"
-KERNELS = ("python3", "colab")
+# Where a server looks for kernels and its front end before it looks into its own environment.
+SHARES = {"own": None, "colab": ENVIRONMENT / "share" / "jupyter"}
 
 
 def python(environment: Path) -> Path:
@@ -39,8 +39,8 @@ def make_environment(environment: Path) -> None:
 
 
 def write_specification(environment: Path, share: Path) -> None:
-    """Tell Jupyter of the kernel, as a server finds it that has `share` in its JUPYTER_PATH."""
-    folder = share / "kernels" / "colab"
+    """Make `python3` of the environment's kernels its own Python, not the server's."""
+    folder = share / "kernels" / "python3"
     folder.mkdir(parents=True, exist_ok=True)
     specification = {
         "argv": [str(python(environment)), "-m", "ipykernel_launcher", "-f", "{connection_file}"],
@@ -60,10 +60,11 @@ def has_pinned_versions(environment: Path) -> bool:
 
 
 def main() -> None:
+    """Make the kernel of Colab's versions where it is missing or other than pinned."""
     if not has_pinned_versions(ENVIRONMENT):
         make_environment(ENVIRONMENT)
-    write_specification(ENVIRONMENT, SHARE)
-    print(f"The kernel `colab` runs from {ENVIRONMENT.relative_to(ROOT)}.")
+        write_specification(ENVIRONMENT, SHARES["colab"])
+    print(f"The kernel of Colab's versions runs from {ENVIRONMENT.relative_to(ROOT)}.")
 
 
 if __name__ == "__main__":

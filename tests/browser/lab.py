@@ -44,7 +44,7 @@ def free_port() -> int:
         return taken.getsockname()[1]
 
 
-def fresh_environment(home: Path, share: Path) -> dict[str, str]:
+def fresh_environment(home: Path, share: Path | None) -> dict[str, str]:
     """Return this process's environment with every folder of Jupyter's inside `home`."""
     folders = {name: str(home / name.lower()) for name in FOLDERS}
     for folder in folders.values():
@@ -53,8 +53,8 @@ def fresh_environment(home: Path, share: Path) -> dict[str, str]:
     settings.mkdir(parents=True)
     (settings / "notification.jupyterlab-settings").write_text(json.dumps(NO_NEWS))
     (home / "matplotlib").mkdir()
-    offline = {"HF_HUB_OFFLINE": "1", "MPLCONFIGDIR": str(home / "matplotlib")}
-    return {**os.environ, **folders, **offline, "JUPYTER_PATH": str(share)}
+    other = {"HF_HUB_OFFLINE": "1", "MPLCONFIGDIR": str(home / "matplotlib")}
+    return {**os.environ, **folders, **other, "JUPYTER_PATH": str(share or "")}
 
 
 def wait_for_answer(server: subprocess.Popen[bytes], address: str, log: Path) -> None:
@@ -80,8 +80,11 @@ def end(server: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def jupyter_lab(root: Path, share: Path) -> Iterator[str]:
-    """Serve the notebooks in `root` with the kernels in `share`; yield the server's address."""
+def jupyter_lab(root: Path, share: Path | None = None) -> Iterator[str]:
+    """Serve the notebooks in `root`; yield the server's address.
+
+    `share` holds kernels and a front end that go before those of this environment.
+    """
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     here = (f"--ServerApp.port={port}", f"--ServerApp.root_dir={root}")
