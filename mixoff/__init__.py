@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from mixoff import plots
+    from mixoff import plots, widget
     from mixoff.builder import build_model, register
     from mixoff.cache import ExpertCache, cache_of
     from mixoff.comparison import Divergence, divergence
@@ -18,16 +18,21 @@ if TYPE_CHECKING:
     from mixoff.demo import demo_path
     from mixoff.errors import CheckpointError, ConfigError, MixoffError, TraceError
     from mixoff.evaluate import held_out_loss
-    from mixoff.generate import Chat, ReplyStats
+    from mixoff.generate import Chat
     from mixoff.hub import push_to_hub
+    from mixoff.loading import load_chat
     from mixoff.plan import plan_memory
+    from mixoff.predictors import prefetcher_of
     from mixoff.prospects import Prospect, look_ahead
     from mixoff.quantization import HQQ, QuantizedTensor, Scheme, Unquantized
     from mixoff.recall import measure_recall
     from mixoff.reference import Reference, compute_reference
+    from mixoff.replies import ReplyStats
+    from mixoff.sampling import Sampling
     from mixoff.simulate import Replay, replay, sweep
     from mixoff.stats import CacheStats
     from mixoff.trace import Trace
+    from mixoff.widget import ChatWidget
 
 _HOME = {
     "build_model": "builder",
@@ -46,9 +51,10 @@ _HOME = {
     "TraceError": "errors",
     "held_out_loss": "evaluate",
     "Chat": "generate",
-    "ReplyStats": "generate",
+    "load_chat": "loading",
     "push_to_hub": "hub",
     "plan_memory": "plan",
+    "prefetcher_of": "predictors",
     "Prospect": "prospects",
     "look_ahead": "prospects",
     "HQQ": "quantization",
@@ -58,18 +64,22 @@ _HOME = {
     "measure_recall": "recall",
     "Reference": "reference",
     "compute_reference": "reference",
+    "ReplyStats": "replies",
+    "Sampling": "sampling",
     "Replay": "simulate",
     "replay": "simulate",
     "sweep": "simulate",
     "Trace": "trace",
+    "ChatWidget": "widget",
 }
 
-_MODULES = ("plots",)
+_MODULES = ("plots", "widget")
 
 __all__ = [
     "HQQ",
     "CacheStats",
     "Chat",
+    "ChatWidget",
     "CheckpointError",
     "ConfigError",
     "Divergence",
@@ -81,6 +91,7 @@ __all__ = [
     "Reference",
     "Replay",
     "ReplyStats",
+    "Sampling",
     "Scheme",
     "Trace",
     "TraceError",
@@ -91,15 +102,18 @@ __all__ = [
     "demo_path",
     "divergence",
     "held_out_loss",
+    "load_chat",
     "look_ahead",
     "measure_recall",
     "plan_memory",
     "plots",
+    "prefetcher_of",
     "push_to_hub",
     "quantize_checkpoint",
     "register",
     "replay",
     "sweep",
+    "widget",
 ]
 
 

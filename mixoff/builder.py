@@ -206,13 +206,11 @@ def _attach(model: nn.Module, cache: ExpertCache, offload: OffloadConfig) -> Non
     """Give each layer's experts the cache, and what guesses for it."""
     found = [(block, _experts_of(block)) for block in model.modules()]
     blocks = [(block, experts) for block, experts in found if experts is not None]
-    prefetcher = None
-    if offload.prefetch:
-        gates = [block.get_submodule("gate") for block, _ in blocks]
-        predictor = predictor_named(offload.predictor, gates)
-        prefetcher = Prefetcher(
-            cache, predictor, experts=offload.prefetch, layers_ahead=offload.layers_ahead
-        )
+    gates = [block.get_submodule("gate") for block, _ in blocks]
+    predictor = predictor_named(offload.predictor, gates)
+    prefetcher = Prefetcher(
+        cache, predictor, experts=offload.prefetch, layers_ahead=offload.layers_ahead
+    )
     for _, experts in blocks:
         experts.cache, experts.prefetcher = cache, prefetcher
 

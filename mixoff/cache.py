@@ -313,12 +313,17 @@ def cache_of(model: torch.nn.Module) -> ExpertCache:
     MixoffError
         If the model has none.
     """
-    for module in model.modules():
-        if isinstance(cache := getattr(module, "cache", None), ExpertCache):
-            return cache
-    raise MixoffError(
-        f"{type(model).__name__} has no expert cache: build it with mixoff.build_model."
-    )
+    if (cache := find_cache(model)) is None:
+        raise MixoffError(
+            f"{type(model).__name__} has no expert cache: build it with mixoff.build_model."
+        )
+    return cache
+
+
+def find_cache(model: torch.nn.Module) -> ExpertCache | None:
+    """Return the expert cache of a model, or None if it has none."""
+    caches = (getattr(module, "cache", None) for module in model.modules())
+    return next((cache for cache in caches if isinstance(cache, ExpertCache)), None)
 
 
 def _shut(mover: Mover) -> None:

@@ -9,6 +9,8 @@ from mixoff.errors import ConfigError
 from mixoff.policies import LIVE_POLICIES, Policy
 
 # What mixtral-offloading published, in a layout of its own; the command line's default.
+# It has no tokenizer: that is the original's.
+ORIGINAL_CHECKPOINT = "mistralai/Mixtral-8x7B-Instruct-v0.1"
 RELEASED_CHECKPOINT = "lavawolfiee/Mixtral-8x7B-Instruct-v0.1-offloading-demo"
 
 AUTO = "auto"  # a budget: what is free, less some headroom

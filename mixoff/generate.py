@@ -6,87 +6,30 @@ Knows when a context is full; nothing of how text becomes ids, and ids a reply (
 import logging
 import random
 import secrets
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
+from mixoff.cache import find_cache
+from mixoff.conversations import read_conversation, write_conversation
 from mixoff.errors import ConfigError, MixoffError
-from mixoff.streaming import Context, Sampler, Template, TextStream
+from mixoff.replies import ReplyStats, Run, Turn
+from mixoff.sampling import Sampling
+from mixoff.streaming import Context, Template, TextStream, context_length, end_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from mixoff.stats import CacheStats
-
-Finish = Literal["stop", "length", "stopped"]
-
 _CHUNK = 512  # ids of a prompt that are read at once: bounds the memory of activations
+_PATIENCE_S = 10.0  # how long `close` waits for a reply to stop
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ReplyStats:
-    """What one reply took.
-
-    Attributes
-    ----------
-    prompt_tokens, prefilled_tokens
-        The context before the reply; the part of it that had to be computed.
-    new_tokens
-        Tokens drawn, the end of sequence included.
-    seconds, seconds_to_first_token
-        Time, without what the reader of the pieces spent.
-    finish
-        "stop" at the model's own end, "length" at `max_new_tokens` or the context's end, "stopped"
-        when the user, or an error, ended it earlier.
-    cache
-        What the expert cache did; None if the model has none.
-    dropped_turns, notice
-        Oldest turns forgotten to make room; a sentence about it for the user, or None.
-    """
-
-    prompt_tokens: int
-    prefilled_tokens: int
-    new_tokens: int
-    seconds: float
-    seconds_to_first_token: float
-    finish: Finish
-    cache: "CacheStats | None"
-    dropped_turns: int
-    notice: str | None
-
-    @property
-    def tokens_per_second(self) -> float:
-        """The decode rate: tokens after the first, by the time they took; 0 if there are none."""
-        seconds = self.seconds - self.seconds_to_first_token
-        return (self.new_tokens - 1) / seconds if self.new_tokens > 1 and seconds > 0 else 0.0
-
-
-@dataclass
-class _Turn:
-    user: str
-    reply: list[int] = field(default_factory=list)  # as generated, without the end of sequence
-    text: str | None = None  # None until the reply has ended
-
-
-@dataclass
-class _Run:
-    turns: list[_Turn]  # the last one is this reply's
-    prompt: list[int]
-    stream: TextStream
-    cache_before: "CacheStats | None"
-    started: float = field(default_factory=perf_counter)  # later by the reader's time
-    seconds_to_first: float | None = None
-    prefilled: int = 0
-    drawn: int = 0
-    finish: Finish = "stopped"
 
 
 class Chat:
@@ -102,12 +45,19 @@ class Chat:
         A causal language model of transformers; its tokenizer, with a chat template.
     system
         Instructions for the whole conversation.
-    temperature, top_p
-        How tokens are drawn; temperature 0 always takes the most probable one.
-    max_new_tokens
-        The longest reply.
+    temperature, top_p, max_new_tokens
+        How tokens are drawn, and how many: `mixoff.Sampling`.
     seed
         The same seed gives the same replies to the same messages; None draws one.
+
+    Attributes
+    ----------
+    cache
+        The model's expert cache; None if it has none.
+    sampling
+        As given; one that is set serves from the next reply on.
+    last
+        What the last reply took; None before the first.
     """
 
     def __init__(
@@ -121,27 +71,45 @@ class Chat:
         max_new_tokens: int = 512,
         seed: int | None = None,
     ) -> None:
-        if not (isinstance(max_new_tokens, int) and max_new_tokens >= 1):
-            raise ConfigError(
-                f"max_new_tokens={max_new_tokens}: a reply has a token at least, so give 1 or more."
-            )
-        self._model, self._tokenizer, self._system = model, tokenizer, system
-        self._sampler = Sampler(temperature, top_p)
+        self.sampling = Sampling(temperature, top_p, max_new_tokens)
+        self._model: PreTrainedModel | None = model
+        self.tokenizer = tokenizer
+        self.cache = find_cache(model)
+        self._system = system
         self._template = Template(tokenizer, system)
-        self._max_new_tokens = max_new_tokens
         self._seed = seed
-        self._limit = _context_length(model)
-        self._ends = _end_ids(model, tokenizer)
+        self._limit = context_length(model)
+        self._ends = end_ids(model, tokenizer)
         self._busy = threading.Lock()
         self._stopping = threading.Event()
         self._begin()
 
     def _begin(self) -> None:
-        self._context = Context(self._model)
-        self._turns: list[_Turn] = []
+        self._context: Context | None = Context(self.model)
+        self._turns: list[Turn] = []
         self._replies = 0
         self._chat_seed = secrets.randbits(64) if self._seed is None else self._seed
         self.last: ReplyStats | None = None
+
+    @property
+    def model(self) -> "PreTrainedModel":
+        """The model; MixoffError if the chat was closed."""
+        if self._model is None:
+            raise MixoffError("The chat was closed and its model given back: load it again.")
+        return self._model
+
+    @property
+    def system(self) -> str | None:
+        """Instructions for the whole conversation, whose turns stay when they change.
+
+        Setting them raises MixoffError while a reply runs.
+        """
+        return self._system
+
+    @system.setter
+    def system(self, system: str | None) -> None:
+        with self._alone():
+            self._template, self._system = Template(self.tokenizer, system), system
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -153,18 +121,41 @@ class Chat:
                 messages.append({"role": "assistant", "content": turn.text})
         return messages
 
+    @property
+    def is_replying(self) -> bool:
+        """Whether a reply has begun and not ended."""
+        return self._busy.locked()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the model was given back."""
+        return self._model is None
+
     def send(self, text: str) -> Iterator[str]:
         """Return an iterator over the reply, which is generated as its pieces are asked for.
 
         However the reply ends (by itself, by `stop`, by closing the iterator, by an interrupt or an
         error), what was streamed of it is kept and the conversation can go on. Only an error before
         the first token takes the message back. A message that the model's context can't hold
-        raises ConfigError; one sent while a reply is running, MixoffError.
+        raises ConfigError; one sent while a reply is running, or after `close`, MixoffError.
         """
         with self._alone():
-            self._fit(text)
+            self._fit(text, self._turns)
         self._stopping.clear()
         return self._reply(text)
+
+    def regenerate(self) -> Iterator[str]:
+        """Return an iterator over another reply to the last message, in place of the one it had.
+
+        It is drawn anew. If it ends before its first token, the old reply stays. Without a reply
+        yet, or while one is running, this raises MixoffError.
+        """
+        with self._alone():
+            if not self._turns:
+                raise MixoffError("There is no reply yet to regenerate: send a message first.")
+            text = self._turns[-1].user
+        self._stopping.clear()
+        return self._reply(text, again=True)
 
     def stop(self) -> None:
         """End the running reply within one token; any thread may call this."""
@@ -175,6 +166,56 @@ class Chat:
         with self._alone():
             self._begin()
 
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the conversation to a file, as `mixoff.conversations` tells.
+
+        Raises
+        ------
+        MixoffError
+            If it can't be written, or a reply runs.
+        """
+        with self._alone():
+            pairs = [(turn.user, turn.text or "") for turn in self._turns]
+            write_conversation(Path(path), self._system, pairs)
+
+    def restore(self, path: str | PathLike[str]) -> None:
+        """Go on with a conversation that was saved, of this model or of another, in place of this.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is missing, or holds no conversation.
+        MixoffError
+            If a reply runs.
+        """
+        system, pairs = read_conversation(Path(path))
+        with self._alone():
+            template = Template(self.tokenizer, system)
+            turns = [Turn(user, template.encode_reply(reply), reply) for user, reply in pairs]
+            self._begin()
+            self._template, self._system, self._turns = template, system, turns
+            self._replies = len(turns)
+
+    def close(self) -> None:
+        """End the running reply and give the model and its cache back; the text stays readable."""
+        self.stop()
+        done = self._busy.acquire(timeout=_PATIENCE_S)
+        self._model = self._context = None
+        cache, self.cache = self.cache, None
+        if cache is not None:
+            cache.close()
+        if done:
+            self._busy.release()
+
+    @contextmanager
+    def idle(self) -> Iterator[None]:
+        """Keep replies from beginning inside the ``with`` block, for changing what they run on.
+
+        So any thread may resize the cache, say. MixoffError while a reply runs, or after `close`.
+        """
+        with self._alone():
+            yield
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
         if not self._busy.acquire(blocking=False):
@@ -182,14 +223,17 @@ class Chat:
                 "A reply is running: read it to its end, close its iterator, or stop() and read on."
             )
         try:
+            _ = self.model  # raises if it was given back
             yield
         finally:
             self._busy.release()
 
-    def _reply(self, text: str) -> Iterator[str]:
+    def _reply(self, text: str, *, again: bool = False) -> Iterator[str]:
         with self._alone():
             before = self._turns
-            run = _Run(*self._fit(text), TextStream(self._tokenizer), _cache_stats(self._model))
+            base = before[:-1] if again else before
+            fitted = self._fit(text, base)
+            run = Run(*fitted, TextStream(self.tokenizer), self.sampling, self.cache)
             self._turns = run.turns
             keep = False
             try:
@@ -205,15 +249,15 @@ class Chat:
                 raise
             finally:
                 if keep or run.drawn:
-                    self._finish(run, dropped=len(before) + 1 - len(run.turns))
-                else:
+                    self._finish(run, dropped=len(base) + 1 - len(run.turns))
+                if not run.drawn and (again or not keep):
                     self._turns = before
 
-    def _fit(self, text: str) -> tuple[list[_Turn], list[int]]:
+    def _fit(self, text: str, before: Sequence[Turn]) -> tuple[list[Turn], list[int]]:
         """Return the latest turns that the context holds, the new one with them, and their ids."""
-        room = max(1, min(self._max_new_tokens, self._limit // 4))
-        for dropped in range(len(self._turns) + 1):
-            turns = [*self._turns[dropped:], _Turn(text)]
+        room = max(1, min(self.sampling.max_new_tokens, self._limit // 4))
+        for dropped in range(len(before) + 1):
+            turns = [*before[dropped:], Turn(text)]
             users, replies = [turn.user for turn in turns], [turn.reply for turn in turns[:-1]]
             ids = self._template.encode(users, replies)
             if len(ids) + (room if replies else 1) <= self._limit:
@@ -223,13 +267,15 @@ class Chat:
             f"{self._limit}, a reply included: shorten the message or the system prompt."
         )
 
-    def _pieces(self, run: _Run) -> Iterator[str]:
-        longest = min(self._max_new_tokens, self._limit - len(run.prompt))
+    def _pieces(self, run: Run) -> Iterator[str]:
+        longest = min(run.sampling.max_new_tokens, self._limit - len(run.prompt))
         seeds = random.Random(f"{self._chat_seed} {self._replies}")  # each reply has its own seed
         generator = torch.Generator().manual_seed(seeds.getrandbits(63))
-        logits = self._prefill(run)
+        context = self._context
+        assert context is not None
+        logits = self._prefill(context, run)
         while logits is not None:
-            token = self._sampler.draw(logits, generator)
+            token = run.sampling.draw(logits, generator)
             run.drawn += 1
             run.seconds_to_first = run.seconds_to_first or perf_counter() - run.started
             if token in self._ends:
@@ -240,59 +286,25 @@ class Chat:
             if run.drawn == longest:
                 run.finish = "length"
                 break
-            logits = None if self._stopping.is_set() else self._context.read([token])
+            logits = None if self._stopping.is_set() else context.read([token])
         if run.finish != "stopped" and (piece := run.stream.finish()):
             yield piece
 
-    def _prefill(self, run: _Run) -> torch.Tensor | None:
+    def _prefill(self, context: Context, run: Run) -> torch.Tensor | None:
         """Read what is new in the prompt; None if the reply was stopped meanwhile."""
         logits = None
-        for start in range(self._context.rewind(run.prompt), len(run.prompt), _CHUNK):
+        for start in range(context.rewind(run.prompt), len(run.prompt), _CHUNK):
             if self._stopping.is_set():
                 return None
             chunk = run.prompt[start : start + _CHUNK]
-            logits = self._context.read(chunk)  # [V]
+            logits = context.read(chunk)  # [V]
             run.prefilled += len(chunk)
         return logits
 
-    def _finish(self, run: _Run, *, dropped: int) -> None:
-        turn, seconds = run.turns[-1], perf_counter() - run.started
+    def _finish(self, run: Run, *, dropped: int) -> None:
+        turn = run.turns[-1]
         turn.reply, turn.text = run.stream.ids, run.stream.text
         self._replies += 1
-        notice = f"The context is full: the {dropped} oldest turn(s) were forgotten."
+        self.last = run.statistics(dropped=dropped)
         if dropped:
-            _log.info(notice)
-        after = _cache_stats(self._model)
-        self.last = ReplyStats(
-            prompt_tokens=len(run.prompt),
-            prefilled_tokens=run.prefilled,
-            new_tokens=run.drawn,
-            seconds=seconds,
-            seconds_to_first_token=run.seconds_to_first or seconds,
-            finish=run.finish,
-            cache=after - run.cache_before if after and run.cache_before else None,
-            dropped_turns=dropped,
-            notice=notice if dropped else None,
-        )
-
-
-def _context_length(model: "PreTrainedModel") -> int:
-    """Return how many positions the model knows; as good as endless if it doesn't say."""
-    config = model.config.get_text_config(decoder=True)
-    return getattr(config, "max_position_embeddings", None) or sys.maxsize
-
-
-def _end_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
-    """Return all ids that end a reply: the model's, one or several, and the tokenizer's."""
-    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    several = ends if isinstance(ends, list | tuple) else [ends]
-    return frozenset(end for end in (*several, tokenizer.eos_token_id) if end is not None)
-
-
-def _cache_stats(model: "PreTrainedModel") -> "CacheStats | None":
-    from mixoff.cache import cache_of
-
-    try:
-        return cache_of(model).stats()
-    except MixoffError:
-        return None
+            _log.info(self.last.notice)

@@ -78,9 +78,10 @@ class OffloadedExperts(nn.Module):
         self, hidden_states: Tensor, top_k_index: Tensor
     ) -> tuple[Iterator[tuple[int, Expert]], dict[int, Rows]]:
         """Let the cache fetch what is needed, then what is guessed; return who comes for whom."""
-        ranked = {}
-        if self.prefetcher is not None:
-            ranked = self.prefetcher.look_ahead(self.layer, hidden_states)
+        prefetcher = self.prefetcher
+        if prefetcher is not None and not prefetcher.experts:
+            prefetcher = None
+        ranked = prefetcher.look_ahead(self.layer, hidden_states) if prefetcher else {}
         indices = [top_k_index, *ranked.values()]
         # The layer's one sync: the host must know what to fetch.
         flat = torch.cat([tensor.flatten() for tensor in indices]).tolist()
@@ -88,10 +89,10 @@ class OffloadedExperts(nn.Module):
         chosen = [flat[token * top_k : (token + 1) * top_k] for token in range(tokens)]  # [T][k]
         rows = _rows(chosen)
         arriving = self.cache.acquire(self.layer, rows, tokens=tokens)
-        if self.prefetcher is not None:
+        if prefetcher is not None:
             guessed = iter(flat[tokens * top_k :])
             guesses = {ahead: [*islice(guessed, len(r))] for ahead, r in ranked.items()}
-            self.prefetcher.prefetch(self.layer, chosen, guesses)
+            prefetcher.prefetch(self.layer, chosen, guesses)
         return arriving, rows
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mixoff.cache import ExpertCache
-from mixoff.errors import ConfigError
+from mixoff.errors import ConfigError, MixoffError
 
 Choices = Sequence[Sequence[int]]  # [T][k] the experts of each token
 
@@ -173,7 +173,7 @@ class Prefetcher:
     predictor
         Guesses.
     experts
-        How many experts are guessed for each layer.
+        How many experts are guessed for each layer; 0 for none.
     layers_ahead
         For how many layers after the present one.
     """
@@ -185,6 +185,20 @@ class Prefetcher:
         self._cache = cache
         self._experts = min(experts, cache.num_experts)
         self._layers_ahead = min(layers_ahead, cache.num_layers - 1)
+
+    @property
+    def experts(self) -> int:
+        """How many experts are guessed for each layer, 0 to all; one that is set serves at once."""
+        return self._experts
+
+    @experts.setter
+    def experts(self, experts: int) -> None:
+        if not 0 <= experts <= self._cache.num_experts:
+            raise ConfigError(
+                f"prefetch={experts}: a layer has {self._cache.num_experts} experts, so give 0 to "
+                f"{self._cache.num_experts}."
+            )
+        self._experts = self._cache.about["prefetch"] = experts
 
     def look_ahead(self, layer: int, hidden_states: Tensor) -> dict[int, Tensor]:
         """Return the likeliest experts of layers ahead, on the device, by their distance."""
@@ -202,3 +216,20 @@ class Prefetcher:
         for ahead, experts in ranked.items():
             target = (layer + ahead) % self._cache.num_layers
             self._cache.prefetch(target, experts, layers_ahead=ahead)
+
+
+def prefetcher_of(model: nn.Module) -> Prefetcher:
+    """Return what guesses for the expert cache of a model that mixoff built.
+
+    Raises
+    ------
+    MixoffError
+        If the model has none.
+    """
+    for module in model.modules():
+        if isinstance(prefetcher := getattr(module, "prefetcher", None), Prefetcher):
+            return prefetcher
+    raise MixoffError(
+        f"{type(model).__name__} has nothing that guesses experts: build it with "
+        "mixoff.build_model."
+    )

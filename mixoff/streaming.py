@@ -1,12 +1,12 @@
-"""The steps of a reply: messages to ids, ids to logits, logits to a token, tokens to text.
+"""The steps of a reply: messages to ids, ids to logits, tokens to text.
 
 Knows tokenizers and models; nothing of how a conversation goes on, ends or is cut short.
 """
 
 import inspect
-import math
 import re
 import secrets
+import sys
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from mixoff.errors import ConfigError, MixoffError
+from mixoff.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -61,6 +61,11 @@ class Template:
         for text, form, reply in zip(texts, forms, [*replies, ()], strict=True):
             ids += [*self._encode_part(text, self._marks.split(form), contents), *reply]
         return ids
+
+    def encode_reply(self, text: str) -> list[int]:
+        """Return the ids of a reply that somebody wrote down; names of control tokens are text."""
+        ids = self._ids(text)
+        return self._plain_ids(text) if self._controls(ids) else ids
 
     def _find_control_tokens(self) -> None:
         source = self._tokenizer.get_chat_template()
@@ -211,49 +216,6 @@ class Context:
         return True
 
 
-class Sampler:
-    """Draws the next token: the most probable at temperature 0, else from the top-p nucleus.
-
-    The nucleus is the smallest set of tokens whose probability reaches `top_p` (arXiv 1904.09751),
-    with those as probable as its last. One random number decides, in the order of the vocabulary,
-    so that rounding in the logits hardly ever changes a draw.
-    """
-
-    def __init__(self, temperature: float, top_p: float) -> None:
-        if not 0 <= temperature < math.inf:
-            raise ConfigError(
-                f"temperature={temperature}: it divides the logits, so give a finite number, 0 or "
-                "more; 0 always takes the most probable token."
-            )
-        if not 0 < top_p <= 1:
-            raise ConfigError(
-                f"top_p={top_p}: it is a share of probability, so give more than 0 and at most 1."
-            )
-        self._temperature = temperature
-        self._top_p = top_p
-
-    def draw(self, logits: Tensor, generator: torch.Generator) -> int:
-        """Draw a token from logits [V] with a generator of the CPU."""
-        scores = logits.cpu().double()  # [V]; waits for the device, as the next step needs a token
-        top = scores.max().item()
-        if not math.isfinite(top):
-            raise MixoffError(
-                f"The highest logit is {top}, so no token can be drawn: load the model in bfloat16."
-            )
-        if self._temperature == 0:
-            return int(scores.argmax())
-        probs = torch.softmax((scores - top) / self._temperature, dim=0)
-        mass = torch.where(probs >= self._least(probs), probs, 0).cumsum(0)
-        point = (1 - torch.rand((), generator=generator, dtype=torch.float64)) * mass[-1]
-        return int(torch.searchsorted(mass, point))  # 0 < point <= mass[-1]: none of mass 0
-
-    def _least(self, probs: Tensor) -> Tensor:
-        """The probability of the nucleus's last token."""
-        ranked = probs.sort(descending=True).values
-        ahead = ranked.cumsum(0) - ranked  # mass of the more probable ones
-        return ranked[max(int((ahead < self._top_p).sum()), 1) - 1]
-
-
 class TextStream:
     """Turns ids into text as they come, and holds back a character until all its ids are there.
 
@@ -298,3 +260,16 @@ class TextStream:
     def _decode(self, ids: list[int]) -> str:
         options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
         return str(self._tokenizer.decode(ids, **options))
+
+
+def context_length(model: "PreTrainedModel") -> int:
+    """Return how many positions the model knows; as good as endless if it doesn't say."""
+    config = model.config.get_text_config(decoder=True)
+    return getattr(config, "max_position_embeddings", None) or sys.maxsize
+
+
+def end_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+    """Return all ids that end a reply: the model's, one or several, and the tokenizer's."""
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    several = ends if isinstance(ends, list | tuple) else [ends]
+    return frozenset(end for end in (*several, tokenizer.eos_token_id) if end is not None)

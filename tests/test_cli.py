@@ -28,7 +28,7 @@ from mixoff.cli.printable import one_line, printable
 from mixoff.cli.report import statistics_line, statistics_object
 from mixoff.cli.terminal import Session
 from mixoff.errors import ConfigError, MixoffError
-from mixoff.generate import ReplyStats
+from mixoff.replies import ReplyStats
 from mixoff.stats import CacheStats
 
 RELEASED_LAYOUT = Path(__file__).parent / "data" / "released-layout-tiny"

@@ -21,8 +21,10 @@ import mixoff.generate
 from mixoff.builder import build_model
 from mixoff.config import OffloadConfig
 from mixoff.errors import ConfigError, MixoffError
-from mixoff.generate import Chat, ReplyStats
-from mixoff.streaming import Sampler, Template, TextStream
+from mixoff.generate import Chat
+from mixoff.replies import ReplyStats
+from mixoff.sampling import Sampling
+from mixoff.streaming import Template, TextStream
 
 TEXT = Path(__file__).read_text(encoding="utf-8")[:6000]
 SPECIAL = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
@@ -371,7 +373,7 @@ def test_two_replies_of_a_chat_dont_draw_the_same_numbers(model, tokenizer):
 def test_draws_follow_the_probabilities_of_the_nucleus():
     logits = torch.tensor([0.1, 0.4, 0.05, 0.25, 0.2]).log()
     generator = torch.Generator().manual_seed(0)
-    draws = [Sampler(1.0, 0.8).draw(logits, generator) for _ in range(1500)]
+    draws = [Sampling(1.0, 0.8).draw(logits, generator) for _ in range(1500)]
     share = torch.tensor(draws).bincount(minlength=5) / len(draws)
     expected = torch.tensor([0.0, 0.4, 0.0, 0.25, 0.2]) / 0.85
     assert share[0] == share[2] == 0
@@ -381,16 +383,16 @@ def test_draws_follow_the_probabilities_of_the_nucleus():
 def test_temperature_sharpens_draws_and_zero_takes_the_best():
     logits = torch.tensor([0.2, 0.5, 0.3]).log()
     generator = torch.Generator().manual_seed(0)
-    cold = [Sampler(0.5, 1.0).draw(logits, generator) for _ in range(1000)]
+    cold = [Sampling(0.5, 1.0).draw(logits, generator) for _ in range(1000)]
     assert abs(cold.count(1) / 1000 - 0.25 / 0.38) < 0.05
-    assert {Sampler(0, 0.9).draw(logits, generator) for _ in range(50)} == {1}
-    assert {Sampler(1e-9, 1.0).draw(logits, generator) for _ in range(50)} == {1}
-    assert {Sampler(1.0, 1e-9).draw(logits, generator) for _ in range(50)} == {1}
+    assert {Sampling(0, 0.9).draw(logits, generator) for _ in range(50)} == {1}
+    assert {Sampling(1e-9, 1.0).draw(logits, generator) for _ in range(50)} == {1}
+    assert {Sampling(1.0, 1e-9).draw(logits, generator) for _ in range(50)} == {1}
 
 
 def test_logits_that_arent_numbers_raise_instead_of_giving_a_token():
     with pytest.raises(MixoffError, match="nan"):
-        Sampler(0, 1.0).draw(torch.tensor([0.0, math.nan]), torch.Generator())
+        Sampling(0, 1.0).draw(torch.tensor([0.0, math.nan]), torch.Generator())
 
 
 # --- cut short ------------------------------------------------------------------------------------

@@ -27,11 +27,11 @@ from tiny import MIXED, random_mixtral
 
 import mixoff
 from mixoff.builder import build_model
-from mixoff.cli.loading import load_tokenizer
 from mixoff.config import OffloadConfig
 from mixoff.convert import quantize_checkpoint
 from mixoff.errors import CheckpointError, MixoffError
 from mixoff.formats import open_checkpoint
+from mixoff.loading import load_tokenizer
 from mixoff.shards import read_shard
 from mixoff.trace.files import read as read_trace
 

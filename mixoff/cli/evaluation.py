@@ -13,7 +13,6 @@ import typer
 
 from mixoff.cli.loading import (
     load,
-    load_tokenizer,
     named,
     named_device,
     offload_settings,
@@ -80,6 +79,8 @@ def evaluate(
     else:
         opened = open_runnable(found, offload, device)
         original = _original_of(opened, against)
+        from mixoff.loading import load_tokenizer
+
         tokenizer = load_tokenizer(opened.path, model_name)
         facts = _compared(load_model, original, tokenizer, content, tokens, named_device(device))
     if as_json:

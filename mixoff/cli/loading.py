@@ -10,8 +10,7 @@ from mixoff.cli.options import Device
 from mixoff.cli.printable import one_line
 from mixoff.cli.terminal import progress
 from mixoff.config import OffloadConfig
-from mixoff.documents import file_size, shortened
-from mixoff.errors import CheckpointError, ConfigError
+from mixoff.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
     from mixoff.cache import ExpertCache
     from mixoff.formats import AnyCheckpoint
     from mixoff.hub import HubCheckpoint
-
-
-_MAX_TOKENIZER = 64 << 20  # bytes of a file; those of the largest vocabularies take a third
 
 
 def offload_settings(
@@ -54,6 +50,7 @@ def load(
     """Return a checkpoint's model, its cache and its tokenizer, or that of the model named."""
     folder = open_runnable(found, offload, device).path  # refuse before a long load
     from mixoff import build_model
+    from mixoff.loading import load_tokenizer
 
     with progress(f"loading {found.title}"):
         tokenizer = load_tokenizer(folder, tokenizer_name)
@@ -88,42 +85,6 @@ def named(name: str) -> "HubCheckpoint":
     if shown:
         typer.echo(f"using {one_line(found.title)}", err=True)
     return found
-
-
-def load_tokenizer(folder: Path, name: str) -> "PreTrainedTokenizerBase":
-    """Return a checkpoint's tokenizer, or that of the model named if it has none.
-
-    Raises
-    ------
-    CheckpointError
-        If neither can be loaded.
-    """
-    from transformers import AutoTokenizer
-
-    files = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
-    source = folder if any((folder / file).is_file() for file in files) else name
-    _refuse_large_files(folder)
-    try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # tokenizers raises nothing narrower for a file that it can't read
-        reason = shortened((str(error).splitlines() or [type(error).__name__])[0])
-        raise CheckpointError(
-            f"{source}: no tokenizer could be loaded ({reason}): put tokenizer.json into "
-            f"{folder}, or name a model that has one with --model-name."
-        ) from error
-
-
-def _refuse_large_files(folder: Path) -> None:
-    for path in folder.glob("*.json"):
-        try:
-            size = file_size(path)
-        except OSError as error:
-            raise CheckpointError(f"{path}: can't be read ({error.strerror}).") from error
-        if size > _MAX_TOKENIZER:
-            raise CheckpointError(
-                f"{path}: {size} bytes are too many for a tokenizer's file: "
-                f"mixoff reads {_MAX_TOKENIZER} at most."
-            )
 
 
 def named_device(device: Device, *, planned: bool = False) -> str:

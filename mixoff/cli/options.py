@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from mixoff.config import RELEASED_CHECKPOINT
+from mixoff.config import ORIGINAL_CHECKPOINT, RELEASED_CHECKPOINT
 from mixoff.policies import LIVE_POLICIES, POLICIES
 
-MIXTRAL = "mistralai/Mixtral-8x7B-Instruct-v0.1"
+MIXTRAL = ORIGINAL_CHECKPOINT
 RELEASED = RELEASED_CHECKPOINT
 
 

@@ -15,8 +15,8 @@ from mixoff.config import format_nbytes
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mixoff.generate import ReplyStats
     from mixoff.plan import MemoryPlan, PlannedCheckpoint
+    from mixoff.replies import ReplyStats
     from mixoff.stats import CacheStats
     from mixoff.trace import Trace
 

@@ -1,0 +1,81 @@
+"""Counts between two moments: of the present reply, and of all since the box was made or cleared.
+
+Knows a chat's cache and its last reply's figures; nothing of how they are shown.
+"""
+
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from mixoff.widget.gauges import Reading
+
+if TYPE_CHECKING:
+    from mixoff.generate import Chat
+    from mixoff.replies import ReplyStats
+    from mixoff.stats import CacheStats
+
+_NAN = float("nan")
+
+
+class Meter:
+    """Tells what a chat's cache did, and how fast tokens come."""
+
+    def __init__(self, chat: "Chat") -> None:
+        self._chat = chat
+        self._latest = cache_stats(chat)
+        self.restart()
+
+    def restart(self) -> None:
+        """Count a new conversation from here on."""
+        self._tokens, self._seconds = 0, 0.0
+        self._start = self._look()
+        self.begin()
+
+    def begin(self) -> None:
+        """Count a new reply from here on, in `pieces`."""
+        self.pieces = 0
+        self._first_s: float | None = None
+        self._before = self._look()
+        self._last: ReplyStats | None = None
+
+    def count(self) -> None:
+        """Note that a piece of text came."""
+        self.pieces += 1
+        self._first_s = self._first_s or perf_counter()
+
+    def end(self, last: "ReplyStats | None") -> None:
+        """Note what the reply took; None if it never began."""
+        self._last = last
+        if last is not None and last.new_tokens > 1:
+            self._tokens += last.new_tokens - 1
+            self._seconds += last.seconds - last.seconds_to_first_token
+
+    def readings(self) -> list[Reading] | None:
+        """Return the figures of the reply and of the conversation; None without a cache."""
+        now = self._look()
+        if now is None or self._before is None or self._start is None:
+            return None
+        total = self._tokens / self._seconds if self._seconds > 0 else _NAN
+        return [
+            Reading("this reply", self.rate, now - self._before, is_estimate=self._last is None),
+            Reading("whole conversation", total, now - self._start),
+        ]
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second of the reply, or pieces of text until it has ended; NaN before two."""
+        if self._last is not None:
+            return self._last.tokens_per_second or _NAN
+        if self._first_s is None or self.pieces < 2:
+            return _NAN
+        return (self.pieces - 1) / (perf_counter() - self._first_s)
+
+    def _look(self) -> "CacheStats | None":
+        """Return the counts now; the latest ones of a chat that was closed."""
+        self._latest = cache_stats(self._chat) or self._latest
+        return self._latest
+
+
+def cache_stats(chat: "Chat") -> "CacheStats | None":
+    """Return what a chat's cache has done so far; None if it has none."""
+    cache = chat.cache
+    return None if cache is None else cache.stats()

@@ -1,0 +1,79 @@
+"""What a chat box shows of a chat. Knows its widgets and its chat; decides nothing."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from mixoff.widget.controls import Controls
+from mixoff.widget.gauges import gauges_html
+from mixoff.widget.messages import live_html, log_html, status_html
+from mixoff.widget.meter import Meter
+from mixoff.widget.tuning import Tuning
+
+if TYPE_CHECKING:
+    from mixoff.generate import Chat
+    from mixoff.replies import ReplyStats
+
+_ENDS = {
+    "stop": "Done",
+    "length": "Cut at the longest reply or at the end of the context",
+    "stopped": "Stopped",
+}
+
+
+class Painter:
+    """Writes into the widgets of a box; whoever calls it sees to it that one does at a time."""
+
+    def __init__(self, chat: "Chat", controls: Controls, meter: Meter, tuning: Tuning) -> None:
+        self._chat, self._controls, self._meter, self._tuning = chat, controls, meter, tuning
+
+    def log(
+        self, messages: Sequence[dict[str, str]], forgotten: Sequence[dict[str, str]] = ()
+    ) -> None:
+        """Show finished messages, and above them those that the model has forgotten."""
+        self._controls.log.value = log_html(messages, forgotten)
+
+    def growing(self, text: str) -> None:
+        """Show a reply that isn't finished."""
+        self._controls.live.value = live_html(text)
+
+    def progress(self, notice: str) -> None:
+        """Show what the cache does, how fast a reply comes, and a sentence besides."""
+        self.gauges()
+        rate = self._meter.rate
+        speed = "" if math.isnan(rate) else f", {rate:.1f} tokens/s"
+        text = f"Replying: about {self._meter.pieces} tokens{speed}."
+        self.say(f"{text} {notice}", is_final=False)
+
+    def gauges(self) -> None:
+        """Show what the cache has done."""
+        if (readings := self._meter.readings()) is not None:
+            self._controls.gauges.value = gauges_html(readings)
+
+    def settings(self) -> None:
+        """Show the settings that are so, whoever set them; what was asked for stays shown."""
+        controls, tuning = self._controls, self._tuning
+        controls.system.value = self._chat.system or ""
+        for name, slider in controls.sampling.items():
+            _move(slider, getattr(self._chat.sampling, name))
+        if not tuning.is_asked:
+            _move(controls.slots, tuning.slots)
+            _move(controls.prefetch, tuning.prefetch)
+
+    def say(self, text: str, *, is_final: bool = True) -> None:
+        """Show a sentence below the conversation."""
+        self._controls.status.value = status_html(text, is_final=is_final)
+
+
+def _move(slider: Any, value: float | None) -> None:
+    """Move a slider to where it should stand, if that is in its range."""
+    if value is not None and slider.min <= value <= slider.max:
+        slider.value = value
+
+
+def ending(last: "ReplyStats") -> str:
+    """Return a sentence about how a reply ended and what it took."""
+    speed = last.tokens_per_second
+    rate = f", {speed:.1f} tokens/s" if speed else ""
+    told = f"{_ENDS[last.finish]}: {last.new_tokens} tokens in {last.seconds:.1f} s{rate}."
+    return f"{told} {last.notice}" if last.notice else told
