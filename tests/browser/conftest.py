@@ -82,6 +82,20 @@ def open_notebook(browser: Browser, address: str, root: Path) -> Iterator[Callab
         notebook.close()
 
 
+@pytest.fixture
+def open_tab(browser: Browser, address: str) -> Iterator[Callable[[str], Notebook]]:
+    """Return what opens a saved notebook in a further tab, which is closed after the test."""
+    opened: list[Notebook] = []
+
+    def open_one(name: str) -> Notebook:
+        opened.append(Notebook(browser, address, name))
+        return opened[-1]
+
+    yield open_one
+    for notebook in opened:
+        notebook.close()
+
+
 @pytest.fixture(autouse=True)
 def _picture_of_every_page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[None]:
     """Save what every open page shows at the end of a test, whether it passed or failed."""

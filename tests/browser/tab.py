@@ -125,6 +125,11 @@ class Notebook:
         self.start_cell(containing)
         self.wait_until_ran()
 
+    def save(self) -> None:
+        """Save the notebook with its outputs, and return when it is saved."""
+        self.page.evaluate(START, "docmanager:save")
+        self.wait_until_ran()
+
     def errors(self) -> list[str]:
         """Return the errors that cells show, in the notebook's order."""
         return self.page.evaluate(ERRORS)
