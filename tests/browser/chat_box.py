@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from playwright.sync_api import Locator
-from tab import Notebook
+from tab import RUN_MS, Notebook
 
 # Notes when a box changes and when its buttons are clicked, in milliseconds of the page's clock.
 WATCH = """box => {
@@ -60,7 +60,7 @@ class ChatBox:
         self.whole = found.last if view == -1 else found.nth(view)
 
     def button(self, name: str) -> Locator:
-        return self.whole.get_by_role("button", name=name, exact=True)
+        return self.whole.locator("button", has_text=re.compile(rf"^\s*{name}$"))
 
     def click(self, name: str) -> None:
         self.button(name).click()
@@ -79,13 +79,13 @@ class ChatBox:
 
     def wait_until_ready(self) -> None:
         """Return when no reply runs any more."""
-        self.whole.locator("button:not([disabled])", has_text="Send").wait_for()
+        self.whole.locator("button:not([disabled])", has_text="Send").wait_for(timeout=RUN_MS)
 
     def answer(self, text: str) -> None:
         """Send, and return when the reply is whole."""
         before = self.replies().count()
         self.send(text)
-        self.replies().nth(before).wait_for()
+        self.replies().nth(before).wait_for(timeout=RUN_MS)
         self.wait_until_ready()
 
     def replies(self) -> Locator:

@@ -35,7 +35,10 @@ FOLDERS = (
     "JUPYTERLAB_SETTINGS_DIR",
     "JUPYTERLAB_WORKSPACES_DIR",
 )
-NO_NEWS = {"fetchNews": "false", "checkForUpdates": False}
+SETTINGS = {
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "notebook-extension/tracker": {"windowingMode": "none"},  # else what is out of sight is hidden
+}
 
 
 def free_port() -> int:
@@ -49,9 +52,12 @@ def fresh_environment(home: Path, share: Path | None) -> dict[str, str]:
     folders = {name: str(home / name.lower()) for name in FOLDERS}
     for folder in folders.values():
         Path(folder).mkdir()
-    settings = Path(folders["JUPYTERLAB_SETTINGS_DIR"], "@jupyterlab", "apputils-extension")
-    settings.mkdir(parents=True)
-    (settings / "notification.jupyterlab-settings").write_text(json.dumps(NO_NEWS))
+    for name, settings in SETTINGS.items():
+        path = Path(
+            folders["JUPYTERLAB_SETTINGS_DIR"], "@jupyterlab", f"{name}.jupyterlab-settings"
+        )
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(settings))
     (home / "matplotlib").mkdir()
     other = {"HF_HUB_OFFLINE": "1", "MPLCONFIGDIR": str(home / "matplotlib")}
     return {**os.environ, **folders, **other, "JUPYTER_PATH": str(share or "")}
