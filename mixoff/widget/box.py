@@ -45,7 +45,7 @@ class ChatWidget:
     def __init__(self, chat: "Chat") -> None:
         if chat.is_closed:
             raise MixoffError(LOADED_AGAIN)
-        self._chat, self._session = chat, Session(chat)
+        self._session = Session(chat)
         self._is_open, self._over = False, Event()  # whether `run` runs; what asks it to return
         self._wire()
 
@@ -75,10 +75,10 @@ class ChatWidget:
         if (worker := self._session.worker) is None:
             return
         try:
-            worker.join()
+            worker.wait()
         except KeyboardInterrupt:
-            self._chat.stop()
-            worker.join()
+            self._session.stop()
+            worker.wait()
             raise
 
     def run(self) -> None:

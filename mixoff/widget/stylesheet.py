@@ -5,7 +5,7 @@ translucent, so that they read on white and on black.
 """
 
 STYLESHEET = """<style>
-.mixoff-box { max-width: 1100px; }
+.mixoff-box { max-width: 1100px; column-gap: 16px; }
 .mixoff-view { border: 1px solid var(--jp-border-color1, rgba(128,128,128,.5));
   border-radius: 6px; padding: 6px; resize: vertical; overscroll-behavior: contain; }
 .mixoff-log, .mixoff-live { flex: 0 0 auto; width: 100%; margin: 0; height: auto; }

@@ -9,6 +9,8 @@ from mixoff.errors import MixoffError
 TEXT_PER_SECOND = 15  # writes of the growing reply: smooth to an eye, light on a browser
 FIGURES_PER_SECOND = 4
 
+_LOOK_S = 0.1  # an interrupt is seen between two looks, whatever the system
+
 
 class Beat:
     """Lets a painter paint no more often than so many times a second.
@@ -69,6 +71,7 @@ class Worker(threading.Thread):
     ) -> None:
         super().__init__(name="mixoff-reply", daemon=True)
         self.text = ""
+        self._has_ended = threading.Event()
         self.problem: str | None = None
         self._pieces: Iterator[str] | None = pieces
         self._between_tokens, self._beats, self._on_end = between_tokens, beats, on_end
@@ -83,7 +86,18 @@ class Worker(threading.Thread):
             self.problem = sentence(error)
         finally:
             self._pieces = None  # an iterator that was left ends here
-            self._on_end(self)
+            try:
+                self._on_end(self)
+            finally:
+                self._has_ended.set()
+
+    def wait(self) -> None:
+        """Wait until all is told; an interrupt passes through, and one may wait again.
+
+        (An interrupted `join` takes a thread that still runs for one that has ended.)
+        """
+        while not self._has_ended.wait(_LOOK_S):
+            pass
 
     def _read(self) -> None:
         assert self._pieces is not None

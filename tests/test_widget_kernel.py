@@ -1,0 +1,151 @@
+"""The chat box in a real kernel: what it displays, and that clicks are served while it works."""
+
+from collections.abc import Callable, Iterator
+from queue import Empty
+from time import monotonic
+from typing import Any
+
+import pytest
+from jupyter_client.manager import start_new_kernel
+
+LIMIT_S = 60.0
+LOAD = """
+import mixoff
+offload = mixoff.OffloadConfig(offload_per_layer=4)
+chat = mixoff.load_chat(mixoff.demo_path(), offload, temperature=0, max_new_tokens=8)
+box = mixoff.ChatWidget(chat)
+print()  # a bar of progress is in the line
+print(*(w.model_id for w in (box.controls.send, box.controls.close, box.controls.log)))
+"""
+COLAB = """
+import sys, types
+sys.modules["google.colab"] = types.ModuleType("google.colab")
+"""
+
+
+class Kernel:
+    """A kernel as a front end sees it: cells, clicks, and what comes of them."""
+
+    def __init__(self, manager: Any, client: Any) -> None:
+        self.manager, self.client = manager, client
+        self.send, self.close, self.log = self.run(LOAD).split()[-3:]
+
+    def run(self, code: str) -> str:
+        """Run a cell to its end, and return what it printed and displayed as text."""
+        cell, texts = self.client.execute(code), []
+
+        def note(message: dict[str, Any]) -> None:
+            content = message["content"]
+            texts.append(content.get("text", content.get("data", {}).get("text/plain", "")))
+            assert message["msg_type"] != "error", "\n".join(content["traceback"])
+
+        self.until(lambda m: is_idle(m, cell), note)
+        return "".join(text for text in texts if isinstance(text, str))
+
+    def click(self, model_id: str) -> str:
+        """Click a button as a browser does, and return the message's id."""
+        content = {
+            "comm_id": model_id,
+            "data": {"method": "custom", "content": {"event": "click"}, "buffers": []},
+        }
+        message = self.client.session.msg("comm_msg", content)
+        self.client.shell_channel.send(message)
+        return message["header"]["msg_id"]
+
+    def until(
+        self,
+        wanted: Callable[[dict[str, Any]], bool],
+        note: Callable[[dict[str, Any]], None] = lambda message: None,
+    ) -> None:
+        """Read what the kernel publishes until the wanted message comes."""
+        end = monotonic() + LIMIT_S
+        while monotonic() < end:
+            try:
+                message = self.client.get_iopub_msg(timeout=1)
+            except Empty:
+                continue
+            if message["msg_type"] in ("stream", "display_data", "execute_result", "error"):
+                note(message)
+            if wanted(message):
+                return
+        raise AssertionError("the message never came")
+
+    def until_log(self, text: str) -> None:
+        """Read until the box shows a log with the text in it."""
+
+        def shows(message: dict[str, Any]) -> bool:
+            if message["msg_type"] != "comm_msg" or message["content"]["comm_id"] != self.log:
+                return False
+            return text in message["content"]["data"].get("state", {}).get("value", "")
+
+        self.until(shows)
+
+
+def is_idle(message: dict[str, Any], parent: str) -> bool:
+    return (
+        message["msg_type"] == "status"
+        and message["content"]["execution_state"] == "idle"
+        and message["parent_header"].get("msg_id") == parent
+    )
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[Kernel]:
+    manager, client = start_new_kernel(startup_timeout=LIMIT_S)
+    try:
+        yield Kernel(manager, client)
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+def test_a_notebook_is_given_a_widget_and_others_a_sentence(kernel):
+    shown = kernel.run("bundle = box._repr_mimebundle_(); print(*bundle); box")
+    assert "application/vnd.jupyter.widget-view+json" in shown
+    assert "mixoff.widget.repl(chat)" in shown
+
+
+def test_the_kernel_is_idle_again_before_the_reply_has_come(kernel):
+    kernel.run("box.controls.message.value = 'Why is the sky blue?'")
+    click = kernel.click(kernel.send)
+    came = []
+    kernel.until(lambda m: is_idle(m, click), came.append)
+    kernel.until_log("mixoff-reply")
+    assert kernel.run("box.wait(); print(chat.is_replying)").strip() == "False"
+
+
+def test_a_cell_that_asks_ends_with_the_reply(kernel):
+    assert kernel.run("print(box.ask('Why is the sky blue?'))").strip()
+
+
+def test_colab_is_told_to_run_the_box(kernel):
+    kernel.run(COLAB)
+    kernel.run("box")
+    assert "box.run()" in kernel.run("print(box.controls.status.value)")
+
+
+def test_a_box_that_runs_serves_clicks_in_its_cell_until_close(kernel):
+    pytest.importorskip("jupyter_ui_poll")
+    kernel.run(COLAB + "box.controls.clear.click()\nbox.controls.message.value = 'Hello'")
+    cell = kernel.client.execute("box.run()")
+    kernel.until(lambda m: m["msg_type"] == "display_data")
+    kernel.click(kernel.send)
+    kernel.until_log("mixoff-reply")
+    kernel.click(kernel.close)
+    kernel.until(lambda m: is_idle(m, cell))
+    assert kernel.run("print(len(chat.messages), chat.is_replying)").split() == ["2", "False"]
+
+
+def test_an_interrupt_ends_a_box_that_runs(kernel):
+    pytest.importorskip("jupyter_ui_poll")
+    cell = kernel.client.execute("box.run()")
+    kernel.until(lambda m: m["msg_type"] == "display_data")
+    kernel.manager.interrupt_kernel()
+    kernel.until(lambda m: is_idle(m, cell))
+    assert kernel.run("print(box.controls.close.layout.display)").strip() == "none"
+
+
+def test_a_box_without_what_it_needs_to_run_says_so(kernel):
+    kernel.run("import sys; sys.modules['jupyter_ui_poll'] = None")
+    code = "try:\n    box.run()\nexcept mixoff.MixoffError as error:\n    print(error)"
+    assert "pip install jupyter_ui_poll" in kernel.run(code)
