@@ -1,6 +1,7 @@
 """A notebook in a page of JupyterLab: opened, run, asked, pictured. Knows nothing of chats."""
 
 import ast
+import base64
 import json
 import re
 import time
@@ -113,6 +114,10 @@ class Notebook:
         self.page.evaluate(f"text => {{ {CELLS}.activeCellIndex = ({FIND})(text) }}", containing)
         self.page.evaluate(START, "notebook:run-cell")
 
+    def is_running(self) -> bool:
+        """Say whether what was started last goes on; a cell that serves clicks looks idle."""
+        return not self.page.evaluate("() => window.ran")
+
     def wait_until_ran(self) -> None:
         """Return when what was started last has ended, be it with an error."""
         self.page.wait_for_function("() => window.ran", timeout=RUN_MS)
@@ -143,6 +148,13 @@ class Notebook:
         if answer["status"] != "ok":
             raise RuntimeError(f"{expression}: {answer.get('evalue')}")
         return json.loads(ast.literal_eval(answer["value"]))  # the repr of a str
+
+    def last_picture(self) -> bytes:
+        """Return the PNG that stands lowest among what the cells have shown."""
+        shown = f"{CELLS}.widgets.filter(cell => cell.model.type === 'code')"
+        outputs = f"{shown}.flatMap(cell => cell.model.outputs.toJSON())"
+        pictures = self.page.evaluate(f"() => {outputs}.map(o => o.data?.['image/png'] ?? '')")
+        return base64.b64decode([picture for picture in pictures if picture][-1])
 
     def output_of(self, containing: str) -> str:
         """Return the text that the code cell with this text in its source has printed."""
