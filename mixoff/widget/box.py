@@ -90,7 +90,8 @@ class ChatWidget:
         Raises
         ------
         MixoffError
-            If jupyter_ui_poll isn't installed, this is no notebook, or the box or chat was closed.
+            If jupyter_ui_poll isn't installed, the kernel is none or one that can't serve clicks
+            while a cell runs (ipykernel 7), or the box or chat was closed.
         """
         self._session.check_open()
         self._over.clear()

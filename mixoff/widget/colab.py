@@ -4,11 +4,13 @@ import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import version as version_of
 from typing import Any
 
 from mixoff.errors import MixoffError
 
 _EVENTS_AT_ONCE = 10
+_FIRST_DEAF = 7  # of ipykernel's versions: whatever polls, events wait for the cell's end
 _PAUSE_S = 0.02  # between looks for clicks: nobody notices, and the model has the processor
 
 
@@ -29,16 +31,26 @@ def serve_events(is_over: Callable[[], bool], begin: Callable[[], None]) -> None
     Raises
     ------
     MixoffError
-        If this is no notebook, or jupyter_ui_poll isn't installed.
+        If this is no notebook, its kernel can't do it, or jupyter_ui_poll isn't installed.
     """
+    _check_kernel()
     poll_events = _poll_events()
-    if not in_notebook():
-        raise MixoffError("There is no notebook to show a chat box in: use mixoff.widget.repl.")
     begin()
     with poll_events() as poll:
         while not is_over():
             poll(_EVENTS_AT_ONCE)
             time.sleep(_PAUSE_S)
+
+
+def _check_kernel() -> None:
+    if not in_notebook():
+        raise MixoffError("There is no notebook to show a chat box in: use mixoff.widget.repl.")
+    version = version_of("ipykernel")
+    if int(version.split(".")[0]) >= _FIRST_DEAF:
+        raise MixoffError(
+            f"ipykernel {version} serves no clicks while a cell runs: show the box as the last "
+            "line of a cell, which needs no run() but in Colab."
+        )
 
 
 def _poll_events() -> Callable[[], Any]:

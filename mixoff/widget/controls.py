@@ -25,9 +25,11 @@ class Controls:
         Where its sliders start.
     num_experts
         How many experts a layer has; with 0 there are no sliders and gauges of a cache.
+    can_prefetch
+        Whether experts can be guessed; if not, there is no slider for it.
     """
 
-    def __init__(self, sampling: Sampling, num_experts: int) -> None:
+    def __init__(self, sampling: Sampling, num_experts: int, *, can_prefetch: bool) -> None:
         self.log, self.live = _html("mixoff-log"), _html("mixoff-live")
         self.status, self.gauges = _html("mixoff-status"), _html("mixoff-gauges")
         self.message = _described(
@@ -40,7 +42,7 @@ class Controls:
         )
         self._make_buttons()
         self._make_settings(sampling, num_experts)
-        self.view = self._laid_out(has_cache=num_experts > 0)
+        self.view = self._laid_out(has_cache=num_experts > 0, can_prefetch=can_prefetch)
         self.set_replying(False)
         self.set_open(False)
 
@@ -96,12 +98,13 @@ class Controls:
             style=_LABEL,
         )
 
-    def _laid_out(self, *, has_cache: bool) -> Any:
+    def _laid_out(self, *, has_cache: bool, can_prefetch: bool) -> Any:
         # Children of a reversed column stand at its end, so what is new is always in sight.
         view = _column(self.live, self.log, overflow="auto", height="380px")
         view.layout.flex_flow = "column-reverse"
         view.add_class("mixoff-view")
-        cache = (self.slots, self.prefetch, self.gauges) if has_cache else ()
+        guesses = (self.prefetch,) if can_prefetch else ()
+        cache = (self.slots, *guesses, self.gauges) if has_cache else ()
         chat = _column(
             view,
             self.message,

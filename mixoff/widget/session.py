@@ -49,7 +49,8 @@ class Session:
         self._forgotten: list[dict[str, str]] = []
         self._notice = ""  # what is told beside the progress of a reply
         self._meter, self._tuning = Meter(chat), Tuning(chat)
-        self.controls = Controls(chat.sampling, self._tuning.num_experts)
+        can_prefetch = self._tuning.prefetch is not None
+        self.controls = Controls(chat.sampling, self._tuning.num_experts, can_prefetch=can_prefetch)
         self._paint = Painter(chat, self.controls, self._meter, self._tuning)
         self._show_other("Ready.")
 
