@@ -32,7 +32,7 @@ browser:
 
 # Makes the pictures in README.md from the notebooks, in Chromium.
 pictures:
-	$(PYTHON) tests/browser/pictures.py
+	$(PYTHON) tests/browser/readme_pictures.py
 
 # Writes the badges of Colab and Kaggle into the notebooks, once setup.py has the repository's url.
 badges:
