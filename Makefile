@@ -23,7 +23,7 @@ lab: .venv/installed
 
 # Runs every notebook from top to bottom in a kernel of its own, offline, and writes nothing into it.
 notebooks:
-	$(PYTHON) -m pytest -q -m notebooks --durations=0 tests/test_notebooks_run.py
+	$(PYTHON) -m pytest -q -m notebooks --durations=0 -o faulthandler_timeout=900 tests/test_notebooks_run.py
 
 # Opens the chat notebook in JupyterLab and Chromium, with two versions of Jupyter's widgets.
 browser:

@@ -7,7 +7,7 @@ import pytest
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
-PATIENCE = 600  # seconds for one cell; nothing of how long it takes is asserted
+PATIENCE = 240  # seconds for one cell, which is told when it takes longer
 
 
 @pytest.mark.notebooks
