@@ -1,8 +1,7 @@
 # `make check` says yes or no. The Python is the clone's own where it has one.
 PYTHON ?= $(or $(wildcard .venv/bin/python),python3)
-NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
-.PHONY: check test notebooks demo-model
+.PHONY: check test notebooks browser pictures badges lab demo-model
 
 check:
 	$(PYTHON) -m ruff format --check .
@@ -13,13 +12,31 @@ check:
 test:
 	$(PYTHON) -m pytest -q
 
-# Runs every notebook from top to bottom in a kernel of its own, and writes nothing into it.
+# Opens JupyterLab on the notebooks; makes .venv and installs into it first where that is to do.
+lab: .venv/installed
+	.venv/bin/python -m jupyterlab $(or $(LAB_OPTIONS),notebooks)
+
+.venv/installed: requirements.txt setup.py
+	[ -x .venv/bin/python ] || python3 -m venv .venv
+	DISABLE_CUDA=1 .venv/bin/pip install -q -r requirements.txt
+	touch $@
+
+# Runs every notebook from top to bottom in a kernel of its own, offline, and writes nothing into it.
 notebooks:
-ifeq ($(NOTEBOOKS),)
-	@echo "No notebooks yet."
-else
-	$(PYTHON) -m jupyter execute --timeout=600 $(NOTEBOOKS)
-endif
+	$(PYTHON) -m pytest -q -m notebooks --durations=0 -o faulthandler_timeout=900 tests/test_notebooks_run.py
+
+# Opens the chat notebook in JupyterLab and Chromium, with two versions of Jupyter's widgets.
+browser:
+	$(PYTHON) tests/browser/kernels.py
+	$(PYTHON) -m pytest -q -m browser --durations=5 tests/browser
+
+# Makes the pictures in README.md from the notebooks, in Chromium.
+pictures:
+	$(PYTHON) tests/browser/readme_pictures.py
+
+# Writes the badges of Colab and Kaggle into the notebooks, once setup.py has the repository's url.
+badges:
+	$(PYTHON) notebooks/badges.py
 
 # Trains and quantizes the model in data/demo-mixtral: hours on two cores.
 demo-model:

@@ -70,6 +70,9 @@ setup(
             "packaging>=24",
             "build>=1.2",
         ],
+        "notebook": ["jupyterlab>=4.2"],
+        "colab": ["jupyter_ui_poll>=1.0"],
+        "browser": ["playwright>=1.45"],
     },
     entry_points={"console_scripts": ["mixoff = mixoff.cli:main"]},
 )
