@@ -36,6 +36,7 @@ ORDER = (
     "devices",
     "packing",
     "quantization",
+    "kernels",
     "records",
     "buffers",
     "disk",

@@ -9,7 +9,8 @@ from mixoff.kernels.dot import LANES, WIDTH
 from mixoff.kernels.ir import F16, F32, I8, I32, Function, Value, fill, vector
 from mixoff.kernels.layout import GROUPS_PER_PAIR, Form
 
-_AHEAD = 2048  # bytes; a packed row is read once, and memory is far
+_AHEAD = 2048  # bytes of codes, which are read once: memory is far
+_SCALES_AHEAD = 256
 
 _BYTES = vector(I8, WIDTH)
 _WORDS = vector(I32, LANES)
@@ -126,7 +127,6 @@ class Scales:
         self._f, self._bytes = function, form.byte_scales
         self._itemsize = 1 if form.byte_scales else 2
         self._start = function.mul(row, groups)
-        self._ahead = function.mul(groups, self._itemsize)  # the next packed row's
         pairs = function.div(function.add(groups, GROUPS_PER_PAIR - 1), GROUPS_PER_PAIR)
         self._pairs = function.mul(row, pairs)
 
@@ -149,7 +149,7 @@ class Scales:
         kind = vector(I8 if self._bytes else F16, lanes)
         at = f.mul(f.add(self._start, group), self._itemsize)
         if count is None:
-            f.prefetch(f[name], f.add(at, self._ahead))
+            f.prefetch(f[name], f.add(at, _SCALES_AHEAD))
             value = f.load(f[name], at, kind, align=self._itemsize)
         else:
             value = f.load_first(f[name], at, kind, count)

@@ -1,6 +1,7 @@
 """LLVM IR as kernels write it: vectors, loops, unaligned and masked memory. Knows no arithmetic."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from llvmlite import ir
 
@@ -8,7 +9,7 @@ I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
 F16, F32, VOID = ir.HalfType(), ir.FloatType(), ir.VoidType()
 BYTES = I8.as_pointer()  # every buffer; offsets are in bytes
 
-Value = ir.Value
+Value = Any  # llvmlite has no types for a checker: an `llvmlite.ir.Value`
 
 
 def vector(element: ir.Type, lanes: int) -> ir.VectorType:
@@ -78,7 +79,7 @@ class Function:
         return self.build.udiv(value, self.number(by))
 
     def _fold(self, operation: Callable[..., Value], values: Sequence[Value | int]) -> Value:
-        first, *rest = (v if isinstance(v, Value) else self.number(v) for v in values)
+        first, *rest = (v if isinstance(v, ir.Value) else self.number(v) for v in values)
         for value in rest:
             first = operation(first, value)
         return first
@@ -100,7 +101,7 @@ class Function:
         body: Callable[[Value], None],
     ) -> None:
         """Write a loop: `body` is given the counter."""
-        low, high = (v if isinstance(v, Value) else self.number(v) for v in (start, stop))
+        low, high = (v if isinstance(v, ir.Value) else self.number(v) for v in (start, stop))
         counter = self.variable(I64, low)
         blocks = [self.function.append_basic_block(name) for name in ("test", "body", "after")]
         test, inside, after = blocks

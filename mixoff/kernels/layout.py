@@ -1,12 +1,11 @@
 """What a packed matrix looks like to a kernel: its bits, its groups, the form of its scales.
 
 Letters: N rows (outputs), K columns (inputs), G groups a row, R packed rows of a block.
-Packed rows are those of `mixoff.packing`: byte [r, k] has codes of rows r, r + R, r + 2 R and so on.
+Packed rows are those of `mixoff.packing`: byte [r, k] has codes of rows r, r + R and so on.
 """
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 GROUPS_PER_PAIR = 128  # of 8-bit scales; what `mixoff.quantization.HQQ` stores
@@ -80,14 +79,3 @@ class Packed:
     def packed_rows(self) -> int:
         """R: packed rows that a kernel goes through."""
         return -(-self.rows // 8) * 8 // self.form.blocks
-
-    @property
-    def is_on_cpu(self) -> bool:
-        """Whether all of it can be read here, without gaps."""
-        parts = (
-            self.codes,
-            self.scale,
-            self.zero,
-            self.codes if self.pairs is None else self.pairs,
-        )
-        return all(part.device == torch.device("cpu") and part.is_contiguous() for part in parts)

@@ -70,10 +70,14 @@ class _Multiply:
             some = f.build.icmp_signed(">", rest, f.number(0))
             f.when(some, lambda: self._step(vectors, WIDTH // unit, rest))
         for n, place in zip(rows, self._sums, strict=True):
-            y = f.sum_lanes(f.build.load(place))
-            at = f.mul(f.add(f.mul(token, f["stride"]), n), 4)
-            exists = f.build.icmp_signed("<", n, f["rows"])
-            f.when(exists, lambda y=y, at=at: f.store(y, f["out"], at, align=4))
+            self._store(f.sum_lanes(f.build.load(place)), token, n)
+
+    def _store(self, y: Value, token: Value, n: Value) -> None:
+        """Write a row's result, if it isn't one of those that only fill up a packed row."""
+        f = self._f
+        at = f.mul(f.add(f.mul(token, f["stride"]), n), 4)
+        exists = f.build.icmp_signed("<", n, f["rows"])
+        f.when(exists, lambda: f.store(y, f["out"], at, align=4))
 
     def _step(self, k: Value, units: int, rest: Value | None = None) -> None:
         """Add what some columns from k on contribute; of a last, shorter vector `rest` columns."""

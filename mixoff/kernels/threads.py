@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
+from itertools import pairwise
 
 import torch
 
@@ -24,11 +25,11 @@ def share_out(work: Work, count: int, *, least: int) -> None:
     if threads == 1:
         work(0, count)
         return
-    edges = [count * n // threads for n in range(threads + 1)]
+    own, *parts = pairwise([count * n // threads for n in range(threads + 1)])
     pool = _pool(os.getpid(), threads - 1)
-    others = [pool.submit(work, *edge) for edge in zip(edges[1:-1], edges[2:], strict=True)]
+    others = [pool.submit(work, *part) for part in parts]
     try:
-        work(edges[0], edges[1])
+        work(*own)
     finally:
         wait(others)
     for other in others:
