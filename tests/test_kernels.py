@@ -25,7 +25,7 @@ from mixoff.kernels import cpu
 from mixoff.kernels.compile import usable_isas
 
 ISAS = usable_isas()
-GROUPS = (8, 16, 32, 64, 128)
+GROUPS = (8, 16, 64, 128)
 
 
 def random_matrix(scheme: HQQ, rows: int, columns: int, seed: int) -> QuantizedTensor:
@@ -49,33 +49,42 @@ def packed(matrix: QuantizedTensor) -> Packed:
     return Packed(form, *matrix.shape, parts["W_q"], parts["scale"], parts["zero"], pairs)
 
 
-def error(y: torch.Tensor, x: torch.Tensor, matrix: QuantizedTensor) -> float:
-    """Return the largest error beside what a row's terms could have summed up to."""
-    weight = matrix.dequantize().double()
-    scale = x.double().abs() @ weight.abs().T
-    return float(((y.double() - x.double() @ weight.T).abs() / scale.clamp_min(1e-30)).max())
+def is_right(y: torch.Tensor, x: torch.Tensor, matrix: QuantizedTensor) -> bool:
+    """Return whether errors are those of activations in 16 bits and of float32 sums."""
+    weight, zeros = matrix.dequantize().double(), of_codes_zero(matrix).double()
+    blocks = torch.nn.functional.pad(x.double().abs(), (0, -x.shape[1] % 64)).unflatten(1, (-1, 64))
+    half_step = (blocks.amax(-1, keepdim=True) / 65278).expand_as(blocks).flatten(1)
+    bound = half_step[:, : x.shape[1]] @ weight.abs().T
+    bound += 2e-6 * x.double().abs() @ (weight.abs() + 2 * zeros.abs()).T + 1e-37
+    return bool(((y.double() - x.double() @ weight.T).abs() <= bound).all())
+
+
+def of_codes_zero(matrix: QuantizedTensor) -> torch.Tensor:
+    """Return -zero * scale of each weight: what large codes and zeros cancel out."""
+    parts = {**matrix.parts, "W_q": torch.zeros_like(matrix.parts["W_q"])}
+    return QuantizedTensor(matrix.quantization, matrix.shape, parts).dequantize()
 
 
 @st.composite
 def cases(draw):
     nbits, group = draw(st.sampled_from((8, 4, 3, 2))), draw(st.sampled_from(GROUPS))
     scheme = HQQ(nbits, group, draw(st.sampled_from((16, 8))))
-    columns = group * draw(st.integers(1, max(1, 4500 // group)))
+    columns = group * draw(st.integers(1, max(1, 2600 // group)))
     rows, tokens = draw(st.integers(1, 40)), draw(st.integers(1, 12))
     return random_matrix(scheme, rows, columns, draw(st.integers(0, 99))), tokens
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(cases())
 def test_products_from_packed_weights_are_right(isa, case):
     matrix, tokens = case
     x = torch.randn(tokens, matrix.shape[1], generator=torch.Generator().manual_seed(1))
-    assert error(cpu.multiply(packed(matrix), x, isa=isa), x, matrix) < 2e-5
+    assert is_right(cpu.multiply(packed(matrix), x, isa=isa), x, matrix)
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(cases())
 def test_dequantized_weights_are_those_of_torch_to_the_bit(isa, case):
     matrix, _ = case
@@ -108,10 +117,10 @@ def test_large_and_tiny_activations_in_one_token_keep_their_precision(isa):
     x[1] = 0
     x[1, 5] = 1e-30
     y = cpu.multiply(packed(matrix), x, isa=isa)
-    assert error(y, x, matrix) < 2e-5
+    assert is_right(y, x, matrix)
     x[0, :64] = 0  # the tiny block by itself has its own step
     x[0, 128:] = 0
-    assert error(cpu.multiply(packed(matrix), x, isa=isa), x, matrix) < 2e-5
+    assert is_right(cpu.multiply(packed(matrix), x, isa=isa), x, matrix)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
@@ -138,7 +147,7 @@ def test_several_threads_at_once_get_their_own_products():
             generator = torch.Generator().manual_seed(31 * number + turn)
             x = torch.randn(2, 768, generator=generator)
             matrix = matrices[(number + turn) % 4]
-            if error(cpu.multiply(packed(matrix), x), x, matrix) > 2e-5:
+            if not is_right(cpu.multiply(packed(matrix), x), x, matrix):
                 wrong.append((number, turn))
 
     workers = [threading.Thread(target=work, args=(number,)) for number in range(6)]

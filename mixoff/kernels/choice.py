@@ -53,7 +53,8 @@ class CpuKernels(Kernels):
     """
 
     def __init__(self, operations: Any) -> None:
-        self._operations = operations
+        self._multiply = operations.multiply  # a module can't be copied with its model
+        self._multiply_dequantized = operations.multiply_dequantized
         self._torch = TorchKernels()
 
     def piece(self, matrix: QuantizedTensor, x: Tensor) -> Tensor:
@@ -63,9 +64,9 @@ class CpuKernels(Kernels):
             return self._torch.piece(matrix, x)
         rows = x.reshape(-1, x.shape[-1])  # [T, K]
         if len(rows) <= _MOST_TOKENS:
-            y = self._operations.multiply(packed, rows).to(x.dtype)
+            y = self._multiply(packed, rows).to(x.dtype)
         else:
-            y = self._operations.multiply_dequantized(packed, rows)
+            y = self._multiply_dequantized(packed, rows)
         return y.reshape(*x.shape[:-1], matrix.shape[0])
 
 
