@@ -59,7 +59,7 @@ class CpuKernels(Kernels):
 
     def piece(self, matrix: QuantizedTensor, x: Tensor) -> Tensor:
         """Return x W^T, [..., K] -> [..., N], in x's type."""
-        packed = _packed(matrix) if x.device.type == "cpu" and x.dtype in _FLOATS else None
+        packed = as_packed(matrix) if x.device.type == "cpu" and x.dtype in _FLOATS else None
         if packed is None:
             return self._torch.piece(matrix, x)
         rows = x.reshape(-1, x.shape[-1])  # [T, K]
@@ -70,7 +70,7 @@ class CpuKernels(Kernels):
         return y.reshape(*x.shape[:-1], matrix.shape[0])
 
 
-def _packed(matrix: QuantizedTensor) -> Packed | None:
+def as_packed(matrix: QuantizedTensor) -> Packed | None:
     """Return a matrix as kernels take it; None if there are none for it."""
     scheme, parts = matrix.quantization, matrix.parts
     if not isinstance(scheme, HQQ):
