@@ -70,6 +70,7 @@ setup(
             "packaging>=24",
             "build>=1.2",
         ],
+        "cpu": ["llvmlite>=0.45"],
         "notebook": ["jupyterlab>=4.2"],
         "colab": ["jupyter_ui_poll>=1.0"],
         "browser": ["playwright>=1.45"],

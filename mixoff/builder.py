@@ -32,6 +32,7 @@ from mixoff.documents import read_json, shortened
 from mixoff.errors import CheckpointError, ConfigError, MixoffError
 from mixoff.formats import AnyCheckpoint, open_checkpoint
 from mixoff.hub import named_checkpoint
+from mixoff.kernels import Kernels, kernels_named
 from mixoff.layers import OffloadedExperts, QuantizedLinear
 from mixoff.mixtral import SETTINGS
 from mixoff.plan import MemoryPlan, compute_dtype, plan_memory
@@ -45,6 +46,7 @@ def build_model(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    kernels: str = "auto",
 ) -> tuple[PreTrainedModel, ExpertCache]:
     """Build a transformers model whose experts pass through a cache, and return (model, cache).
 
@@ -60,6 +62,9 @@ def build_model(
     dtype
         The type to compute in; by default the checkpoint's own, and float32 on a CPU, where most
         processors have no fast 16-bit arithmetic.
+    kernels
+        Who multiplies by packed weights: "torch", which dequantizes a matrix first; "cpu", which
+        needs llvmlite; "auto" for the faster of what can be had.
 
     Raises
     ------
@@ -82,6 +87,7 @@ def build_model(
         "offload": offload,
         "plan": plan,
         "dtype": dtype,
+        "kernels": kernels_named(kernels, device),
     }
     options: dict[str, Any] = {"dtype": dtype} if dtype is not None else {}
     if device.type != "cpu":
@@ -116,6 +122,7 @@ class MixoffQuantizationConfig(QuantizationConfigMixin):
         offload: OffloadConfig | None = None,
         plan: MemoryPlan | None = None,
         dtype: torch.dtype | None = None,
+        kernels: Kernels | None = None,
         **settings: Any,
     ) -> None:
         self.quant_method = QUANT_METHOD  # type: ignore[assignment]  # an enum of transformers' own
@@ -124,6 +131,7 @@ class MixoffQuantizationConfig(QuantizationConfigMixin):
         self.offload = offload or OffloadConfig()
         self.plan = plan
         self.dtype = dtype
+        self.kernels = kernels
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``config.json`` holds; how a run goes is no part of it."""
@@ -199,6 +207,10 @@ class MixoffQuantizer(HfQuantizer):
         offload, device = self.quantization_config.offload, next(model.parameters()).device
         cache = expert_cache(self._checkpoint, offload, self._plan, device)
         _attach(model, cache, offload)
+        kernels = self.quantization_config.kernels or kernels_named("auto", device)
+        for module in model.modules():
+            if isinstance(module, QuantizedLinear | OffloadedExperts):
+                module.kernels = kernels
         return model
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mixoff.buffers import Expert
 from mixoff.cache import ExpertCache
+from mixoff.kernels import Kernels, TorchKernels
 from mixoff.predictors import Choices, Prefetcher
 from mixoff.records import RecordLayout
 
@@ -29,10 +30,11 @@ class QuantizedLinear(nn.Module):
         self.weight = nn.Parameter(record, requires_grad=False)
         self.bias = linear.bias
         self.layout = layout
+        self.kernels: Kernels = TorchKernels()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x W^T + bias, [..., K] -> [..., N]."""
-        y = self.layout.tensors(self.weight)["weight"].matmul(x)
+        y = self.kernels.matmul(self.layout.tensors(self.weight)["weight"], x)
         return y if self.bias is None else y + self.bias
 
 
@@ -49,6 +51,7 @@ class OffloadedExperts(nn.Module):
 
     cache: ExpertCache  # set by the builder, once the trunk is on its device
     prefetcher: Prefetcher | None = None
+    kernels: Kernels = TorchKernels()
 
     def __init__(self, experts: nn.Module, layer: int) -> None:
         super().__init__()
@@ -68,9 +71,9 @@ class OffloadedExperts(nn.Module):
         results = {}
         for expert, tensors in arriving:
             position, token = (torch.tensor(r, device=hidden_states.device) for r in rows[expert])
-            gate_up = tensors["gate_up_proj"].matmul(hidden_states[token])
+            gate_up = self.kernels.matmul(tensors["gate_up_proj"], hidden_states[token])
             hidden = self.experts._apply_gate(gate_up)  # type: ignore[operator]  # transformers' own
-            expert_out = tensors["down_proj"].matmul(hidden)
+            expert_out = self.kernels.matmul(tensors["down_proj"], hidden)
             results[expert] = token, expert_out * top_k_weights[token, position, None]
         return _sum_ascending(results.items(), torch.zeros_like(hidden_states))
 

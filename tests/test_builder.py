@@ -140,8 +140,11 @@ def test_unquantized_logits_are_stocks_to_the_bit_however_many_experts_are_outsi
 def test_quantized_logits_are_stocks_with_the_dequantized_weights_to_the_bit(
     quantized, expected_of, settings, offload, scheme
 ):
-    model, _ = build(quantized(scheme, **settings), offload)
-    assert torch.equal(logits_both_ways(model), expected_of(scheme, **settings))
+    model, _ = build(quantized(scheme, **settings), offload, kernels="torch")
+    expected = expected_of(scheme, **settings)
+    assert torch.equal(logits_both_ways(model), expected)
+    model, _ = build(quantized(scheme, **settings), offload, kernels="auto")  # these round more
+    assert torch.allclose(logits_both_ways(model), expected, rtol=0, atol=2e-3)
 
 
 @pytest.mark.cuda

@@ -90,7 +90,9 @@ def stock(folder: Path) -> MixtralForCausalLM:
 
 def converted(source: Path, target: Path, scheme: Scheme | None) -> Any:
     quantize_checkpoint(source, target, scheme, progress=False)
-    model, _ = build_model(target, OffloadConfig(offload_per_layer=1), dtype=torch.float32)
+    model, _ = build_model(
+        target, OffloadConfig(offload_per_layer=1), dtype=torch.float32, kernels="torch"
+    )
     model.set_attn_implementation("eager")
     return model
 

@@ -41,6 +41,7 @@ ORDER = (
     "devices",
     "packing",
     "quantization",
+    "kernels",
     "records",
     "buffers",
     "disk",

@@ -85,10 +85,6 @@ class QuantizedTensor:
         """Return the [N, K] matrix in a floating point type."""
         return self.quantization.dequantize(self.parts, self.shape, dtype)
 
-    def matmul(self, x: Tensor) -> Tensor:
-        """Return x W^T, [..., K] -> [..., N], in x's type."""
-        return torch.nn.functional.linear(x, self.dequantize(x.dtype))
-
     @property
     def nbytes(self) -> int:
         """Bytes of all parts."""
@@ -115,10 +111,6 @@ class StackedRows:
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the [N, K] matrix in a floating point type."""
         return torch.cat([piece.dequantize(dtype) for piece in self.pieces])
-
-    def matmul(self, x: Tensor) -> Tensor:
-        """Return x W^T, [..., K] -> [..., N], in x's type, one piece dequantized at a time."""
-        return torch.cat([piece.matmul(x) for piece in self.pieces], dim=-1)
 
     @property
     def nbytes(self) -> int:

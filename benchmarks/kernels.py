@@ -1,0 +1,185 @@
+"""How long one Mixtral expert takes for one token on this CPU, straight from packed weights.
+
+Run it from the root of a clone, on a machine that does nothing else:
+``.venv/bin/python benchmarks/kernels.py``. It takes about 4 GB of memory and two minutes.
+
+An expert is three matrices of 4096 x 14336 weights: gate and up as one, and down. Weights are
+random codes and scales: what they are changes no time. All arms take turns, round by round, and
+each goes through ``--copies`` experts one after the other, more than a CPU's cache holds, as
+decoding does. Printed: median, least and most of a round, bytes read over the median, that as a
+share of the read bandwidth measured in the same rounds, and the time over hqq's at the same bits.
+The error is the largest one beside the largest result, against float64 products of the same
+dequantized weights, on a slice of a matrix. hqq is its default (PYTORCH) backend in float32, on one
+copy, since it is far from the bus. ``--tokens`` above 10 measures what dequantizes first.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from mixoff.kernels import kernels_named
+from mixoff.kernels.choice import as_packed
+from mixoff.kernels.compile import usable_isas
+from mixoff.kernels.cpu import multiply, multiply_dequantized
+from mixoff.quantization import HQQ, QuantizedTensor
+
+HIDDEN, INNER = 4096, 14336
+SHAPES = ((2 * INNER, HIDDEN), (HIDDEN, INNER))
+SCHEMES = (HQQ(2, 16, 8), HQQ(3, 64), HQQ(4, 64), HQQ(8, 64))
+MOST_FOR_PACKED = 10
+
+
+@dataclass
+class Arm:
+    """One way to compute an expert."""
+
+    name: str
+    nbytes: int
+    run: Callable[[int], object]  # is given the number of the round
+    seconds: list[float]
+
+
+def random_matrix(scheme: HQQ, shape: tuple[int, int], seed: int) -> QuantizedTensor:
+    """Return random codes and scales, with weights of about 1 in size."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = {}
+    for name, (dtype, part) in scheme.part_specs(shape).items():
+        if dtype is torch.uint8:
+            parts[name] = torch.randint(256, part, dtype=dtype, generator=generator)
+        else:
+            parts[name] = torch.rand(part, generator=generator).to(dtype)
+    if scheme.scale_nbits == 16:
+        parts["zero"] *= 2**scheme.nbits - 1
+    else:
+        parts["pairs"] *= torch.tensor([0.004, 0.1, 0.004 * 2**scheme.nbits, 0.1])
+    return QuantizedTensor(scheme, shape, parts)
+
+
+def read_bandwidth(nbytes: int) -> Arm:
+    """Return an arm that sums numbers, which is as fast as memory is read."""
+    numbers = torch.ones(nbytes // 8, dtype=torch.int64)
+    return Arm("read memory", numbers.nbytes, lambda number: numbers.sum(), [])
+
+
+def ours(scheme: HQQ, isa: str, copies: int, tokens: int) -> Arm:
+    """Return our kernels on an instruction set."""
+    experts = [[random_matrix(scheme, s, 7 * n) for s in SHAPES] for n in range(copies)]
+    inputs = [torch.randn(tokens, s[1]) for s in SHAPES]
+    operation = multiply if tokens <= MOST_FOR_PACKED else multiply_dequantized
+
+    def run(number: int) -> None:
+        for matrix, x in zip(experts[number % copies], inputs, strict=True):
+            operation(as_packed(matrix), x, isa=isa)
+
+    return Arm(f"{scheme.nbits} bits, {isa}", sum(m.nbytes for m in experts[0]), run, [])
+
+
+def torch_path(scheme: HQQ, tokens: int) -> Arm:
+    """Return plain torch on the same bytes."""
+    kernels, expert = kernels_named("torch"), [random_matrix(scheme, s, 0) for s in SHAPES]
+    inputs = [torch.randn(tokens, s[1]) for s in SHAPES]
+
+    def run(number: int) -> None:
+        for matrix, x in zip(expert, inputs, strict=True):
+            kernels.matmul(matrix, x)
+
+    return Arm(f"{scheme.nbits} bits, mixoff torch", sum(m.nbytes for m in expert), run, [])
+
+
+def hqq_path(scheme: HQQ, tokens: int) -> Arm:
+    """Return hqq's own layer, of random weights that it quantized without its solver."""
+    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+
+    settings = BaseQuantizeConfig(nbits=scheme.nbits, group_size=scheme.group_size, axis=1)
+    settings["weight_quant_params"]["optimize"] = False
+    layers = []
+    for rows, columns in SHAPES:
+        linear = torch.nn.Linear(columns, rows, bias=False)
+        layers.append(HQQLinear(linear, settings, compute_dtype=torch.float32, device="cpu"))
+    inputs = [torch.randn(tokens, s[1]) for s in SHAPES]
+
+    def run(number: int) -> None:
+        with torch.inference_mode():
+            for layer, x in zip(layers, inputs, strict=True):
+                layer(x)
+
+    nbytes = sum(layer.W_q.nbytes for layer in layers)
+    return Arm(f"{scheme.nbits} bits, hqq", nbytes, run, [])
+
+
+def torch_int4(tokens: int) -> Arm:
+    """Return torch's own product with 4-bit weights in bfloat16, groups of 64."""
+    ops, layers = torch.ops.aten, []
+    for rows, columns in SHAPES:
+        codes = torch.randint(16, (rows, columns), dtype=torch.int32)
+        packed = ops._convert_weight_to_int4pack_for_cpu(codes, 2)
+        scales = torch.rand(columns // 64, rows, 2).bfloat16()
+        layers.append((packed, scales))
+    inputs = [torch.randn(tokens, s[1]).bfloat16() for s in SHAPES]
+
+    def run(number: int) -> None:
+        for (packed, scales), x in zip(layers, inputs, strict=True):
+            ops._weight_int4pack_mm_for_cpu(x, packed, 64, scales)
+
+    nbytes = sum(part.nbytes for layer in layers for part in layer)
+    return Arm("4 bits, torch int4pack (bfloat16)", nbytes, run, [])
+
+
+def error(scheme: HQQ, isa: str) -> float:
+    """Return the largest error of a slice's results over the largest result."""
+    matrix = random_matrix(scheme, (512, HIDDEN), 3)
+    x = torch.randn(4, HIDDEN, generator=torch.Generator().manual_seed(3))
+    expected = x.double() @ matrix.dequantize().double().T
+    found = multiply(as_packed(matrix), x, isa=isa).double()
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def arms(tokens: int, copies: int) -> list[Arm]:
+    """Return everything that is compared."""
+    found = [read_bandwidth(1 << 29)]
+    for scheme in SCHEMES:
+        found += [ours(scheme, isa, copies, tokens) for isa in usable_isas()]
+        found += [torch_path(scheme, tokens), hqq_path(scheme, tokens)]
+    return [*found, torch_int4(tokens)]
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--copies", type=int, default=4)
+    options = parser.parse_args()
+    measured = arms(options.tokens, options.copies)
+    for number in range(-1, options.rounds):
+        for arm in measured:
+            slow = "hqq" in arm.name or "mixoff torch" in arm.name
+            if slow and number % 5:
+                continue  # far slower, and steadier
+            start = time.perf_counter()
+            arm.run(number)
+            if number >= 0:
+                arm.seconds.append(time.perf_counter() - start)
+    medians = {arm.name: statistics.median(arm.seconds) for arm in measured}
+    bandwidth = measured[0].nbytes / medians["read memory"]
+    print(f"{options.tokens} token(s), {torch.get_num_threads()} threads; ms: median (min - max)")
+    for arm in measured:
+        rate = arm.nbytes / medians[arm.name]
+        bits = arm.name.split(",")[0]
+        beside = medians.get(f"{bits}, hqq")
+        print(
+            f"{arm.name:34} {1e3 * medians[arm.name]:8.2f} ({1e3 * min(arm.seconds):.2f} - "
+            f"{1e3 * max(arm.seconds):.2f}) {rate / 1e9:6.1f} GB/s {rate / bandwidth:6.0%}"
+            + (f"  hqq / this {beside / medians[arm.name]:.1f}" if beside else "")
+        )
+    for scheme in SCHEMES:
+        for isa in usable_isas():
+            print(f"error, {scheme.nbits} bits, {isa}: {error(scheme, isa):.1e}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,9 @@
+"""y = x W^T straight from packed weights, and who computes it on which device.
+
+`choice` says who; `cpu` has the operations, in code that is compiled for this machine at run time.
+Kernels know the layout of packed weights (`layout`) and what quantizations use it; no models.
+"""
+
+from mixoff.kernels.choice import KERNELS, Kernels, TorchKernels, kernels_named
+
+__all__ = ["KERNELS", "Kernels", "TorchKernels", "kernels_named"]

@@ -1,0 +1,133 @@
+"""Activations as integers of 16 bits, so that their products with codes are exact. Knows x only.
+
+A block of 64 neighbours of a token shares a step: x = step * q with q from -32639 to 32639, and
+q = 256 * high + low, both signed bytes. The rounding is at most a 65,278th of the block's largest
+activation. With them stand the sums of step * q over the units that kernels need (`layout`).
+
+Sixteen units smaller than a block lie by dwords: the first four activations of each unit, then the
+next four of each, so that a unit has one lane of a vector. What is left of a token lies as it is.
+"""
+
+from llvmlite import ir
+
+from mixoff.kernels.dot import LANES, WIDTH
+from mixoff.kernels.ir import F32, I8, I32, Function, Value, fill, vector
+
+LARGEST = 127 * 256 + 127
+BUFFERS = ("x", "high", "low", "steps", "sums")
+NUMBERS = ("first", "last", "columns", "padded")
+
+_PIECE = 16  # floats of a vector
+
+
+def add_prepare(module: ir.Module, unit: int) -> None:
+    """Write the function ``prepare``: the integers of some tokens.
+
+    Buffers: float32 x [T, K]; high and low, int8 [T, padded]; float32 steps [T, padded / 64] and
+    sums [T, padded / unit]. Numbers: the tokens to go through, K, and K padded to a multiple of 64.
+    """
+    function = Function(module, "prepare", BUFFERS, NUMBERS)
+    _Prepare(function, unit).write()
+    function.end()
+
+
+class _Prepare:
+    def __init__(self, function: Function, unit: int) -> None:
+        self._f, self._unit = function, unit
+
+    def write(self) -> None:
+        f = self._f
+        wide = LANES * self._unit if self._unit < WIDTH else WIDTH
+        sorted_ = f.mul(f.div(f["columns"], wide), wide)
+        whole = f.mul(f.div(f["columns"], WIDTH), WIDTH)
+        rest = f.build.sub(f["columns"], whole)
+        some = f.build.icmp_signed(">", rest, f.number(0))
+
+        def token(t: Value) -> None:
+            self._x, self._start = f.mul(t, f["columns"]), f.mul(t, f["padded"])
+            f.loop(0, sorted_, wide, lambda k: self._units(k, wide // WIDTH))
+            f.loop(sorted_, whole, WIDTH, self._block)
+            f.when(some, lambda: self._block(whole, rest))
+
+        f.loop(f["first"], f["last"], 1, token)
+
+    def _units(self, k: Value, blocks: int) -> None:
+        """Write 16 units, by dwords."""
+        f, each = self._f, LANES // blocks  # units of a block
+        for block in range(blocks):
+            at = f.add(k, block * WIDTH)
+            for name, values in zip(("high", "low"), self._integers(at), strict=True):
+                for dword in range(blocks):
+                    lanes = [4 * (n * blocks + dword) + i for n in range(each) for i in range(4)]
+                    place = f.add(self._start, k, 4 * (dword * LANES + block * each))
+                    f.store(f.pick(values, lanes), f[name], place)
+
+    def _block(self, k: Value, rest: Value | None = None) -> None:
+        """Write a block, or the `rest` activations of a last one, as they lie."""
+        f = self._f
+        for name, values in zip(("high", "low"), self._integers(k, rest), strict=True):
+            f.store(values, f[name], f.add(self._start, k))
+
+    def _integers(self, k: Value, rest: Value | None = None) -> tuple[Value, Value]:
+        """Return a block's high and low bytes, <64 x i8> each; write its step and sums."""
+        f, build = self._f, self._f.build
+        pieces = [self._load(k, first, rest) for first in range(0, WIDTH, _PIECE)]
+        step = build.fdiv(self._largest(pieces), ir.Constant(F32, float(LARGEST)))
+        positive = build.fcmp_ordered(">", step, ir.Constant(F32, 0.0))
+        inverse = build.fdiv(ir.Constant(F32, 1.0), step)
+        inverse = f.splat(build.select(positive, inverse, ir.Constant(F32, 0.0)), _PIECE)
+        whole = [self._rounded(build.fmul(piece, inverse)) for piece in pieces]
+        at = f.add(self._start, k)
+        f.store(step, f["steps"], f.mul(f.div(at, WIDTH), 4), align=4)
+        self._store_sums(whole, step, f.div(at, self._unit))
+        high = [
+            build.ashr(build.add(q, fill(I32, _PIECE, 128)), fill(I32, _PIECE, 8)) for q in whole
+        ]
+        low = [
+            build.sub(q, build.shl(h, fill(I32, _PIECE, 8)))
+            for q, h in zip(whole, high, strict=True)
+        ]
+        return self._bytes(high), self._bytes(low)
+
+    def _bytes(self, pieces: list[Value]) -> Value:
+        f = self._f
+        a, b, c, d = (f.build.trunc(piece, vector(I8, _PIECE)) for piece in pieces)
+        return f.join(f.join(a, b), f.join(c, d))
+
+    def _load(self, k: Value, first: int, rest: Value | None) -> Value:
+        f, kind = self._f, vector(F32, _PIECE)
+        at = f.mul(f.add(self._x, k, first), 4)
+        if rest is None:
+            return f.load(f["x"], at, kind, align=4)
+        return f.load_first(f["x"], at, kind, f.build.sub(rest, f.number(first)))
+
+    def _largest(self, pieces: list[Value]) -> Value:
+        f, kind = self._f, vector(F32, _PIECE)
+        absolute = f.intrinsic("llvm.fabs.v16f32", kind, [kind])
+        larger = f.intrinsic("llvm.maxnum.v16f32", kind, [kind] * 2)
+        first, *others = (f.build.call(absolute, [piece]) for piece in pieces)
+        for other in others:
+            first = f.build.call(larger, [first, other])
+        return f.build.call(f.intrinsic("llvm.vector.reduce.fmax.v16f32", F32, [kind]), [first])
+
+    def _rounded(self, value: Value) -> Value:
+        f, kind = self._f, vector(F32, _PIECE)
+        even = f.intrinsic("llvm.rint.v16f32", kind, [kind])
+        return f.build.fptosi(f.build.call(even, [value]), vector(I32, _PIECE))
+
+    def _store_sums(self, whole: list[Value], step: Value, index: Value) -> None:
+        f, unit = self._f, self._unit
+        if unit < _PIECE:
+            parts = [f.pick(q, range(n, n + unit)) for q in whole for n in range(0, _PIECE, unit)]
+            joined = [[part] for part in parts]
+        else:
+            each = unit // _PIECE
+            joined = [whole[n : n + each] for n in range(0, len(whole), each)]
+        for number, (first, *others) in enumerate(joined):
+            for other in others:
+                first = f.build.add(first, other)
+            kind = first.type
+            name = f"llvm.vector.reduce.add.v{kind.count}i32"
+            total = f.build.call(f.intrinsic(name, I32, [kind]), [first])
+            value = f.build.fmul(f.build.sitofp(total, F32), step)
+            f.store(value, f["sums"], f.mul(f.add(index, number), 4), align=4)

@@ -1,0 +1,99 @@
+"""The operations on packed matrices that a CPU has kernels for, on torch tensors.
+
+T tokens, N rows (outputs), K columns (inputs).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mixoff.kernels.compile import expand_kernel, multiply_kernel, prepare_kernel, usable_isas
+from mixoff.kernels.dot import WIDTH
+from mixoff.kernels.layout import Packed
+from mixoff.kernels.threads import share_out
+
+_LEAST_NBYTES = 1 << 17  # packed bytes that are worth a thread
+_SCRATCH_NBYTES = 8 << 20  # of dequantized rows at a time
+
+
+def fastest() -> str:
+    """Return the instruction set that is used where none is named."""
+    return usable_isas()[0]
+
+
+def multiply(matrix: Packed, x: Tensor, *, isa: str | None = None) -> Tensor:
+    """Return x W^T in float32 straight from packed weights, [T, K] -> [T, N].
+
+    Products are exact in activations of 16 bits (`mixoff.kernels.activations`), so the error is
+    about 3e-5 of the result.
+    """
+    isa = isa or fastest()
+    tokens, columns = x.shape
+    unit = matrix.form.unit
+    padded = -(-columns // WIDTH) * WIDTH
+    given = x.float().contiguous()
+    bytes_ = tokens * padded  # of high, and of low; then float32 steps and sums
+    room = torch.empty(2 * bytes_ + 4 * (bytes_ // WIDTH + bytes_ // unit), dtype=torch.uint8)
+    starts = (0, bytes_, 2 * bytes_, 2 * bytes_ + 4 * (bytes_ // WIDTH))
+    prepared = [room.data_ptr() + start for start in starts]
+    prepare_kernel(unit, isa)(given.data_ptr(), *prepared, 0, tokens, columns, padded)
+    out = torch.empty(tokens, matrix.rows)
+    buffers = [*_buffers(matrix), *prepared, out.data_ptr()]
+    sizes = (matrix.packed_rows, matrix.rows, columns, tokens, padded, matrix.rows)
+    kernel = multiply_kernel(matrix.form, isa)
+    share_out(
+        lambda first, last: kernel(*buffers, first, last, *sizes),
+        matrix.packed_rows,
+        least=_least(matrix),
+    )
+    return out
+
+
+def dequantize(matrix: Packed, dtype: torch.dtype, *, isa: str | None = None) -> Tensor:
+    """Return the [N, K] matrix in float32 or bfloat16."""
+    out = torch.empty(matrix.form.blocks * matrix.packed_rows, matrix.columns, dtype=dtype)
+    _expand(matrix, out, 0, matrix.packed_rows, isa or fastest())
+    return out[: matrix.rows]
+
+
+def multiply_dequantized(matrix: Packed, x: Tensor, *, isa: str | None = None) -> Tensor:
+    """Return x W^T in x's type, float32 or bfloat16, [T, K] -> [T, N]: for many tokens.
+
+    Rows are dequantized a few at a time, so that they are still in the CPU's cache when the matrix
+    library takes them.
+    """
+    blocks, rows = matrix.form.blocks, matrix.packed_rows
+    height = max(1, min(rows, _SCRATCH_NBYTES // (blocks * matrix.columns * x.dtype.itemsize)))
+    scratch = torch.empty(blocks * height, matrix.columns, dtype=x.dtype)
+    out = torch.empty(len(x), blocks, rows, dtype=x.dtype)
+    for first in range(0, rows, height):
+        count = min(height, rows - first)
+        part = scratch[: blocks * count]
+        _expand(matrix, part, first, count, isa or fastest())
+        product = torch.nn.functional.linear(x, part)  # [T, blocks * count]
+        out[:, :, first : first + count] = product.view(len(x), blocks, count)
+    return out.view(len(x), -1)[:, : matrix.rows]
+
+
+def _expand(matrix: Packed, out: Tensor, first: int, count: int, isa: str) -> None:
+    """Dequantize `count` packed rows into out [blocks * count, K]."""
+    kernel = expand_kernel(matrix.form, isa, halves=out.dtype == torch.bfloat16)
+    buffers = [*_buffers(matrix), out.data_ptr()]
+    sizes = (matrix.packed_rows, matrix.rows, matrix.columns, first, count)
+    share_out(
+        lambda low, high: kernel(*buffers, first + low, first + high, *sizes),
+        count,
+        least=_least(matrix),
+    )
+
+
+def _buffers(matrix: Packed) -> Sequence[int]:
+    """Return the addresses of a matrix's parts; 0 for pairs that it doesn't have."""
+    parts = (matrix.codes, matrix.scale, matrix.zero, matrix.pairs)
+    return [0 if part is None else part.data_ptr() for part in parts]
+
+
+def _least(matrix: Packed) -> int:
+    """Return how many packed rows are worth a thread."""
+    return max(1, _LEAST_NBYTES * matrix.packed_rows // max(1, matrix.codes.nbytes))

@@ -1,0 +1,84 @@
+"""W = (W_q - zero) * scale as float32 or bfloat16: the kernel for many tokens."""
+
+from llvmlite import ir
+
+from mixoff.kernels.codes import Codes, Scales, existing_row
+from mixoff.kernels.dot import WIDTH
+from mixoff.kernels.ir import F32, I16, I32, Function, Value, fill, vector
+from mixoff.kernels.layout import Form
+
+BUFFERS = ("codes", "scale", "zero", "pairs", "out")
+NUMBERS = ("first", "last", "packed_rows", "rows", "columns", "from", "height")
+
+_PIECE = 16  # codes that become floats at a time
+
+
+def add_expand(module: ir.Module, form: Form, *, halves: bool) -> None:
+    """Write the function ``expand``: out[block, r - from, k], [blocks, height, K], of packed rows.
+
+    Buffers: a `Packed` matrix, and out in float32, or in bfloat16 if `halves`. Numbers: the packed
+    rows to go through, R, N, K, the first packed row of out, and how many it has.
+    """
+    function = Function(module, "expand", BUFFERS, NUMBERS)
+    _Expand(function, form, halves).write()
+    function.end()
+
+
+class _Expand:
+    def __init__(self, function: Function, form: Form, halves: bool) -> None:
+        self._f, self._form, self._halves = function, form, halves
+
+    def write(self) -> None:
+        f = self._f
+        groups = f.div(f["columns"], self._form.group_size)
+        whole = f.mul(f.div(f["columns"], WIDTH), WIDTH)
+        rest = f.build.sub(f["columns"], whole)
+
+        def row(r: Value) -> None:
+            rows = [f.add(r, f.mul(f["packed_rows"], b)) for b in range(self._form.blocks)]
+            codes = Codes(f, self._form, r, f["packed_rows"], f["columns"])
+            scales = [Scales(f, self._form, existing_row(f, n), groups) for n in rows]
+            place = f.build.sub(r, f["from"])
+            self._starts = [
+                f.mul(f.add(f.mul(f["height"], b), place), f["columns"])
+                for b in range(self._form.blocks)
+            ]
+            f.loop(0, whole, WIDTH, lambda k: self._vector(codes, scales, k))
+            if self._form.unit < WIDTH:
+                some = f.build.icmp_signed(">", rest, f.number(0))
+                f.when(some, lambda: self._vector(codes, scales, whole, rest))
+
+        f.loop(f["first"], f["last"], 1, row)
+
+    def _vector(
+        self, codes: Codes, scales: list[Scales], k: Value, rest: Value | None = None
+    ) -> None:
+        f, unit, size = self._f, self._form.unit, self._form.group_size
+        groups = WIDTH // unit
+        present = None if rest is None else f.div(rest, size)
+        read = codes.read(k, rest)
+        for own, row, start in zip(read, scales, self._starts, strict=True):
+            scale, zero = row.read(f.div(k, size), groups, present)
+            for first in range(0, WIDTH, _PIECE):
+                lanes = [(first + lane) // unit for lane in range(_PIECE)]
+                q = f.pick(own, range(first, first + _PIECE))
+                q = f.build.uitofp(q, vector(F32, _PIECE))
+                weight = f.build.fmul(f.build.fsub(q, f.pick(zero, lanes)), f.pick(scale, lanes))
+                self._store(weight, f.add(start, k, first), first, rest)
+
+    def _store(self, weight: Value, index: Value, first: int, rest: Value | None) -> None:
+        f = self._f
+        value = self._rounded(weight) if self._halves else weight
+        at = f.mul(index, 2 if self._halves else 4)
+        if rest is None:
+            f.store(value, f["out"], at, align=2 if self._halves else 4)
+        else:
+            f.store_first(value, f["out"], at, f.build.sub(rest, f.number(first)))
+
+    def _rounded(self, weight: Value) -> Value:
+        """Return bfloat16, rounded to nearest, ties to even; weights are finite."""
+        build, kind = self._f.build, vector(I32, _PIECE)
+        bits = build.bitcast(weight, kind)
+        odd = build.and_(build.lshr(bits, fill(I32, _PIECE, 16)), fill(I32, _PIECE, 1))
+        bits = build.add(build.add(bits, odd), fill(I32, _PIECE, 0x7FFF))
+        return build.trunc(build.lshr(bits, fill(I32, _PIECE, 16)), vector(I16, _PIECE))

@@ -1,0 +1,81 @@
+"""What a packed matrix looks like to a kernel: its bits, its groups, the form of its scales.
+
+Letters: N rows (outputs), K columns (inputs), G groups a row, R packed rows of a block.
+Packed rows are those of `mixoff.packing`: byte [r, k] has codes of rows r, r + R and so on.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+GROUPS_PER_PAIR = 128  # of 8-bit scales; what `mixoff.quantization.HQQ` stores
+_LARGEST_UNIT = 64
+
+_BLOCKS = {8: 1, 4: 2, 3: 8, 2: 4}  # rows that share a packed row
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a kernel is compiled for.
+
+    Parameters
+    ----------
+    nbits
+        Bits of a code: 8, 4, 3 or 2.
+    group_size
+        Weights of a row that share a scale and a zero: a power of two, 8 or more.
+    byte_scales
+        Whether scales and zeros are bytes with float32 pairs, or float16.
+    """
+
+    nbits: int
+    group_size: int
+    byte_scales: bool
+
+    @property
+    def is_supported(self) -> bool:
+        """Whether there are kernels for it."""
+        size = self.group_size
+        return self.nbits in _BLOCKS and size >= 8 and not size & (size - 1)
+
+    @property
+    def unit(self) -> int:
+        """Neighbours that share a scale and lie in one 64-byte vector."""
+        return min(self.group_size, _LARGEST_UNIT)
+
+    @property
+    def blocks(self) -> int:
+        """Rows whose codes share a packed row of the first plane that is read."""
+        return _BLOCKS[self.nbits]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """An [N, K] matrix as kernels take it.
+
+    Parameters
+    ----------
+    form
+        What it is compiled for.
+    rows, columns
+        N, K.
+    codes
+        Packed bytes, uint8.
+    scale, zero
+        [N, G], float16 or uint8.
+    pairs
+        [N, ceil(G / 128), 4] float32 for bytes: factor and offset of scales, then of zeros.
+    """
+
+    form: Form
+    rows: int
+    columns: int
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+    pairs: Tensor | None
+
+    @property
+    def packed_rows(self) -> int:
+        """R: packed rows that a kernel goes through."""
+        return -(-self.rows // 8) * 8 // self.form.blocks

@@ -1,0 +1,211 @@
+"""Kernels give what dequantizing first gives, on every instruction set of this machine."""
+
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mixoff.errors import ConfigError
+from mixoff.kernels import Kernels, TorchKernels, kernels_named
+from mixoff.kernels.layout import Form, Packed
+from mixoff.quantization import (
+    HQQ,
+    HQQAxis0,
+    Quantization,
+    QuantizedTensor,
+    StackedRows,
+    Unquantized,
+)
+
+pytest.importorskip("llvmlite", reason="kernels are compiled by it")
+
+from mixoff.kernels import cpu
+from mixoff.kernels.compile import usable_isas
+
+ISAS = usable_isas()
+GROUPS = (8, 16, 64, 128)
+
+
+def random_matrix(scheme: HQQ, rows: int, columns: int, seed: int) -> QuantizedTensor:
+    """Return any codes, scales and zeros: what a solver would never find, too."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = {}
+    for name, (dtype, shape) in scheme.part_specs((rows, columns)).items():
+        if dtype is torch.uint8:
+            parts[name] = torch.randint(256, shape, dtype=dtype, generator=generator)
+        else:
+            parts[name] = (torch.randn(shape, generator=generator) / 8).to(dtype)
+    if scheme.scale_nbits == 16:
+        parts["zero"] = parts["zero"] * 2**scheme.nbits
+    return QuantizedTensor(scheme, (rows, columns), parts)
+
+
+def packed(matrix: QuantizedTensor) -> Packed:
+    scheme, parts = matrix.quantization, matrix.parts
+    form = Form(scheme.nbits, scheme.group_size, scheme.scale_nbits == 8)
+    pairs = parts.get("pairs")
+    return Packed(form, *matrix.shape, parts["W_q"], parts["scale"], parts["zero"], pairs)
+
+
+def is_right(y: torch.Tensor, x: torch.Tensor, matrix: QuantizedTensor) -> bool:
+    """Return whether errors are those of activations in 16 bits and of float32 sums."""
+    weight, zeros = matrix.dequantize().double(), of_codes_zero(matrix).double()
+    blocks = torch.nn.functional.pad(x.double().abs(), (0, -x.shape[1] % 64)).unflatten(1, (-1, 64))
+    half_step = (blocks.amax(-1, keepdim=True) / 65278).expand_as(blocks).flatten(1)
+    bound = half_step[:, : x.shape[1]] @ weight.abs().T
+    bound += 2e-6 * x.double().abs() @ (weight.abs() + 2 * zeros.abs()).T + 1e-37
+    return bool(((y.double() - x.double() @ weight.T).abs() <= bound).all())
+
+
+def of_codes_zero(matrix: QuantizedTensor) -> torch.Tensor:
+    """Return -zero * scale of each weight: what large codes and zeros cancel out."""
+    parts = {**matrix.parts, "W_q": torch.zeros_like(matrix.parts["W_q"])}
+    return QuantizedTensor(matrix.quantization, matrix.shape, parts).dequantize()
+
+
+@st.composite
+def cases(draw):
+    nbits, group = draw(st.sampled_from((8, 4, 3, 2))), draw(st.sampled_from(GROUPS))
+    scheme = HQQ(nbits, group, draw(st.sampled_from((16, 8))))
+    columns = group * draw(st.integers(1, max(1, 2600 // group)))
+    rows, tokens = draw(st.integers(1, 40)), draw(st.integers(1, 12))
+    return random_matrix(scheme, rows, columns, draw(st.integers(0, 99))), tokens
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(max_examples=25)
+@given(cases())
+def test_products_from_packed_weights_are_right(isa, case):
+    matrix, tokens = case
+    x = torch.randn(tokens, matrix.shape[1], generator=torch.Generator().manual_seed(1))
+    assert is_right(cpu.multiply(packed(matrix), x, isa=isa), x, matrix)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(max_examples=25)
+@given(cases())
+def test_dequantized_weights_are_those_of_torch_to_the_bit(isa, case):
+    matrix, _ = case
+    for dtype in (torch.float32, torch.bfloat16):
+        found = cpu.dequantize(packed(matrix), dtype, isa=isa)
+        assert torch.equal(found, matrix.dequantize(dtype))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_tokens_are_multiplied_by_rows_that_are_dequantized_a_few_at_a_time(
+    isa, dtype, monkeypatch
+):
+    monkeypatch.setattr(cpu, "_SCRATCH_NBYTES", 40_000)
+    for nbits in (8, 4, 3, 2):
+        matrix = random_matrix(HQQ(nbits, 16, 8), 61, 336, nbits)
+        x = torch.randn(33, 336).to(dtype)
+        expected = torch.nn.functional.linear(x, matrix.dequantize(dtype))
+        found = cpu.multiply_dequantized(packed(matrix), x, isa=isa)
+        assert found.dtype is dtype
+        assert torch.allclose(found, expected, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_large_and_tiny_activations_in_one_token_keep_their_precision(isa):
+    matrix = random_matrix(HQQ(4, 64), 16, 1024, 0)
+    x = torch.randn(2, 1024)
+    x[0, :64] *= 1e6
+    x[0, 64:128] *= 1e-6
+    x[1] = 0
+    x[1, 5] = 1e-30
+    y = cpu.multiply(packed(matrix), x, isa=isa)
+    assert is_right(y, x, matrix)
+    x[0, :64] = 0  # the tiny block by itself has its own step
+    x[0, 128:] = 0
+    assert is_right(cpu.multiply(packed(matrix), x, isa=isa), x, matrix)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+@pytest.mark.parametrize("isa", ISAS)
+def test_threads_never_change_a_bit(isa, threads, monkeypatch):
+    monkeypatch.setattr(cpu, "_LEAST_NBYTES", 1)
+    matrix = packed(random_matrix(HQQ(3, 64), 200, 512, 0))
+    x = torch.randn(3, 512, generator=torch.Generator().manual_seed(0))
+    alone = cpu.multiply(matrix, x, isa=isa)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(cpu.multiply(matrix, x, isa=isa), alone)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_several_threads_at_once_get_their_own_products():
+    matrices = [random_matrix(HQQ(2, 16, 8), 96, 768, seed) for seed in range(4)]
+    wrong = []
+
+    def work(number: int) -> None:
+        for turn in range(30):
+            generator = torch.Generator().manual_seed(31 * number + turn)
+            x = torch.randn(2, 768, generator=generator)
+            matrix = matrices[(number + turn) % 4]
+            if not is_right(cpu.multiply(packed(matrix), x), x, matrix):
+                wrong.append((number, turn))
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+# ---- who multiplies
+
+SCHEMES: list[Quantization] = [
+    HQQ(2, 16, 8),
+    HQQ(4, 64),
+    HQQ(4, 24),  # no power of two: no kernel
+    HQQAxis0(2, 16),
+    Unquantized("float32"),
+]
+
+
+@pytest.mark.parametrize("kernels", [kernels_named("cpu"), TorchKernels()], ids=["cpu", "torch"])
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("shape", [(384,), (1, 384), (2, 3, 384), (1, 40, 384)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_whatever_the_weights_and_inputs_are_they_are_multiplied(kernels, scheme, shape, dtype):
+    matrix = QuantizedTensor.quantize(torch.randn(256, 384), scheme)
+    x = torch.randn(shape).to(dtype)
+    y = kernels.matmul(matrix, x)
+    assert (y.shape, y.dtype) == ((*shape[:-1], 256), dtype)
+    expected = torch.nn.functional.linear(x.double(), matrix.dequantize().double())
+    tolerance = {torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.1}[dtype]
+    assert torch.allclose(y.double(), expected, atol=tolerance * 4, rtol=0)
+
+
+def test_rows_in_several_pieces_are_one_matrix():
+    pieces = tuple(random_matrix(HQQ(4, 64), rows, 256, rows) for rows in (24, 9))
+    x = torch.randn(3, 256)
+    y = kernels_named("cpu").matmul(StackedRows(pieces), x)
+    weight = torch.cat([piece.dequantize() for piece in pieces])
+    assert torch.allclose(y, x @ weight.T, rtol=1e-3, atol=1e-3)
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(ConfigError, match="kernels='fast': give one of auto, cpu, torch"):
+        kernels_named("fast")
+
+
+def test_without_llvmlite_torch_multiplies_and_says_so_if_kernels_were_asked_for(monkeypatch):
+    def missing(name: str) -> None:
+        raise ImportError("No module named 'llvmlite'")
+
+    monkeypatch.setattr("mixoff.kernels.choice.import_module", missing)
+    assert isinstance(kernels_named("auto"), TorchKernels)
+    with pytest.raises(ConfigError, match=r"kernels='cpu': llvmlite .* mixoff\[cpu\]"):
+        kernels_named("cpu")
+
+
+def test_a_gpu_is_served_by_torch():
+    assert isinstance(kernels_named("auto", "cuda"), TorchKernels)
+    assert isinstance(kernels_named("auto"), Kernels)
