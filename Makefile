@@ -1,13 +1,14 @@
 # `make check` says yes or no. The Python is the clone's own where it has one.
 PYTHON ?= $(or $(wildcard .venv/bin/python),python3)
 
-.PHONY: check test notebooks browser pictures badges lab demo-model
+.PHONY: check lint test notebooks browser pictures badges lab demo-model
 
-check:
+check: lint test
+
+lint:
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
-	$(PYTHON) -m pytest -q
 
 test:
 	$(PYTHON) -m pytest -q

@@ -1,6 +1,6 @@
 """Makes README's pictures from the notebooks, in Chromium (`make pictures`).
 
-The chat box is a photograph of notebooks/2-chat.ipynb; the cache is the last figure that
+The chat box is a photograph of notebooks/2-chat.ipynb; the cache is the first figure that
 notebooks/3-cache.ipynb draws. Nothing is retouched, so a picture shows what its notebook shows.
 """
 
@@ -55,7 +55,7 @@ def main() -> None:
             shutil.copy(path, folder)
         with jupyter_lab(Path(folder)) as address, chromium() as browser:
             (PICTURES / "chat.png").write_bytes(photograph_chat(browser, address))
-            figure = ran(browser, address, "3-cache.ipynb").last_picture()
+            figure = ran(browser, address, "3-cache.ipynb").first_picture()
             (PICTURES / "cache.png").write_bytes(figure)
     for path in sorted(PICTURES.glob("*.png")):
         print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1000:.0f} kB")

@@ -149,12 +149,12 @@ class Notebook:
             raise RuntimeError(f"{expression}: {answer.get('evalue')}")
         return json.loads(ast.literal_eval(answer["value"]))  # the repr of a str
 
-    def last_picture(self) -> bytes:
-        """Return the PNG that stands lowest among what the cells have shown."""
+    def first_picture(self) -> bytes:
+        """Return the PNG that stands highest among what the cells have shown."""
         shown = f"{CELLS}.widgets.filter(cell => cell.model.type === 'code')"
         outputs = f"{shown}.flatMap(cell => cell.model.outputs.toJSON())"
         pictures = self.page.evaluate(f"() => {outputs}.map(o => o.data?.['image/png'] ?? '')")
-        return base64.b64decode([picture for picture in pictures if picture][-1])
+        return base64.b64decode(next(filter(None, pictures)))
 
     def output_of(self, containing: str) -> str:
         """Return the text that the code cell with this text in its source has printed."""
