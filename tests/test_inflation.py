@@ -22,7 +22,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def logits(folder: Path) -> torch.Tensor:
-    model, _ = build_model(folder, OffloadConfig(offload_per_layer=4))
+    model, _ = build_model(folder, OffloadConfig(offload_per_layer=4), kernels="torch")
     with torch.inference_mode():
         return model(input_ids=IDS).logits
 
