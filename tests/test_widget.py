@@ -3,6 +3,7 @@
 import _thread
 import gc
 import re
+import signal
 import threading
 import weakref
 from collections.abc import Iterator
@@ -523,6 +524,15 @@ def test_an_interrupt_in_the_model_leaves_the_box_usable(box, model):
     assert is_idle(box)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Python's own handler: what is started in the background of a shell ignores interrupts."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, inherited)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_while_a_cell_waits_stops_the_reply(box, chat, model):
     with gated(model) as gate:
 
