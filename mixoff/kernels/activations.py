@@ -4,8 +4,8 @@ A block of 64 neighbours of a token shares a step: x = step * q with q from -326
 q = 256 * high + low, both signed bytes. The rounding is at most a 65,278th of the block's largest
 activation. With them stand the sums of step * q over the units that kernels need (`layout`).
 
-Sixteen units smaller than a block lie by dwords: the first four activations of each unit, then the
-next four of each, so that a unit has one lane of a vector. What is left of a token lies as it is.
+Activations for 16 lanes (`layout.Form.lane`) lie by dwords: the first four of each lane, then the
+next four of each, so that lanes add up neighbours. What is left of a token lies as it is.
 """
 
 from llvmlite import ir
@@ -20,24 +20,24 @@ NUMBERS = ("first", "last", "columns", "padded")
 _PIECE = 16  # floats of a vector
 
 
-def add_prepare(module: ir.Module, unit: int) -> None:
+def add_prepare(module: ir.Module, unit: int, lane: int) -> None:
     """Write the function ``prepare``: the integers of some tokens.
 
     Buffers: float32 x [T, K]; high and low, int8 [T, padded]; float32 steps [T, padded / 64] and
     sums [T, padded / unit]. Numbers: the tokens to go through, K, and K padded to a multiple of 64.
     """
     function = Function(module, "prepare", BUFFERS, NUMBERS)
-    _Prepare(function, unit).write()
+    _Prepare(function, unit, lane).write()
     function.end()
 
 
 class _Prepare:
-    def __init__(self, function: Function, unit: int) -> None:
-        self._f, self._unit = function, unit
+    def __init__(self, function: Function, unit: int, lane: int) -> None:
+        self._f, self._unit, self._lane = function, unit, lane
 
     def write(self) -> None:
         f = self._f
-        wide = LANES * self._unit if self._unit < WIDTH else WIDTH
+        wide = LANES * self._lane
         sorted_ = f.mul(f.div(f["columns"], wide), wide)
         whole = f.mul(f.div(f["columns"], WIDTH), WIDTH)
         rest = f.build.sub(f["columns"], whole)
@@ -45,15 +45,15 @@ class _Prepare:
 
         def token(t: Value) -> None:
             self._x, self._start = f.mul(t, f["columns"]), f.mul(t, f["padded"])
-            f.loop(0, sorted_, wide, lambda k: self._units(k, wide // WIDTH))
+            f.loop(0, sorted_, wide, lambda k: self._lanes(k, wide // WIDTH))
             f.loop(sorted_, whole, WIDTH, self._block)
             f.when(some, lambda: self._block(whole, rest))
 
         f.loop(f["first"], f["last"], 1, token)
 
-    def _units(self, k: Value, blocks: int) -> None:
-        """Write 16 units, by dwords."""
-        f, each = self._f, LANES // blocks  # units of a block
+    def _lanes(self, k: Value, blocks: int) -> None:
+        """Write what 16 lanes add up, by dwords."""
+        f, each = self._f, LANES // blocks  # lanes of a block
         for block in range(blocks):
             at = f.add(k, block * WIDTH)
             for name, values in zip(("high", "low"), self._integers(at), strict=True):

@@ -121,10 +121,14 @@ class Scales:
         n, the row of the matrix; one that is there.
     groups
         G.
+    fused
+        Whether byte * factor + offset is rounded once; torch, which dequantizes, rounds twice.
     """
 
-    def __init__(self, function: Function, form: Form, row: Value, groups: Value) -> None:
-        self._f, self._bytes = function, form.byte_scales
+    def __init__(
+        self, function: Function, form: Form, row: Value, groups: Value, *, fused: bool
+    ) -> None:
+        self._f, self._bytes, self._fused = function, form.byte_scales, fused
         self._itemsize = 1 if form.byte_scales else 2
         self._start = function.mul(row, groups)
         pairs = function.div(function.add(groups, GROUPS_PER_PAIR - 1), GROUPS_PER_PAIR)
@@ -140,9 +144,13 @@ class Scales:
         four = f.load(f["pairs"], pair, vector(F32, 4), align=4)
         numbers = [f.pick(four, [n] * lanes) for n in range(4)]
         factor_s, offset_s, factor_z, offset_z = numbers
-        build = f.build  # not fused: dequantizing rounds as torch does
-        scale = build.fadd(build.fmul(scale, factor_s), offset_s)
-        return scale, build.fadd(build.fmul(zero, factor_z), offset_z)
+        return self._linear(scale, factor_s, offset_s), self._linear(zero, factor_z, offset_z)
+
+    def _linear(self, value: Value, factor: Value, offset: Value) -> Value:
+        if self._fused:
+            return self._f.fma(value, factor, offset)
+        build = self._f.build
+        return build.fadd(build.fmul(value, factor), offset)
 
     def _stored(self, name: str, group: Value, lanes: int, count: Value | None) -> Value:
         f = self._f

@@ -56,11 +56,11 @@ def multiply_kernel(form: Form, isa: str) -> Kernel:
 
 
 @cache
-def prepare_kernel(unit: int, isa: str) -> Kernel:
+def prepare_kernel(unit: int, lane: int, isa: str) -> Kernel:
     """Return `mixoff.kernels.activations.add_prepare`'s function."""
     return _compile(
         "prepare",
-        lambda module: activations.add_prepare(module, unit),
+        lambda module: activations.add_prepare(module, unit, lane),
         isa,
         len(activations.BUFFERS),
         len(activations.NUMBERS),

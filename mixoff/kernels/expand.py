@@ -37,7 +37,7 @@ class _Expand:
         def row(r: Value) -> None:
             rows = [f.add(r, f.mul(f["packed_rows"], b)) for b in range(self._form.blocks)]
             codes = Codes(f, self._form, r, f["packed_rows"], f["columns"])
-            scales = [Scales(f, self._form, existing_row(f, n), groups) for n in rows]
+            scales = [Scales(f, self._form, existing_row(f, n), groups, fused=False) for n in rows]
             place = f.build.sub(r, f["from"])
             self._starts = [
                 f.mul(f.add(f.mul(f["height"], b), place), f["columns"])

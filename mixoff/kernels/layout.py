@@ -10,6 +10,7 @@ from torch import Tensor
 
 GROUPS_PER_PAIR = 128  # of 8-bit scales; what `mixoff.quantization.HQQ` stores
 _LARGEST_UNIT = 64
+_LARGEST_LANE = 16
 
 _BLOCKS = {8: 1, 4: 2, 3: 8, 2: 4}  # rows that share a packed row
 
@@ -42,6 +43,11 @@ class Form:
     def unit(self) -> int:
         """Neighbours that share a scale and lie in one 64-byte vector."""
         return min(self.group_size, _LARGEST_UNIT)
+
+    @property
+    def lane(self) -> int:
+        """Neighbours of one group whose products a vector's lane adds up."""
+        return min(self.group_size, _LARGEST_LANE)
 
     @property
     def blocks(self) -> int:

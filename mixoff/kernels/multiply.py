@@ -38,19 +38,14 @@ class _Multiply:
     def write(self) -> None:
         f, form, isa = self._f, self._form, self._isa
         self._groups = f.div(f["columns"], form.group_size)
-        vectors = form.unit // 4 if form.unit < WIDTH else 1  # of a unit's lane
+        largest = largest_code(isa, form.nbits, form.lane // 4)
 
         def row(r: Value) -> None:
             rows = [f.add(r, f.mul(f["packed_rows"], b)) for b in range(form.blocks)]
-            self._codes = Codes(
-                f,
-                form,
-                r,
-                f["packed_rows"],
-                f["columns"],
-                largest=largest_code(isa, form.nbits, vectors),
-            )
-            self._scales = [Scales(f, form, existing_row(f, n), self._groups) for n in rows]
+            sizes = (f["packed_rows"], f["columns"])
+            self._codes = Codes(f, form, r, *sizes, largest=largest)
+            places = [existing_row(f, n) for n in rows]
+            self._scales = [Scales(f, form, n, self._groups, fused=True) for n in places]
             f.loop(0, f["tokens"], 1, lambda token: self._token(token, rows))
 
         f.loop(f["first"], f["last"], 1, row)
@@ -60,15 +55,15 @@ class _Multiply:
         self._start = f.mul(token, f["padded"])  # bytes of a plane of activations
         for place in self._sums:
             f.build.store(fill(F32, LANES, 0.0), place)
-        wide = LANES * unit  # columns of a step in which every lane is a unit
-        whole = f.mul(f.div(f["columns"], wide), wide)
-        vectors = f.mul(f.div(f["columns"], WIDTH), WIDTH)
-        f.loop(0, whole, wide, lambda k: self._step(k, LANES))
-        f.loop(whole, vectors, WIDTH, lambda k: self._step(k, WIDTH // unit))
-        rest = f.build.sub(f["columns"], vectors)
+        done: Value | int = 0
+        for wide in sorted({LANES * unit, LANES * self._form.lane, WIDTH}, reverse=True):
+            whole = f.mul(f.div(f["columns"], wide), wide)
+            f.loop(done, whole, wide, lambda k, units=wide // unit: self._step(k, units))
+            done = whole
+        rest = f.build.sub(f["columns"], done)
         if unit < WIDTH:  # groups of 64 and more leave no rest
             some = f.build.icmp_signed(">", rest, f.number(0))
-            f.when(some, lambda: self._step(vectors, WIDTH // unit, rest))
+            f.when(some, lambda: self._step(done, WIDTH // unit, rest))
         for n, place in zip(rows, self._sums, strict=True):
             self._store(f.sum_lanes(f.build.load(place)), token, n)
 
@@ -81,11 +76,21 @@ class _Multiply:
 
     def _step(self, k: Value, units: int, rest: Value | None = None) -> None:
         """Add what some columns from k on contribute; of a last, shorter vector `rest` columns."""
-        f, form = self._f, self._form
-        unit, size = form.unit, form.group_size
-        groups, vectors = max(1, units * unit // size), units * unit // WIDTH
+        f, unit, wide = self._f, self._form.unit, LANES * self._form.lane
+        factors = self._factors(k, units, rest)
+        if units * unit < wide:
+            self._vector(k, factors, rest)
+            return
+        for first in range(0, units * unit, wide):
+            lanes = [(first + lane * self._form.lane) // unit for lane in range(LANES)]
+            self._sorted(f.add(k, first), [f.pick(factor, lanes) for factor in factors])
+
+    def _factors(self, k: Value, units: int, rest: Value | None) -> list[Value]:
+        """Add what zeros of some units contribute; return what products are multiplied by."""
+        f, unit, size = self._f, self._form.unit, self._form.group_size
+        groups = max(1, units * unit // size)
         at = f.add(self._start, k)
-        steps = self._floats("steps", f.div(at, WIDTH), vectors)
+        steps = self._floats("steps", f.div(at, WIDTH), units * unit // WIDTH)
         steps = f.pick(steps, [n * unit // WIDTH for n in range(units)])
         sums = self._floats("sums", f.div(at, unit), units)
         present = None if rest is None else f.div(rest, size)
@@ -100,17 +105,13 @@ class _Multiply:
             f.build.store(total, place)
             fraction = fill(F32, units, 1 / factor)  # exact
             factors.append(f.build.fmul(scale, f.build.fmul(steps, fraction)))
-        if units == LANES and unit < WIDTH:
-            self._sorted(k, vectors, factors)
-            return
-        for number in range(vectors):
-            self._vector(f.add(k, number * WIDTH), number, factors, rest)
+        return factors
 
-    def _sorted(self, k: Value, vectors: int, factors: list[Value]) -> None:
-        """Add the products of 16 units, a lane each: activations lie in this order already."""
-        f = self._f
+    def _sorted(self, k: Value, factors: list[Value]) -> None:
+        """Add the products of 16 lanes: activations lie in this order already."""
+        f, vectors = self._f, self._form.lane // 4
         parts = [self._codes.planes(f.add(k, n * WIDTH)) for n in range(vectors)]
-        planes = [self._by_unit(plane) for plane in zip(*parts, strict=True)]
+        planes = [self._by_lane(plane) for plane in zip(*parts, strict=True)]
         codes = [self._codes.fields(own) for own in zip(*planes, strict=True)]  # [vectors][rows]
         high, low = self._activations(k, vectors)
         for own, factor, place in zip(zip(*codes, strict=True), factors, self._sums, strict=True):
@@ -118,11 +119,11 @@ class _Multiply:
             product = f.build.sitofp(product, vector(F32, LANES))
             f.build.store(f.fma(factor, product, f.build.load(place)), place)
 
-    def _by_unit(self, vectors: Sequence[Value]) -> list[Value]:
-        """Return <64 x i8> whose dwords m of all units stand side by side, for each m."""
+    def _by_lane(self, vectors: Sequence[Value]) -> list[Value]:
+        """Return <64 x i8> whose dwords m of all lanes stand side by side, for each m."""
         f = self._f
         runs = [[f.build.bitcast(v, vector(I32, LANES))] for v in vectors]
-        width = len(runs)  # dwords of a unit that stand side by side
+        width = len(runs)  # dwords of a lane that stand side by side
         while width > 1:
             halves = (0, width // 2)
             runs = [
@@ -137,15 +138,16 @@ class _Multiply:
         return [f.build.bitcast(v, vector(I8, WIDTH)) for v in runs[0]]
 
     def _halves(self, a: Value, b: Value, width: int, side: int) -> Value:
-        """Return the first or second half of each unit's dwords of two vectors."""
+        """Return the first or second half of each lane's dwords of two vectors."""
         units = range(0, LANES, width)
         lanes = [unit + side + n for unit in units for n in range(width // 2)]
         lanes += [LANES + lane for lane in lanes]
         return self._f.build.shuffle_vector(a, b, ir.Constant(vector(I32, LANES), lanes))
 
-    def _vector(self, k: Value, number: int, factors: list[Value], rest: Value | None) -> None:
-        f, unit = self._f, self._form.unit
-        lanes = [(number * WIDTH + 4 * lane) // unit for lane in range(LANES)]
+    def _vector(self, k: Value, factors: list[Value], rest: Value | None) -> None:
+        """Add the products of one vector, whose codes lie as they are packed."""
+        f = self._f
+        lanes = [4 * lane // self._form.unit for lane in range(LANES)]
         high, low = self._activations(k, 1)
         codes = self._codes.read(k, rest)
         for own, factor, place in zip(codes, factors, self._sums, strict=True):
