@@ -22,6 +22,8 @@ _NEEDED = {
     "generic": (),
 }
 
+_ATTRIBUTES = '"stackrealign"'  # vectors that are kept on the stack don't cross cache lines
+
 Kernel = Callable[..., None]
 
 
@@ -90,7 +92,7 @@ def _compile(
     module = ir.Module(name)
     module.triple = binding.get_process_triple()
     write(module)
-    parsed = binding.parse_assembly(str(module))
+    parsed = binding.parse_assembly(str(module).replace(")\n{", f") {_ATTRIBUTES}\n{{"))
     parsed.verify()
     target = binding.Target.from_triple(module.triple)
     features = _features_for(isa)

@@ -37,7 +37,9 @@ def multiply(matrix: Packed, x: Tensor, *, isa: str | None = None) -> Tensor:
     room = torch.empty(2 * bytes_ + 4 * (bytes_ // WIDTH + bytes_ // unit), dtype=torch.uint8)
     starts = (0, bytes_, 2 * bytes_, 2 * bytes_ + 4 * (bytes_ // WIDTH))
     prepared = [room.data_ptr() + start for start in starts]
-    prepare_kernel(unit, matrix.form.lane, isa)(given.data_ptr(), *prepared, 0, tokens, columns, padded)
+    prepare_kernel(unit, matrix.form.lane, isa)(
+        given.data_ptr(), *prepared, 0, tokens, columns, padded
+    )
     out = torch.empty(tokens, matrix.rows)
     buffers = [*_buffers(matrix), *prepared, out.data_ptr()]
     sizes = (matrix.packed_rows, matrix.rows, columns, tokens, padded, matrix.rows)

@@ -11,11 +11,12 @@ from mixoff.kernels.ir import I8, I16, I32, Function, Value, fill, vector
 WIDTH = 64  # codes that are multiplied at a time
 LANES = WIDTH // 4
 
+_ROWS_AT_A_TIME = 4  # as many as registers hold the sums of
 _SUMS = vector(I32, LANES)
 
 
 def largest_code(isa: str, nbits: int, vectors: int) -> int:
-    """Return the largest byte that `dot` takes for so many vectors, where codes have `nbits`.
+    """Return the largest byte that `dots` takes for so many vectors, where codes have `nbits`.
 
     AVX2 makes sums of products in 16 bits, two of each vector.
     """
@@ -24,42 +25,55 @@ def largest_code(isa: str, nbits: int, vectors: int) -> int:
     return (2**15 - 1) // (2 * 128 * vectors)
 
 
-def dot(
+def dots(
     function: Function,
     isa: str,
-    codes: Sequence[Value],
+    codes: Sequence[Sequence[Value]],
     high: Sequence[Value],
     low: Sequence[Value],
-) -> Value:
-    """Return <16 x i32>: each lane's sum of four codes times their activations, of some vectors.
+) -> list[Value]:
+    """Return <16 x i32> for each row: each lane's sum of four codes times their activations.
 
     Parameters
     ----------
     isa
         "avx512-vnni", "avx2" (whose codes are below 2**7), "avx2-bytes" (for any) or "generic".
-    codes, high, low
-        As many <64 x i8> each; codes are bytes up to `largest_code`.
+    codes
+        Some <64 x i8> of each row, bytes up to `largest_code`.
+    high, low
+        As many <64 x i8> as a row has.
     """
-    build = function.build
-    if isa == "avx2-bytes":
-        above, below = (_avx2(function, half, high, low) for half in _nibbles(function, codes))
-        return build.add(build.shl(above, fill(I32, LANES, 4)), below)
+    if isa == "avx512-vnni":
+        return [
+            total
+            for first in range(0, len(codes), _ROWS_AT_A_TIME)
+            for total in _vnni(function, codes[first : first + _ROWS_AT_A_TIME], high, low)
+        ]
     if isa == "avx2":
-        return _avx2(function, codes, high, low)
-    one = _vnni if isa == "avx512-vnni" else _generic
-    total = fill(I32, LANES, 0)
-    for own, activations in zip(codes, high, strict=True):
-        total = one(function, total, own, activations)
-    total = build.shl(total, fill(I32, LANES, 8))
-    for own, activations in zip(codes, low, strict=True):
-        total = one(function, total, own, activations)
-    return total
+        return [_avx2(function, own, high, low) for own in codes]
+    if isa == "avx2-bytes":
+        return [_avx2_bytes(function, own, high, low) for own in codes]
+    return [_generic(function, own, high, low) for own in codes]
 
 
-def _vnni(function: Function, total: Value, codes: Value, activations: Value) -> Value:
+def _vnni(
+    function: Function,
+    codes: Sequence[Sequence[Value]],
+    high: Sequence[Value],
+    low: Sequence[Value],
+) -> list[Value]:
+    """Sum high and low bytes of some rows in turns: a sum alone would wait for itself."""
     multiply = function.intrinsic("llvm.x86.avx512.vpdpbusd.512", _SUMS, [_SUMS] * 3)
-    words = [function.build.bitcast(value, _SUMS) for value in (codes, activations)]
-    return function.build.call(multiply, [total, *words])
+    build, nothing = function.build, fill(I32, LANES, 0)
+    sums = [[nothing, nothing] for _ in codes]
+    for number, bytes_ in enumerate(zip(high, low, strict=True)):
+        activations = [build.bitcast(value, _SUMS) for value in bytes_]
+        for own, total in zip(codes, sums, strict=True):
+            words = build.bitcast(own[number], _SUMS)
+            for half in (0, 1):
+                arguments = [total[half], words, activations[half]]
+                total[half] = build.call(multiply, arguments)
+    return [build.add(build.shl(above, fill(I32, LANES, 8)), below) for above, below in sums]
 
 
 def _avx2(
@@ -83,6 +97,13 @@ def _avx2(
     return function.join(*halves)
 
 
+def _avx2_bytes(
+    function: Function, codes: Sequence[Value], high: Sequence[Value], low: Sequence[Value]
+) -> Value:
+    above, below = (_avx2(function, half, high, low) for half in _nibbles(function, codes))
+    return function.build.add(function.build.shl(above, fill(I32, LANES, 4)), below)
+
+
 def _nibbles(function: Function, codes: Sequence[Value]) -> tuple[list[Value], list[Value]]:
     """Return the upper and the lower four bits of codes."""
     build, mask = function.build, fill(I32, LANES, 0x0F0F0F0F)
@@ -93,10 +114,19 @@ def _nibbles(function: Function, codes: Sequence[Value]) -> tuple[list[Value], l
     return [build.bitcast(v, kind) for v in upper], [build.bitcast(v, kind) for v in lower]
 
 
-def _generic(function: Function, total: Value, codes: Value, activations: Value) -> Value:
-    build, words = function.build, vector(I16, WIDTH)
-    products = build.mul(build.zext(codes, words), build.sext(activations, words))  # 255 * 128 fits
-    for neighbour in range(4):
-        lanes = [4 * lane + neighbour for lane in range(LANES)]
-        total = build.add(total, build.sext(function.pick(products, lanes), _SUMS))
+def _generic(
+    function: Function, codes: Sequence[Value], high: Sequence[Value], low: Sequence[Value]
+) -> Value:
+    build = function.build
+    above, below = (_products(function, codes, values) for values in (high, low))
+    return build.add(build.shl(above, fill(I32, LANES, 8)), below)
+
+
+def _products(function: Function, codes: Sequence[Value], values: Sequence[Value]) -> Value:
+    build, words, total = function.build, vector(I16, WIDTH), fill(I32, LANES, 0)
+    for own, activations in zip(codes, values, strict=True):
+        products = build.mul(build.zext(own, words), build.sext(activations, words))  # they fit
+        for neighbour in range(4):
+            lanes = [4 * lane + neighbour for lane in range(LANES)]
+            total = build.add(total, build.sext(function.pick(products, lanes), _SUMS))
     return total

@@ -5,11 +5,12 @@ codes and activations are exact integers (`dot`, `activations`).
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from llvmlite import ir
 
 from mixoff.kernels.codes import Codes, Scales, existing_row
-from mixoff.kernels.dot import LANES, WIDTH, dot, largest_code
+from mixoff.kernels.dot import LANES, WIDTH, dots, largest_code
 from mixoff.kernels.ir import F32, I8, I32, Function, Value, fill, vector
 from mixoff.kernels.layout import Form
 
@@ -58,7 +59,7 @@ class _Multiply:
         done: Value | int = 0
         for wide in sorted({LANES * unit, LANES * self._form.lane, WIDTH}, reverse=True):
             whole = f.mul(f.div(f["columns"], wide), wide)
-            f.loop(done, whole, wide, lambda k, units=wide // unit: self._step(k, units))
+            f.loop(done, whole, wide, partial(self._step, units=wide // unit))
             done = whole
         rest = f.build.sub(f["columns"], done)
         if unit < WIDTH:  # groups of 64 and more leave no rest
@@ -113,9 +114,13 @@ class _Multiply:
         parts = [self._codes.planes(f.add(k, n * WIDTH)) for n in range(vectors)]
         planes = [self._by_lane(plane) for plane in zip(*parts, strict=True)]
         codes = [self._codes.fields(own) for own in zip(*planes, strict=True)]  # [vectors][rows]
-        high, low = self._activations(k, vectors)
-        for own, factor, place in zip(zip(*codes, strict=True), factors, self._sums, strict=True):
-            product = dot(f, self._isa, own, high, low)
+        self._add(factors, list(zip(*codes, strict=True)), k)
+
+    def _add(self, factors: list[Value], codes: list[Sequence[Value]], k: Value) -> None:
+        """Add each row's factors times the products of its codes."""
+        f = self._f
+        products = dots(f, self._isa, codes, *self._activations(k, len(codes[0])))
+        for product, factor, place in zip(products, factors, self._sums, strict=True):
             product = f.build.sitofp(product, vector(F32, LANES))
             f.build.store(f.fma(factor, product, f.build.load(place)), place)
 
@@ -146,15 +151,9 @@ class _Multiply:
 
     def _vector(self, k: Value, factors: list[Value], rest: Value | None) -> None:
         """Add the products of one vector, whose codes lie as they are packed."""
-        f = self._f
         lanes = [4 * lane // self._form.unit for lane in range(LANES)]
-        high, low = self._activations(k, 1)
         codes = self._codes.read(k, rest)
-        for own, factor, place in zip(codes, factors, self._sums, strict=True):
-            product = dot(f, self._isa, [own], high, low)
-            product = f.build.sitofp(product, vector(F32, LANES))
-            total = f.fma(f.pick(factor, lanes), product, f.build.load(place))
-            f.build.store(total, place)
+        self._add([self._f.pick(factor, lanes) for factor in factors], [[own] for own in codes], k)
 
     def _activations(self, k: Value, vectors: int) -> tuple[list[Value], list[Value]]:
         f, bytes_ = self._f, vector(I8, WIDTH)
