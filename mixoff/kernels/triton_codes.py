@@ -1,0 +1,124 @@
+"""What Triton's kernels read from packed rows: codes, scales and activations, in float32.
+
+Eight columns of a packed row are read as one int64 and four as one int32: rows of packed weights
+always have a multiple of eight bytes, so a thread reads whole words, and neighbours read
+neighbouring words. Numbers of 16 bits are taken out of words by shifts, bfloat16 included, since
+GPUs of compute capability 7 have no instructions for it.
+
+Tiles have the shape [tokens, blocks, packed rows, words] or the last three of these, and threads
+lie along the words: a thread has all blocks of its bytes, and places of bits are constants to it.
+"""
+
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
+# mypy: disallow-untyped-calls=False
+
+import triton
+import triton.language as tl
+
+from mixoff.kernels.layout import GROUPS_PER_PAIR
+
+_PER_PAIR = tl.constexpr(GROUPS_PER_PAIR)
+
+
+@triton.jit
+def code_places(block, NBITS: tl.constexpr):
+    """Return where in its byte a block's code begins; of three bits, the low two."""
+    if NBITS == 3:
+        place = 6 - 2 * (block // 2)
+    else:
+        place = 8 - NBITS * (block + 1)
+    return place
+
+
+@triton.jit
+def power_of_two(exponent):
+    """Return 2**exponent in float32, of an int32 tile."""
+    return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def codes_in_place(even, odd, high, block, COLUMN: tl.constexpr, NBITS: tl.constexpr):
+    """Return code * 2**(place + 8 * (COLUMN % 2)) in float32, of one of a word's columns.
+
+    Bits stay where they lie and become the lowest bits of a float from 2**23 on: that is exact,
+    and takes no conversion.
+
+    Parameters
+    ----------
+    even, odd, high
+        Words of packed rows: of three bits, the low bits' of even and of odd blocks, and the high
+        bits'; else `even` alone is read.
+    block
+        Numbers of the blocks.
+    COLUMN
+        Which byte of the word, 0 the lowest.
+    """
+    shift = code_places(block, NBITS) + 8 * (COLUMN % 2)
+    start: tl.constexpr = 16 * (COLUMN // 2)
+    low = (even >> start).to(tl.int32)
+    if NBITS == 3:
+        low = tl.where(block % 2 == 0, low, (odd >> start).to(tl.int32))
+        top = (high >> start).to(tl.int32)
+        top = tl.where(block % 2 == 0, top << 1, top << 2)  # so that it follows the low bits
+        ones = tl.full([1], 1, tl.int32)
+        bits = (low & ((3 * ones) << shift)) | (top & ((4 * ones) << shift))
+    else:
+        ones = tl.full([1], 2**NBITS - 1, tl.int32)
+        bits = low & (ones << shift)
+    return (bits | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
+
+
+@triton.jit
+def load_codes(codes, row, packed_rows, words, word, inside, NBITS: tl.constexpr):
+    """Return the words `even`, `odd` and `high` of some packed rows; 0 where not `inside`."""
+    start = codes + row.to(tl.int64) * words
+    even = tl.load(start + word, mask=inside, other=0)
+    odd = even
+    high = even
+    if NBITS == 3:
+        plane = packed_rows.to(tl.int64) * words
+        odd = tl.load(start + plane + word, mask=inside, other=0)
+        high = tl.load(start + 2 * plane + word, mask=inside, other=0)
+    return even, odd, high
+
+
+@triton.jit
+def load_scales(scale, zero, pairs, row, group, groups, inside, BYTES: tl.constexpr):
+    """Return scales and zeros in float32; 0 where not `inside`. A pair is one int64."""
+    row = row.to(tl.int64)
+    at = row * groups + group
+    s = tl.load(scale + at, mask=inside, other=0).to(tl.float32)
+    z = tl.load(zero + at, mask=inside, other=0).to(tl.float32)
+    if BYTES:
+        at = (row * ((groups + _PER_PAIR - 1) // _PER_PAIR) + group // _PER_PAIR) * 2
+        own = tl.load(pairs + at, mask=inside, other=0)
+        s = s * float_in_word(own, 0, "float32") + float_in_word(own, 1, "float32")
+        own = tl.load(pairs + at + 1, mask=inside, other=0)
+        z = z * float_in_word(own, 0, "float32") + float_in_word(own, 1, "float32")
+    return s, z
+
+
+@triton.jit
+def float_in_word(word, NUMBER: tl.constexpr, KIND: tl.constexpr):
+    """Return a number of an int64 as float32: one of two float32, or of four of 16 bits."""
+    if KIND == "float32":
+        value = (word >> (32 * NUMBER)).to(tl.int32).to(tl.float32, bitcast=True)
+    elif KIND == "bfloat16":
+        value = ((word >> (16 * NUMBER)).to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    else:
+        value = (word >> (16 * NUMBER)).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    return value
+
+
+@triton.jit
+def stored_bits(value, KIND: tl.constexpr):
+    """Return a float32's bits as they are stored, int32: bfloat16 is rounded to nearest even."""
+    if KIND == "float32":
+        bits = value.to(tl.int32, bitcast=True)
+    elif KIND == "bfloat16":
+        bits = value.to(tl.int32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        bits = tl.where(value == value, rounded, 0x7FC0) & 0xFFFF
+    else:
+        bits = value.to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+    return bits
