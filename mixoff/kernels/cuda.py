@@ -5,11 +5,14 @@ device. Sizes of tiles depend on forms and shapes alone: nothing is tuned while 
 result is the same in every run.
 """
 
+from contextlib import AbstractContextManager
+from subprocess import SubprocessError
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
+from triton.errors import TritonError
 
 from mixoff.kernels.layout import Form, Packed
 from mixoff.kernels.triton_expand import expand_kernel
@@ -30,6 +33,21 @@ def interpreted() -> bool:
     return not isinstance(multiply_kernel, triton.JITFunction)
 
 
+def failure(device: torch.device) -> str | None:
+    """Return what goes wrong with a small product on a device; None if it is right.
+
+    A compiler may be missing, or the driver too old: that shows when a kernel first runs.
+    """
+    ones = torch.ones(8, 8, dtype=torch.uint8, device=device)
+    scale, x = ones[:, :1].half(), ones.float()
+    try:
+        y = multiply(Packed(Form(8, 8, False), 8, 8, 3 * ones, scale, scale, None), x)
+        right = bool((y == 8 * (3 - 1)).all())
+    except (TritonError, SubprocessError, OSError, RuntimeError) as error:
+        return " ".join(str(error).split()) or type(error).__name__
+    return None if right else "a product came out wrong"
+
+
 def multiply(matrix: Packed, x: Tensor) -> Tensor:
     """Return x W^T in x's type straight from packed weights, [T, K] -> [T, N].
 
@@ -38,13 +56,15 @@ def multiply(matrix: Packed, x: Tensor) -> Tensor:
     tokens, columns = x.shape
     form, words = matrix.form, columns // 8
     out = torch.empty(tokens, matrix.rows, dtype=x.dtype, device=x.device)
+    if not out.numel():
+        return out
     per_chunk = 1 if form.group_size < 16 else 2
     warps = min(4, max(1, words // per_chunk // _WARP))
     warps = 1 << (warps.bit_length() - 1)
     height = _height(form, matrix.packed_rows)
     at_once = min(_TOKENS, triton.next_power_of_2(tokens))
     grid = (-(-matrix.packed_rows // height) * -(-tokens // at_once),)
-    with torch.cuda.device_of(x):
+    with _made_current(x):
         multiply_kernel[grid](
             _words(matrix.codes, torch.int64),
             matrix.scale,
@@ -63,6 +83,7 @@ def multiply(matrix: Packed, x: Tensor) -> Tensor:
             HEIGHT=height,
             CHUNKS=_WARP * warps,
             num_warps=warps,
+            enable_fp_fusion=True,
         )
     return out
 
@@ -100,7 +121,7 @@ def _expand(matrix: Packed, out: Tensor, first: int, count: int) -> None:
     height = _ROWS // form.blocks
     warps = 4 if words >= 4 * _WARP else 1
     grid = (-(-count // height) * -(-words // (_WARP * warps)),)
-    with torch.cuda.device_of(out):
+    with _made_current(out):
         expand_kernel[grid](
             _words(matrix.codes, torch.int32),
             matrix.scale,
@@ -119,6 +140,12 @@ def _expand(matrix: Packed, out: Tensor, first: int, count: int) -> None:
             num_warps=warps,
             enable_fp_fusion=False,
         )
+
+
+def _made_current(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Make a tensor's device the current one, where kernels are launched; does nothing on a CPU."""
+    current: AbstractContextManager[Any] = torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
+    return current
 
 
 def _height(form: Form, packed_rows: int) -> int:

@@ -9,9 +9,6 @@ Tiles have the shape [tokens, blocks, packed rows, words] or the last three of t
 lie along the words: a thread has all blocks of its bytes, and places of bits are constants to it.
 """
 
-# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
-# mypy: disallow-untyped-calls=False
-
 import triton
 import triton.language as tl
 
@@ -23,11 +20,7 @@ _PER_PAIR = tl.constexpr(GROUPS_PER_PAIR)
 @triton.jit
 def code_places(block, NBITS: tl.constexpr):
     """Return where in its byte a block's code begins; of three bits, the low two."""
-    if NBITS == 3:
-        place = 6 - 2 * (block // 2)
-    else:
-        place = 8 - NBITS * (block + 1)
-    return place
+    return 6 - 2 * (block // 2) if NBITS == 3 else 8 - NBITS * (block + 1)
 
 
 @triton.jit
@@ -37,7 +30,7 @@ def power_of_two(exponent):
 
 
 @triton.jit
-def codes_in_place(even, odd, high, block, COLUMN: tl.constexpr, NBITS: tl.constexpr):
+def codes_in_place(even, odd, high, block, place, COLUMN: tl.constexpr, NBITS: tl.constexpr):
     """Return code * 2**(place + 8 * (COLUMN % 2)) in float32, of one of a word's columns.
 
     Bits stay where they lie and become the lowest bits of a float from 2**23 on: that is exact,
@@ -48,12 +41,12 @@ def codes_in_place(even, odd, high, block, COLUMN: tl.constexpr, NBITS: tl.const
     even, odd, high
         Words of packed rows: of three bits, the low bits' of even and of odd blocks, and the high
         bits'; else `even` alone is read.
-    block
-        Numbers of the blocks.
+    block, place
+        Numbers of the blocks, and their `code_places`.
     COLUMN
         Which byte of the word, 0 the lowest.
     """
-    shift = code_places(block, NBITS) + 8 * (COLUMN % 2)
+    shift = place + 8 * (COLUMN % 2)
     start: tl.constexpr = 16 * (COLUMN // 2)
     low = (even >> start).to(tl.int32)
     if NBITS == 3:

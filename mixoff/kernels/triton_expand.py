@@ -1,8 +1,5 @@
 """W = (W_q - zero) * scale in float32, float16 or bfloat16: Triton's kernel for many tokens."""
 
-# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
-# mypy: disallow-untyped-calls=False
-
 import triton
 import triton.language as tl
 
@@ -16,9 +13,7 @@ from mixoff.kernels.triton_codes import (
 )
 
 
-@triton.jit(
-    do_not_specialize=["first", "count", "packed_rows", "rows", "words", "groups"],
-)
+@triton.jit(do_not_specialize=["first", "count", "packed_rows", "rows", "words", "groups"])
 def expand_kernel(
     codes,
     scale,
@@ -58,6 +53,7 @@ def expand_kernel(
     """
     wide = tl.cdiv(words, WORDS)
     block = tl.arange(0, BLOCKS)[:, None, None]
+    place = code_places(block, NBITS)
     own = (tl.program_id(0) // wide) * HEIGHT + tl.arange(0, HEIGHT)[None, :, None]
     word = (tl.program_id(0) % wide) * WORDS + tl.arange(0, WORDS)[None, None, :]
     inside = (own < count) & (word < words)
@@ -69,8 +65,8 @@ def expand_kernel(
     at = out + ((block.to(tl.int64) * count + own) * words + word) * (4 // numbers)
     packed = tl.zeros([BLOCKS, HEIGHT, WORDS], tl.int64)
     for column in tl.static_range(4):
-        code = codes_in_place(even, odd, high, block, column, NBITS)
-        code *= power_of_two(-code_places(block, NBITS) - 8 * (column % 2))
+        code = codes_in_place(even, odd, high, block, place, column, NBITS)
+        code *= power_of_two(-place - 8 * (column % 2))
         bits = stored_bits((code - z) * s, KIND).to(tl.uint32, bitcast=True).to(tl.int64)
         packed |= bits << ((64 // numbers) * (column % numbers))
         if column % numbers == numbers - 1:

@@ -6,9 +6,6 @@ their columns, a chunk a thread, and adds its threads' sums up at the end, in an
 on the shape alone: results are the same in every run.
 """
 
-# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
-# mypy: disallow-untyped-calls=False
-
 import triton
 import triton.language as tl
 
@@ -74,7 +71,8 @@ def multiply_kernel(
     r = (first_row + tl.arange(0, HEIGHT))[None, None, :, None]
     lane = tl.arange(0, CHUNKS)[None, None, None, :]
     n = block * packed_rows + r
-    fraction = power_of_two(-code_places(block, NBITS))
+    place = code_places(block, NBITS)
+    fraction = power_of_two(-place)
     chunks = words // WORDS
     numbers: tl.constexpr = 2 if KIND == "float32" else 4  # of activations in an int64
     y = tl.zeros([TOKENS, BLOCKS, HEIGHT, CHUNKS], tl.float32)
@@ -100,7 +98,7 @@ def multiply_kernel(
                 total += value
                 if column % 2 == 1:
                     value *= 0.00390625  # 2**-8: the code is that much too large
-                dot += codes_in_place(even, odd, high, block, column, NBITS) * value
+                dot += codes_in_place(even, odd, high, block, place, column, NBITS) * value
         y += (s * fraction) * dot - (s * z) * total
     y = tl.sum(y, axis=3)  # [TOKENS, BLOCKS, HEIGHT]
     t = (first_token + tl.arange(0, TOKENS))[:, None, None]
