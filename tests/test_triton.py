@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mixoff import OffloadConfig, build_model, demo_path
 from mixoff.errors import ConfigError
 from mixoff.kernels import TorchKernels, kernels_named
 from mixoff.kernels.choice import PackedKernels, as_packed
@@ -108,6 +109,7 @@ def test_many_tokens_are_multiplied_by_rows_that_are_dequantized_some_at_a_time(
     assert torch.allclose(y, x @ matrix.dequantize().T, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of the interpreter's numpy
 def test_what_is_no_number_stays_none_in_bfloat16():
     matrix = random_matrix(HQQ(8, 8), 8, 8)
     x = random_inputs(2, 8, torch.bfloat16)
@@ -121,6 +123,68 @@ def test_inputs_that_start_anywhere_are_read_where_they_are():
     matrix = random_matrix(HQQ(4, 16), 8, 32)
     x = random_inputs(1, 66, torch.float16)[:, 1:33]
     assert is_right(cuda.multiply(as_packed(matrix), x), x, matrix)
+
+
+# ---- what only a GPU shows
+
+MIXTRAL = [(14336, 4096), (4096, 14336), (1024, 4096)]  # gate or up, down, keys or values
+
+
+@pytest.mark.cuda
+@needs_gpu
+@pytest.mark.parametrize("scheme", [HQQ(2, 16, 8), HQQ(3, 64), HQQ(4, 64), HQQ(8, 128)], ids=str)
+@pytest.mark.parametrize("shape", MIXTRAL, ids=str)
+def test_at_real_widths_values_are_right_and_the_same_each_time(scheme, shape):
+    matrix = random_matrix(scheme, *shape)
+    for tokens, dtype in zip((1, 3, 16), KINDS, strict=True):
+        x = random_inputs(tokens, shape[1], dtype)
+        y = cuda.multiply(as_packed(matrix), x)
+        assert is_right(y, x, matrix)
+        assert torch.equal(cuda.multiply(as_packed(matrix), x), y)
+        assert torch.equal(cuda.dequantize(as_packed(matrix), dtype), matrix.dequantize(dtype))
+    many = random_inputs(100, shape[1], torch.float16)
+    y = cuda.multiply_dequantized(as_packed(matrix), many)
+    expected = torch.nn.functional.linear(many, matrix.dequantize(torch.float16))
+    assert torch.allclose(y, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max()))
+
+
+@pytest.mark.cuda
+@needs_gpu
+@pytest.mark.parametrize("tokens", [2, 40])
+def test_work_on_two_streams_keeps_to_its_own(tokens):
+    matrices = [random_matrix(HQQ(nbits, 16, 8), 2048, 2048, nbits) for nbits in (2, 4)]
+    kernels = kernels_named("triton", "cuda")
+    inputs = [random_inputs(tokens, 2048, torch.float16, seed) for seed in range(2)]
+    alone = [kernels.matmul(*pair) for pair in zip(matrices, inputs, strict=True)]
+    streams = [torch.cuda.Stream() for _ in matrices]
+    torch.cuda.synchronize()
+    found = []
+    for _ in range(20):
+        for stream, matrix, x in zip(streams, matrices, inputs, strict=True):
+            with torch.cuda.stream(stream):
+                found.append(kernels.matmul(matrix, x.clone()))  # made on that stream
+    torch.cuda.synchronize()
+    for number, y in enumerate(found):
+        assert torch.equal(y, alone[number % 2])
+
+
+@pytest.mark.cuda
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_demo_model_answers_as_with_torch(dtype):
+    offload = OffloadConfig(offload_per_layer=4)
+    ids = torch.arange(3, 40, device="cuda")[None]
+    logits = {}
+    for name in ("torch", "triton"):
+        model, cache = build_model(demo_path(), offload, device="cuda", dtype=dtype, kernels=name)
+        with torch.inference_mode():
+            at_once = model(ids).logits  # many tokens for some experts, few for others
+            last = model(ids[:, :1]).logits  # one token
+        logits[name] = torch.cat([at_once, last], dim=1).float()
+        cache.close()
+    spread = logits["torch"].std()
+    tolerance = {torch.float32: 1e-3, torch.float16: 0.1}[dtype]
+    assert (logits["triton"] - logits["torch"]).abs().max() < tolerance * spread
 
 
 # ---- who multiplies

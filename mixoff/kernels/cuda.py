@@ -173,8 +173,9 @@ def _pairs(matrix: Packed) -> Tensor:
 
 
 def _words(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a tensor's bytes as words, copied if they don't start on a word."""
-    tensor = tensor.contiguous()
-    if tensor.data_ptr() % dtype.itemsize or tensor.storage_offset() % dtype.itemsize:
-        tensor = tensor.clone()
-    return tensor.view(dtype)
+    """Return a tensor's bytes as words [n], copied if they don't start on a word."""
+    flat = tensor.reshape(-1)
+    bytes_before = flat.storage_offset() * flat.itemsize
+    if flat.data_ptr() % dtype.itemsize or bytes_before % dtype.itemsize:
+        flat = flat.clone()
+    return flat.view(dtype)
