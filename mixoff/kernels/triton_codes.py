@@ -5,8 +5,9 @@ always have a multiple of eight bytes, so a thread reads whole words, and neighb
 neighbouring words. Numbers of 16 bits are taken out of words by shifts, bfloat16 included, since
 GPUs of compute capability 7 have no instructions for it.
 
-Tiles have the shape [tokens, blocks, packed rows, words] or the last three of these, and threads
-lie along the words: a thread has all blocks of its bytes, and places of bits are constants to it.
+Tiles have the shape [tokens, blocks, packed rows, words], and threads lie along the words: a thread
+has all blocks of its bytes, and places of bits are constants to it. Rows are loaded one by one,
+since Triton up to 3.6 spreads threads over the rows of a tile whose neighbours share a scale.
 """
 
 import triton
@@ -62,31 +63,77 @@ def codes_in_place(even, odd, high, block, place, COLUMN: tl.constexpr, NBITS: t
 
 
 @triton.jit
-def load_codes(codes, row, packed_rows, words, word, inside, NBITS: tl.constexpr):
-    """Return the words `even`, `odd` and `high` of some packed rows; 0 where not `inside`."""
-    start = codes + row.to(tl.int64) * words
-    even = tl.load(start + word, mask=inside, other=0)
+def load_rows(base, first, end, length, at, COUNT: tl.constexpr, AXIS: tl.constexpr):
+    """Return what rows `first` and on have `at` some places, COUNT of them along an axis.
+
+    It is 0 past a row's `length`, and in rows from `end` on.
+    """
+    places = tl.arange(0, COUNT)
+    place = places[:, None, None, None] if AXIS == 0 else places[None, None, :, None]
+    for own in tl.static_range(COUNT):
+        row = first + own
+        start = base + row.to(tl.int64) * length
+        there = at < tl.where(row < end, length, 0)
+        loaded = tl.load(start + at, mask=there, other=0)  # [1, 1, 1, words]
+        found = loaded if own == 0 else tl.where(place == own, loaded, found)  # noqa: F821
+    return found
+
+
+@triton.jit
+def load_codes(codes, first, packed_rows, words, word, NBITS: tl.constexpr, HEIGHT: tl.constexpr):
+    """Return the words `even`, `odd` and `high` of HEIGHT packed rows."""
+    even = load_rows(codes, first, packed_rows, words, word, HEIGHT, 2)
     odd = even
     high = even
     if NBITS == 3:
         plane = packed_rows.to(tl.int64) * words
-        odd = tl.load(start + plane + word, mask=inside, other=0)
-        high = tl.load(start + 2 * plane + word, mask=inside, other=0)
+        odd = load_rows(codes + plane, first, packed_rows, words, word, HEIGHT, 2)
+        high = load_rows(codes + 2 * plane, first, packed_rows, words, word, HEIGHT, 2)
     return even, odd, high
 
 
 @triton.jit
-def load_scales(scale, zero, pairs, row, group, groups, inside, BYTES: tl.constexpr):
-    """Return scales and zeros in float32; 0 where not `inside`. A pair is one int64."""
+def load_scales(
+    scale,
+    zero,
+    pairs,
+    first,
+    packed_rows,
+    rows,
+    group,
+    groups,
+    BYTES: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    HEIGHT: tl.constexpr,
+):
+    """Return scales and zeros of the rows of HEIGHT packed rows, in float32; else 0."""
+    block = tl.arange(0, BLOCKS)[None, :, None, None]
+    height = tl.arange(0, HEIGHT)[None, None, :, None]
+    for b in tl.static_range(BLOCKS):
+        for h in tl.static_range(HEIGHT):
+            row = b * packed_rows + first + h
+            exists = (first + h < packed_rows) & (row < rows)
+            there = group < tl.where(exists, groups, 0)
+            own_s, own_z = load_scale(scale, zero, pairs, row, group, groups, there, BYTES)
+            here = (block == b) & (height == h)
+            s = own_s if b + h == 0 else tl.where(here, own_s, s)  # noqa: F821
+            z = own_z if b + h == 0 else tl.where(here, own_z, z)  # noqa: F821
+    return s, z
+
+
+@triton.jit
+def load_scale(scale, zero, pairs, row, group, groups, inside, BYTES: tl.constexpr):
+    """Return some scales and zeros of a row, in float32. A pair is one int64."""
     row = row.to(tl.int64)
-    at = row * groups + group
-    s = tl.load(scale + at, mask=inside, other=0).to(tl.float32)
-    z = tl.load(zero + at, mask=inside, other=0).to(tl.float32)
+    start = row * groups
+    s = tl.load(scale + start + group, mask=inside, other=0).to(tl.float32)
+    z = tl.load(zero + start + group, mask=inside, other=0).to(tl.float32)
     if BYTES:
-        at = (row * ((groups + _PER_PAIR - 1) // _PER_PAIR) + group // _PER_PAIR) * 2
-        own = tl.load(pairs + at, mask=inside, other=0)
+        start = pairs + row * ((groups + _PER_PAIR - 1) // _PER_PAIR) * 2
+        pair = (group // _PER_PAIR) * 2
+        own = tl.load(start + pair, mask=inside, other=0)
         s = s * float_in_word(own, 0, "float32") + float_in_word(own, 1, "float32")
-        own = tl.load(pairs + at + 1, mask=inside, other=0)
+        own = tl.load(start + pair + 1, mask=inside, other=0)
         z = z * float_in_word(own, 0, "float32") + float_in_word(own, 1, "float32")
     return s, z
 

@@ -52,18 +52,21 @@ def expand_kernel(
         Packed rows and their words that a program has: a word a thread.
     """
     wide = tl.cdiv(words, WORDS)
-    block = tl.arange(0, BLOCKS)[:, None, None]
+    block = tl.arange(0, BLOCKS)[None, :, None, None]
     place = code_places(block, NBITS)
-    own = (tl.program_id(0) // wide) * HEIGHT + tl.arange(0, HEIGHT)[None, :, None]
-    word = (tl.program_id(0) % wide) * WORDS + tl.arange(0, WORDS)[None, None, :]
-    inside = (own < count) & (word < words)
-    r = first + own
-    n = block * packed_rows + r
-    even, odd, high = load_codes(codes, r, packed_rows, words, word, inside, NBITS)
-    s, z = load_scales(scale, zero, pairs, n, word * 4 // GROUP, groups, inside & (n < rows), BYTES)
+    first_row = (tl.program_id(0) // wide) * HEIGHT
+    own = first_row + tl.arange(0, HEIGHT)[None, None, :, None]
+    word = (tl.program_id(0) % wide) * WORDS + tl.arange(0, WORDS)[None, None, None, :]
+    r = first + first_row
+    even, odd, high = load_codes(codes, r, packed_rows, words, word, NBITS, HEIGHT)
+    group = word * 4 // GROUP
+    s, z = load_scales(
+        scale, zero, pairs, r, packed_rows, rows, group, groups, BYTES, BLOCKS, HEIGHT
+    )
     numbers: tl.constexpr = 2 if KIND == "float32" else 4  # in an int64 of out
     at = out + ((block.to(tl.int64) * count + own) * words + word) * (4 // numbers)
-    packed = tl.zeros([BLOCKS, HEIGHT, WORDS], tl.int64)
+    inside = (word < words) & (own < count)
+    packed = tl.zeros([1, BLOCKS, HEIGHT, WORDS], tl.int64)
     for column in tl.static_range(4):
         code = codes_in_place(even, odd, high, block, place, column, NBITS)
         code *= power_of_two(-place - 8 * (column % 2))
@@ -71,4 +74,4 @@ def expand_kernel(
         packed |= bits << ((64 // numbers) * (column % numbers))
         if column % numbers == numbers - 1:
             tl.store(at + column // numbers, packed, mask=inside)
-            packed = tl.zeros([BLOCKS, HEIGHT, WORDS], tl.int64)
+            packed = tl.zeros([1, BLOCKS, HEIGHT, WORDS], tl.int64)

@@ -14,6 +14,7 @@ from mixoff.kernels.triton_codes import (
     codes_in_place,
     float_in_word,
     load_codes,
+    load_rows,
     load_scales,
     power_of_two,
     stored_bits,
@@ -66,11 +67,8 @@ def multiply_kernel(
     parts = tl.cdiv(tokens, TOKENS)
     first_token = (tl.program_id(0) % parts) * TOKENS
     first_row = (tl.program_id(0) // parts) * HEIGHT
-    t = (first_token + tl.arange(0, TOKENS))[:, None, None, None]
     block = tl.arange(0, BLOCKS)[None, :, None, None]
-    r = (first_row + tl.arange(0, HEIGHT))[None, None, :, None]
     lane = tl.arange(0, CHUNKS)[None, None, None, :]
-    n = block * packed_rows + r
     place = code_places(block, NBITS)
     fraction = power_of_two(-place)
     chunks = words // WORDS
@@ -78,22 +76,30 @@ def multiply_kernel(
     y = tl.zeros([TOKENS, BLOCKS, HEIGHT, CHUNKS], tl.float32)
     for first in range(0, chunks, CHUNKS):
         c = first + lane
-        inside = c < chunks
-        here = inside & (r < packed_rows)
+        group = c * (8 * WORDS) // GROUP
         s, z = load_scales(
-            scale, zero, pairs, n, c * (8 * WORDS) // GROUP, groups, here & (n < rows), BYTES
+            scale,
+            zero,
+            pairs,
+            first_row,
+            packed_rows,
+            rows,
+            group,
+            groups,
+            BYTES,
+            BLOCKS,
+            HEIGHT,
         )
         dot = tl.zeros([TOKENS, BLOCKS, HEIGHT, CHUNKS], tl.float32)
         total = tl.zeros([TOKENS, 1, 1, CHUNKS], tl.float32)
         for number in tl.static_range(WORDS):
             word = c * WORDS + number
-            even, odd, high = load_codes(codes, r, packed_rows, words, word, here, NBITS)
-            start = (t.to(tl.int64) * words + word) * (8 // numbers)
+            even, odd, high = load_codes(codes, first_row, packed_rows, words, word, NBITS, HEIGHT)
             for column in tl.static_range(8):
                 if column % numbers == 0:
-                    some = tl.load(
-                        x + start + column // numbers, mask=inside & (t < tokens), other=0
-                    )
+                    at = word * (8 // numbers) + column // numbers
+                    length = words * (8 // numbers)
+                    some = load_rows(x, first_token, tokens, length, at, TOKENS, 0)
                 value = float_in_word(some, column % numbers, KIND)
                 total += value
                 if column % 2 == 1:
