@@ -66,15 +66,15 @@ def codes_in_place(even, odd, high, block, place, COLUMN: tl.constexpr, NBITS: t
 def load_rows(base, first, end, length, at, COUNT: tl.constexpr, AXIS: tl.constexpr):
     """Return what rows `first` and on have `at` some places, COUNT of them along an axis.
 
-    It is 0 past a row's `length`, and in rows from `end` on.
+    It is 0 past a row's `length`. Rows from `end` on are read as the last one: that saves masks,
+    and their results aren't kept.
     """
     places = tl.arange(0, COUNT)
     place = places[:, None, None, None] if AXIS == 0 else places[None, None, :, None]
     for own in tl.static_range(COUNT):
-        row = first + own
+        row = tl.minimum(first + own, end - 1)
         start = base + row.to(tl.int64) * length
-        there = at < tl.where(row < end, length, 0)
-        loaded = tl.load(start + at, mask=there, other=0)  # [1, 1, 1, words]
+        loaded = tl.load(start + at, mask=at < length, other=0)  # [1, 1, 1, words]
         found = loaded if own == 0 else tl.where(place == own, loaded, found)  # noqa: F821
     return found
 
@@ -106,15 +106,13 @@ def load_scales(
     BLOCKS: tl.constexpr,
     HEIGHT: tl.constexpr,
 ):
-    """Return scales and zeros of the rows of HEIGHT packed rows, in float32; else 0."""
+    """Return scales and zeros of the rows of HEIGHT packed rows, in float32."""
     block = tl.arange(0, BLOCKS)[None, :, None, None]
     height = tl.arange(0, HEIGHT)[None, None, :, None]
     for b in tl.static_range(BLOCKS):
         for h in tl.static_range(HEIGHT):
-            row = b * packed_rows + first + h
-            exists = (first + h < packed_rows) & (row < rows)
-            there = group < tl.where(exists, groups, 0)
-            own_s, own_z = load_scale(scale, zero, pairs, row, group, groups, there, BYTES)
+            row = tl.minimum(b * packed_rows + first + h, rows - 1)
+            own_s, own_z = load_scale(scale, zero, pairs, row, group, groups, BYTES)
             here = (block == b) & (height == h)
             s = own_s if b + h == 0 else tl.where(here, own_s, s)  # noqa: F821
             z = own_z if b + h == 0 else tl.where(here, own_z, z)  # noqa: F821
@@ -122,8 +120,9 @@ def load_scales(
 
 
 @triton.jit
-def load_scale(scale, zero, pairs, row, group, groups, inside, BYTES: tl.constexpr):
+def load_scale(scale, zero, pairs, row, group, groups, BYTES: tl.constexpr):
     """Return some scales and zeros of a row, in float32. A pair is one int64."""
+    inside = group < groups
     row = row.to(tl.int64)
     start = row * groups
     s = tl.load(scale + start + group, mask=inside, other=0).to(tl.float32)
