@@ -75,7 +75,7 @@ def load_rows(base, first, end, length, at, COUNT: tl.constexpr, AXIS: tl.conste
         row = tl.minimum(first + own, end - 1)
         start = base + row.to(tl.int64) * length
         loaded = tl.load(start + at, mask=at < length, other=0)  # [1, 1, 1, words]
-        found = loaded if own == 0 else tl.where(place == own, loaded, found)  # noqa: F821
+        found = loaded if own == 0 else tl.where(place == own, loaded, found)
     return found
 
 
@@ -114,8 +114,8 @@ def load_scales(
             row = tl.minimum(b * packed_rows + first + h, rows - 1)
             own_s, own_z = load_scale(scale, zero, pairs, row, group, groups, BYTES)
             here = (block == b) & (height == h)
-            s = own_s if b + h == 0 else tl.where(here, own_s, s)  # noqa: F821
-            z = own_z if b + h == 0 else tl.where(here, own_z, z)  # noqa: F821
+            s = own_s if b + h == 0 else tl.where(here, own_s, s)
+            z = own_z if b + h == 0 else tl.where(here, own_z, z)
     return s, z
 
 
