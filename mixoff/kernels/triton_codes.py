@@ -71,11 +71,12 @@ def load_rows(base, first, end, length, at, COUNT: tl.constexpr, AXIS: tl.conste
     """
     places = tl.arange(0, COUNT)
     place = places[:, None, None, None] if AXIS == 0 else places[None, None, :, None]
+    found = tl.zeros([1, 1, 1, 1], base.dtype.element_ty)
     for own in tl.static_range(COUNT):
         row = tl.minimum(first + own, end - 1)
         start = base + row.to(tl.int64) * length
         loaded = tl.load(start + at, mask=at < length, other=0)  # [1, 1, 1, words]
-        found = loaded if own == 0 else tl.where(place == own, loaded, found)
+        found = tl.where(place == own, loaded, found)
     return found
 
 
@@ -109,13 +110,15 @@ def load_scales(
     """Return scales and zeros of the rows of HEIGHT packed rows, in float32."""
     block = tl.arange(0, BLOCKS)[None, :, None, None]
     height = tl.arange(0, HEIGHT)[None, None, :, None]
+    s = tl.zeros([1, 1, 1, 1], tl.float32)
+    z = s
     for b in tl.static_range(BLOCKS):
         for h in tl.static_range(HEIGHT):
             row = tl.minimum(b * packed_rows + first + h, rows - 1)
             own_s, own_z = load_scale(scale, zero, pairs, row, group, groups, BYTES)
             here = (block == b) & (height == h)
-            s = own_s if b + h == 0 else tl.where(here, own_s, s)
-            z = own_z if b + h == 0 else tl.where(here, own_z, z)
+            s = tl.where(here, own_s, s)
+            z = tl.where(here, own_z, z)
     return s, z
 
 
