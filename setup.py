@@ -71,6 +71,7 @@ setup(
             "build>=1.2",
         ],
         "cpu": ["llvmlite>=0.45"],
+        "triton": ["triton>=3.2; sys_platform == 'linux'"],  # torch's CUDA builds bring it
         "notebook": ["jupyterlab>=4.2"],
         "colab": ["jupyter_ui_poll>=1.0"],
         "browser": ["playwright>=1.45"],

@@ -64,15 +64,16 @@ def build_model(
         processors have no fast 16-bit arithmetic.
     kernels
         Who multiplies by packed weights: "torch", which dequantizes a matrix first; "cpu", which
-        needs llvmlite; "auto" for the faster of what can be had.
+        needs llvmlite; "triton", which needs Triton and a GPU of compute capability 7.0 or more;
+        "auto" for the fastest of what can be had.
 
     Raises
     ------
     CheckpointError
         If the checkpoint is missing, damaged or of another format.
     ConfigError
-        If `offload` can't be met by this model or by what memory is free, or the device can't be
-        used.
+        If `offload` can't be met by this model or by what memory is free, or the device or the
+        kernels can't be used.
     """
     path = named_checkpoint(name_or_path).folder
     checkpoint = open_checkpoint(path)  # says what is wrong before transformers stumbles over it

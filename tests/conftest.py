@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import interpreter  # noqa: F401 - first: what else is here may import triton
 import pytest
 import torch
 from hub_fixtures import hub  # noqa: F401 - a fixture of all tests

@@ -119,7 +119,7 @@ def ranges() -> dict[str, Requirement]:
 
 def pins() -> dict[str, str]:
     text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
-    return dict(re.findall(r"^([\w.-]+)==(\S+)$", text, re.MULTILINE))
+    return dict(re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE))
 
 
 def start_commands() -> list[str]:

@@ -1,4 +1,4 @@
-"""Who multiplies by packed matrices: plain torch, or code compiled for this CPU."""
+"""Who multiplies by packed matrices: plain torch, or code compiled for this CPU or GPU."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -12,10 +12,10 @@ from mixoff.errors import ConfigError
 from mixoff.kernels.layout import Form, Packed
 from mixoff.quantization import HQQ, PackedMatrix, QuantizedTensor
 
-KERNELS = ("auto", "cpu", "torch")
+KERNELS = ("auto", "cpu", "torch", "triton")
 
-_MOST_TOKENS = 10  # from here on dequantizing once is faster than multiplying token by token
-_FLOATS = (torch.float32, torch.bfloat16)
+_FASTEST = {"cpu": "cpu", "cuda": "triton"}
+_LEAST_CAPABILITY = (7, 0)  # of what Triton compiles for
 
 _log = logging.getLogger(__name__)
 
@@ -41,29 +41,36 @@ class TorchKernels(Kernels):
         return torch.nn.functional.linear(x, matrix.dequantize(x.dtype))
 
 
-class CpuKernels(Kernels):
-    """Multiplies straight from packed weights for few tokens, and dequantizes a few rows for many.
+class PackedKernels(Kernels):
+    """Multiplies straight from packed weights for few tokens, and dequantizes some rows for many.
 
-    What it has no kernels for, plain torch computes.
+    What it has no kernels for, or lies on another device, plain torch computes.
 
     Parameters
     ----------
     operations
-        The module `mixoff.kernels.cpu`, which needs llvmlite.
+        The module `mixoff.kernels.cpu`, which needs llvmlite, or `mixoff.kernels.cuda`, which needs
+        Triton.
+    device
+        Where tensors have to lie, as "cpu" or "cuda".
     """
 
-    def __init__(self, operations: Any) -> None:
+    def __init__(self, operations: Any, device: str) -> None:
         self._multiply = operations.multiply  # a module can't be copied with its model
         self._multiply_dequantized = operations.multiply_dequantized
+        self._most_tokens: int = operations.MOST_TOKENS
+        self._dtypes: tuple[torch.dtype, ...] = operations.DTYPES
+        self._device = device
         self._torch = TorchKernels()
 
     def piece(self, matrix: QuantizedTensor, x: Tensor) -> Tensor:
         """Return x W^T, [..., K] -> [..., N], in x's type."""
-        packed = as_packed(matrix) if x.device.type == "cpu" and x.dtype in _FLOATS else None
-        if packed is None:
+        here = x.device.type == self._device and x.dtype in self._dtypes
+        packed = as_packed(matrix) if here else None
+        if packed is None or packed.codes.device != x.device:
             return self._torch.piece(matrix, x)
         rows = x.reshape(-1, x.shape[-1])  # [T, K]
-        if len(rows) <= _MOST_TOKENS:
+        if len(rows) <= self._most_tokens:
             y: Tensor = self._multiply(packed, rows).to(x.dtype)
         else:
             y = self._multiply_dequantized(packed, rows)
@@ -84,23 +91,64 @@ def as_packed(matrix: QuantizedTensor) -> Packed | None:
 
 
 def kernels_named(name: str, device: torch.device | str = "cpu") -> Kernels:
-    """Return who multiplies: "torch", "cpu", or "auto" for what is fastest on a device.
+    """Return who multiplies: "torch", "cpu", "triton", or "auto" for what is fastest on a device.
 
     Raises
     ------
     ConfigError
-        If there is none of that name, or "cpu" can't be had.
+        If there is none of that name, or it can't be had.
     """
+    device = torch.device(device)
     if name not in KERNELS:
         raise ConfigError(f"kernels={name!r}: give one of {', '.join(KERNELS)}.")
-    if name == "torch" or (name == "auto" and torch.device(device).type != "cpu"):
+    chosen = _FASTEST.get(device.type, "torch") if name == "auto" else name
+    if chosen == "torch":
         return TorchKernels()
     try:
-        return CpuKernels(import_module("mixoff.kernels.cpu"))
+        return _compiled(chosen, device)
+    except _Unusable as error:
+        if name == "auto":
+            _log.log(error.level, "%s: plain torch multiplies.", error)
+            return TorchKernels()
+        raise ConfigError(f"kernels={name!r}: {error}: {error.way_out}.") from error
+
+
+class _Unusable(Exception):
+    """Why kernels can't be had, how much that matters, and what to do about it."""
+
+    def __init__(self, reason: str, way_out: str, *, level: int = logging.INFO) -> None:
+        super().__init__(reason)
+        self.way_out = way_out
+        self.level = level
+
+
+def _compiled(name: str, device: torch.device) -> Kernels:
+    """Return the kernels "cpu" or "triton"."""
+    if name == "triton":
+        return _triton_kernels(device)
+    try:
+        return PackedKernels(import_module("mixoff.kernels.cpu"), "cpu")
     except ImportError as error:  # llvmlite is missing, or too old
-        if name == "cpu":
-            raise ConfigError(
-                f"kernels='cpu': llvmlite can't be used ({error}): pip install mixoff[cpu]."
-            ) from error
-        _log.info("llvmlite can't be used (%s): plain torch multiplies.", error)
-        return TorchKernels()
+        reason = f"llvmlite can't be used ({error})"
+        raise _Unusable(reason, "pip install mixoff[cpu]") from error
+
+
+def _triton_kernels(device: torch.device) -> Kernels:
+    try:
+        operations = import_module("mixoff.kernels.cuda")
+    except ImportError as error:
+        reason = f"triton can't be imported ({error})"
+        raise _Unusable(reason, "pip install mixoff[triton]", level=logging.WARNING) from error
+    if operations.interpreted():
+        return PackedKernels(operations, device.type)
+    if device.type != "cuda":
+        raise _Unusable(f"Triton's kernels run on GPUs, not on {device}", "give device='cuda'")
+    capability = torch.cuda.get_device_capability(device)
+    failure = None
+    if capability < _LEAST_CAPABILITY:
+        failure = "compute capability {}.{} is below {}.{}".format(*capability, *_LEAST_CAPABILITY)
+    failure = failure or operations.failure(device)
+    if failure:
+        reason = f"Triton can't be used on {device} ({failure})"
+        raise _Unusable(reason, "give kernels='torch'", level=logging.WARNING)
+    return PackedKernels(operations, device.type)

@@ -13,6 +13,9 @@ from mixoff.kernels.dot import WIDTH
 from mixoff.kernels.layout import Packed
 from mixoff.kernels.threads import share_out
 
+MOST_TOKENS = 10  # from here on dequantizing once is faster than multiplying token by token
+DTYPES = (torch.float32, torch.bfloat16)
+
 _LEAST_NBYTES = 1 << 17  # packed bytes that are worth a thread
 _SCRATCH_NBYTES = 8 << 20  # of dequantized rows at a time
 
