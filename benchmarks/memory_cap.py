@@ -8,6 +8,7 @@ versions of Linux's control groups are tried. A group is made below this process
 where version 2 allows none below, and removed at the end; it never allows more than the own one.
 Where none can be made (no Linux, no rights), commands run without a cap and `Cap.name` says why.
 
+Version 1 was run; of version 2, only that it is passed over where memory isn't its to control.
 Pages that were in the page cache before are free for a group's processes: `evict` drops them first.
 """
 
@@ -168,7 +169,9 @@ def _limit(group: Path, files: Files, nbytes: int) -> str | None:
             (group / "memory.swap.max").write_text("0")
     except OSError as error:
         return error.strerror or "refused"
-    return None
+    joins = ["/bin/sh", "-c", _JOIN, str(group / "cgroup.procs"), "true"]
+    done = subprocess.run(joins, stderr=subprocess.DEVNULL, check=False)
+    return "processes can't join" if done.returncode else None
 
 
 def _own(files: Files) -> list[Path]:
