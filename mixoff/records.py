@@ -1,7 +1,9 @@
 """What lies where inside one contiguous record of bytes. Knows shapes and offsets; no files."""
 
 import math
+import mmap
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +14,8 @@ from mixoff.quantization import PackedMatrix, Quantization, QuantizedTensor, Sha
 
 PAGE = 4096  # bytes; records start on a page, as direct I/O wants them
 _CACHE_LINE = 64  # bytes; parts start on one, as kernels want them
+_HUGE_PAGE = 2 << 20  # bytes
+_HUGE_ADVICE: int | None = getattr(mmap, "MADV_HUGEPAGE", None)  # Linux has it
 
 
 def align(nbytes: int, to: int) -> int:
@@ -123,7 +127,23 @@ def _finite(raw: Tensor, dtype: torch.dtype) -> bool:
 
 
 def aligned_buffer(nbytes: int, device: torch.device | str = "cpu") -> Tensor:
-    """Return an uninitialized uint8 tensor [nbytes] that starts on a page."""
+    """Return an uninitialized uint8 tensor [nbytes] that starts on a page, a huge one if it can.
+
+    A CPU's large buffer asks the system for huge pages: direct reads have fewer pages to pin, and
+    products fewer to look up.
+    """
+    if _HUGE_ADVICE is not None and torch.device(device).type == "cpu" and nbytes >= _HUGE_PAGE:
+        return _huge_buffer(nbytes, _HUGE_ADVICE)
     raw = torch.empty(nbytes + PAGE, dtype=torch.uint8, device=device)
     start = -raw.data_ptr() % PAGE
+    return raw[start : start + nbytes]
+
+
+def _huge_buffer(nbytes: int, advice: int) -> Tensor:
+    """Return a tensor [nbytes] that starts on a huge page; what fills none is in usual ones."""
+    memory = mmap.mmap(-1, nbytes + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    raw = torch.frombuffer(memory, dtype=torch.uint8)  # keeps the memory for as long as it lives
+    start = -raw.data_ptr() % _HUGE_PAGE
+    with suppress(OSError):  # a system that has none of them serves as well
+        memory.madvise(advice, start, nbytes // _HUGE_PAGE * _HUGE_PAGE)
     return raw[start : start + nbytes]

@@ -1,6 +1,8 @@
 """A record is one piece of bytes, and its tensors are views into it that never overlap."""
 
+import mmap
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -138,8 +140,48 @@ def test_a_matrix_that_cannot_be_stored_so_is_refused_before_its_first_use():
         RecordLayout(HQQ(4, 64), (("weight", (8, 96)),))
 
 
-@pytest.mark.parametrize("nbytes", [0, 1, PAGE, 3 * PAGE + 5])
+@pytest.mark.parametrize("nbytes", [0, 1, PAGE, 3 * PAGE + 5, (5 << 20) + 5])
 def test_a_buffer_is_as_long_as_asked_and_begins_on_a_page(nbytes):
     buffer = aligned_buffer(nbytes)
     assert buffer.shape == (nbytes,)
     assert buffer.data_ptr() % PAGE == 0 or nbytes == 0
+
+
+def mapping(address: int) -> list[str]:
+    """Return what the system tells of the mapping that an address lies in; nothing if none."""
+    found: list[str] = []
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, _, last = line.split(" ")[0].partition("-")
+        if last:
+            if found:
+                break
+            if int(first, 16) <= address < int(last, 16):
+                found.append(line)
+        elif found:
+            found.append(line)
+    return found
+
+
+linux = pytest.mark.skipif(
+    not hasattr(mmap, "MADV_HUGEPAGE"), reason="has no huge pages to ask for"
+)
+
+
+@linux
+def test_a_large_buffer_asks_for_huge_pages_and_for_no_more_than_it_fills():
+    nbytes = (5 << 20) + 5
+    buffer = aligned_buffer(nbytes)
+    start = buffer.data_ptr()
+    flags = [mapping(start + at)[-1].split() for at in (0, (4 << 20) - 1, 4 << 20)]
+    assert ["hg" in found for found in flags] == [True, True, False]
+    buffer.fill_(1)
+    assert int(buffer.sum()) == nbytes
+
+
+@linux
+def test_a_large_buffer_goes_with_the_last_view_of_it():
+    view = aligned_buffer(64 << 20)[5:7]
+    address = view.data_ptr()
+    assert "hg" in mapping(address)[-1].split()
+    del view
+    assert "hg" not in " ".join(mapping(address)[-1:]).split()

@@ -1,0 +1,168 @@
+"""A loaded model that decodes, and where its time goes. What benchmarks share."""
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from mixoff import OffloadConfig, build_model, prefetcher_of
+from mixoff.kernels import Kernels
+from mixoff.layers import OffloadedExperts, QuantizedLinear
+
+WARM_UP = 2  # tokens of each turn that aren't timed
+
+
+class Stopwatch:
+    """How long what was watched took in all."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._began = 0.0
+
+    def start(self, *_: Any) -> None:
+        self._began = time.perf_counter()
+
+    def stop(self, *_: Any) -> None:
+        self.seconds += time.perf_counter() - self._began
+
+
+class TimedKernels(Kernels):
+    """The same products, watched."""
+
+    def __init__(self, kernels: Kernels, watch: Stopwatch) -> None:
+        self._kernels, self._watch = kernels, watch
+
+    def matmul(self, matrix: Any, x: Tensor) -> Tensor:
+        self._watch.start()
+        y = self._kernels.matmul(matrix, x)
+        self._watch.stop()
+        return y
+
+    def piece(self, matrix: Any, x: Tensor) -> Tensor:
+        return self._kernels.piece(matrix, x)
+
+
+class Run:
+    """A loaded model that decodes given tokens, and what is watched of it."""
+
+    def __init__(self, folder: Path, offload: OffloadConfig, kernels: str) -> None:
+        began = time.perf_counter()
+        self.model, self.cache = build_model(folder, offload, kernels=kernels)
+        self.load_seconds = time.perf_counter() - began
+        self.forget()
+        self.watches = {name: Stopwatch() for name in ("experts", "attention", "head")}
+        self.chosen: list[list[Tensor]] = [[] for _ in range(self.cache.num_layers)]
+        for module in self.model.modules():
+            if isinstance(module, QuantizedLinear):
+                module.kernels = TimedKernels(module.kernels, self.watches["attention"])
+            if isinstance(module, OffloadedExperts):
+                module.kernels = TimedKernels(module.kernels, self.watches["experts"])
+                module.register_forward_pre_hook(self._note)
+        self.model.lm_head.register_forward_pre_hook(self.watches["head"].start)
+        self.model.lm_head.register_forward_hook(self.watches["head"].stop)
+
+    def _note(self, module: Any, given: tuple[Tensor, ...]) -> None:
+        self.chosen[module.layer].append(given[1])
+
+    @torch.inference_mode()
+    def read(self, tokens: list[int]) -> int:
+        """Read tokens, all at once, and return the likeliest next one."""
+        found = self.model(input_ids=torch.tensor([tokens]), past_key_values=self.past)
+        return int(found.logits[0, -1].argmax())
+
+    def forget(self) -> None:
+        """Begin a new context."""
+        self.past = DynamicCache(config=self.model.config)
+
+    def empty(self, slots: int) -> None:
+        """Begin with so many slots, and with the residents that a new cache has."""
+        self.cache.resize(0)
+        self.cache.resize(slots)
+
+    def verify(self) -> None:
+        """Have each expert read once, so that no checksum is left to be compared later."""
+        for layer in range(self.cache.num_layers):
+            for _ in self.cache.acquire(layer, range(self.cache.num_experts)):
+                pass
+
+    def forced(self, tokens: list[int]) -> dict[str, float]:
+        """Return what decoding given tokens took, per token, after a few to warm up."""
+        for token in tokens[:WARM_UP]:
+            self.read([token])
+        return self._watched([token] for token in tokens[WARM_UP:])
+
+    def greedy(self, prompt: list[int], count: int) -> tuple[list[int], dict[str, float]]:
+        """Return the likeliest tokens after a prompt, and what each but the first took."""
+        self.forget()
+        reply = [self.read(prompt)]
+        told = self._watched(([reply[-1]] for _ in range(count - 1)), reply)
+        return reply, told
+
+    def _watched(self, steps: Iterable[list[int]], into: list[int] | None = None) -> dict[str, Any]:
+        for watch in self.watches.values():
+            watch.seconds = 0.0
+        for layer in self.chosen:
+            layer.clear()
+        before, read, began, count = self.cache.stats(), bytes_read(), time.perf_counter(), 0
+        for tokens in steps:
+            following, count = self.read(tokens), count + 1
+            if into is not None:
+                into.append(following)
+        seconds = (time.perf_counter() - began) / count
+        found, read = self.cache.stats() - before, bytes_read() - read
+        parts = {name: watch.seconds / count for name, watch in self.watches.items()}
+        parts["wait"] = found.wait_ns / 1e9 / count
+        parts["rest"] = seconds - sum(parts.values())
+        guessed = found.prefetch_used + found.prefetch_late
+        return {
+            "tokens_per_s": 1 / seconds,
+            "hit_rate": found.hit_rate,
+            "alike": self._alike(),
+            "guessed": guessed / found.misses if found.misses else math.nan,
+            "MB": (found.bytes_moved + found.bytes_wasted) / count / 1e6,
+            "MB_read": read / count / 1e6,
+            **{f"{name}_ms": 1e3 * part for name, part in parts.items()},
+        }
+
+    def _alike(self) -> float:
+        """Return the share of a token's experts that the token before had chosen, too."""
+        shares = []
+        for layer in self.chosen:
+            sets = [set(choice.flatten().tolist()) for choice in layer]
+            shares += [len(a & b) / len(b) for a, b in itertools.pairwise(sets)]
+        return statistics.mean(shares) if shares else math.nan
+
+
+def bytes_read() -> int:
+    """Return the bytes that this process had read from disks; 0 where nobody counts."""
+    path = Path("/proc/self/io")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((int(line.split()[1]) for line in lines if line.startswith("read_bytes")), 0)
+
+
+def status(name: str) -> int:
+    """Return a number of bytes from this process's status; 0 where there is none."""
+    path = Path("/proc/self/status")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(name)), 0)
+
+
+def guess(run: Run, experts: int) -> None:
+    """Set how many experts of the next layer are guessed, 0 for none."""
+    prefetcher_of(run.model).experts = experts
+
+
+def summary(rows: list[dict[str, Any]], by: list[str]) -> pd.DataFrame:
+    """Return medians of the rounds, an arm a column, and the least and most tokens a second."""
+    arms = pd.DataFrame(rows).groupby(by, sort=False)
+    speed = arms["tokens_per_s"].agg(["median", "min", "max"]).round(3)
+    speed.columns = pd.Index(["tokens/s", "min", "max"])
+    return speed.join(arms.median().drop(columns="tokens_per_s").round(2)).T
