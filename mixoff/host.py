@@ -4,6 +4,8 @@ import logging
 from collections.abc import Callable
 from threading import RLock
 
+import torch
+
 from mixoff.buffers import Buffer
 from mixoff.devices import Device
 from mixoff.records import PAGE, align
@@ -33,10 +35,11 @@ class PinnedMemory:
         whole = align(nbytes, PAGE) + PAGE
         if whole <= self._left:
             try:
-                memory = self._device.allocate_pinned(whole + PAGE)
-                self._left -= whole
-                start = -memory.data_ptr() % PAGE
-                return Buffer(memory[start : start + whole])
+                with torch.inference_mode(False):  # other threads write into it
+                    memory = self._device.allocate_pinned(whole + PAGE)
+                    self._left -= whole
+                    start = -memory.data_ptr() % PAGE
+                    return Buffer(memory[start : start + whole])
             except RuntimeError as error:  # WSL and Colab refuse large pins
                 self._tell(f"the system refuses to pin more ({str(error).splitlines()[0]})")
         else:

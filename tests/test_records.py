@@ -185,3 +185,10 @@ def test_a_large_buffer_goes_with_the_last_view_of_it():
     assert "hg" in mapping(address)[-1].split()
     del view
     assert "hg" not in " ".join(mapping(address)[-1:]).split()
+
+
+def test_buffers_that_are_made_in_inference_mode_are_written_to_outside_it():
+    with torch.inference_mode():
+        buffers = [aligned_buffer(5000), aligned_buffer(3 << 20)]
+    for buffer in buffers:
+        buffer[1:].copy_(torch.ones(len(buffer) - 1, dtype=torch.uint8))
