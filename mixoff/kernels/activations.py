@@ -20,7 +20,7 @@ NUMBERS = ("first", "last", "columns", "padded")
 _PIECE = 16  # floats of a vector
 
 
-def add_prepare(module: ir.Module, unit: int, lane: int) -> None:
+def add_prepare(module: ir.Module, unit: int, lane: int) -> Function:
     """Write the function ``prepare``: the integers of some tokens.
 
     Buffers: float32 x [T, K]; high and low, int8 [T, padded]; float32 steps [T, padded / 64] and
@@ -28,7 +28,7 @@ def add_prepare(module: ir.Module, unit: int, lane: int) -> None:
     """
     function = Function(module, "prepare", BUFFERS, NUMBERS)
     _Prepare(function, unit, lane).write()
-    function.end()
+    return function.end()
 
 
 class _Prepare:

@@ -5,14 +5,16 @@ Compiled functions release Python's lock while they run, and stay for as long as
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from llvmlite import binding, ir
 
 from mixoff.kernels import activations, expand, multiply
+from mixoff.kernels.ir import Function
 from mixoff.kernels.layout import Form
+from mixoff.kernels.parts import NAME, add_parts
+from mixoff.kernels.threads import Worker
 
 ISAS = ("avx512-vnni", "avx2", "generic")
 
@@ -24,7 +26,7 @@ _NEEDED = {
 
 _ATTRIBUTES = '"stackrealign"'  # vectors that are kept on the stack don't cross cache lines
 
-Kernel = Callable[..., None]
+_Write = Callable[[ir.Module], Function]
 
 
 @cache
@@ -39,65 +41,51 @@ def _features() -> dict[str, bool]:
     return dict(binding.get_host_cpu_features())
 
 
-@dataclass(frozen=True)
-class _Compiled:
-    engine: Any  # owns the code
-    function: Kernel
+@cache
+def multiply_worker(form: Form, isa: str) -> Worker:
+    """Return what does parts of `mixoff.kernels.multiply.add_multiply`'s work."""
+    return _worker(lambda module: multiply.add_multiply(module, form, isa), isa)
 
 
 @cache
-def multiply_kernel(form: Form, isa: str) -> Kernel:
-    """Return `mixoff.kernels.multiply.add_multiply`'s function for an instruction set."""
-    return _compile(
-        "multiply",
-        lambda module: multiply.add_multiply(module, form, isa),
-        isa,
-        len(multiply.BUFFERS),
-        len(multiply.NUMBERS),
-    ).function
+def expand_worker(form: Form, isa: str, *, halves: bool) -> Worker:
+    """Return what does parts of `mixoff.kernels.expand.add_expand`'s work."""
+    return _worker(lambda module: expand.add_expand(module, form, halves=halves), isa)
 
 
 @cache
-def prepare_kernel(unit: int, lane: int, isa: str) -> Kernel:
+def prepare_kernel(unit: int, lane: int, isa: str) -> Callable[..., None]:
     """Return `mixoff.kernels.activations.add_prepare`'s function."""
-    return _compile(
-        "prepare",
-        lambda module: activations.add_prepare(module, unit, lane),
-        isa,
-        len(activations.BUFFERS),
-        len(activations.NUMBERS),
-    ).function
+    module = ir.Module("prepare")
+    function = activations.add_prepare(module, unit, lane)
+    kinds = [ctypes.c_void_p] * len(function.buffers) + [ctypes.c_int64] * len(function.numbers)
+    address = _compile(module, isa, function.name)
+    kernel: Callable[..., None] = ctypes.CFUNCTYPE(None, *kinds)(address)
+    return kernel
 
 
-@cache
-def expand_kernel(form: Form, isa: str, *, halves: bool) -> Kernel:
-    """Return `mixoff.kernels.expand.add_expand`'s function."""
-    return _compile(
-        "expand",
-        lambda module: expand.add_expand(module, form, halves=halves),
-        isa,
-        len(expand.BUFFERS),
-        len(expand.NUMBERS),
-    ).function
+def _worker(write: _Write, isa: str) -> Worker:
+    module = ir.Module(NAME)
+    add_parts(module, write(module))
+    address = _compile(module, isa, NAME)
+    return Worker(ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address), address)
 
 
 _engines: list[Any] = []  # code lives as long as its engine
 
 
-def _compile(
-    name: str, write: Callable[[ir.Module], None], isa: str, buffers: int, numbers: int
-) -> _Compiled:
+def _compile(module: ir.Module, isa: str, name: str) -> int:
+    """Return the address of one of a module's functions."""
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
-    module = ir.Module(name)
     module.triple = binding.get_process_triple()
-    write(module)
     parsed = binding.parse_assembly(str(module).replace(")\n{", f") {_ATTRIBUTES}\n{{"))
     parsed.verify()
     target = binding.Target.from_triple(module.triple)
-    features = _features_for(isa)
     machine = target.create_target_machine(
-        cpu="generic" if isa == "avx2" else binding.get_host_cpu_name(), features=features, opt=3
+        cpu="generic" if isa == "avx2" else binding.get_host_cpu_name(),
+        features=_features_for(isa),
+        opt=3,
     )
     tuning = binding.create_pipeline_tuning_options(speed_level=3)
     builder = binding.create_pass_builder(machine, tuning)
@@ -105,9 +93,7 @@ def _compile(
     engine = binding.create_mcjit_compiler(parsed, machine)
     engine.finalize_object()
     _engines.append(engine)
-    kinds = [ctypes.c_void_p] * buffers + [ctypes.c_int64] * numbers
-    function = ctypes.CFUNCTYPE(None, *kinds)(engine.get_function_address(name))
-    return _Compiled(engine, function)
+    return int(engine.get_function_address(name))
 
 
 def _features_for(isa: str) -> str:

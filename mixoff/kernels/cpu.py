@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mixoff.kernels.compile import expand_kernel, multiply_kernel, prepare_kernel, usable_isas
+from mixoff.kernels.compile import expand_worker, multiply_worker, prepare_kernel, usable_isas
 from mixoff.kernels.dot import WIDTH
 from mixoff.kernels.layout import Packed
 from mixoff.kernels.threads import share_out
@@ -46,10 +46,11 @@ def multiply(matrix: Packed, x: Tensor, *, isa: str | None = None) -> Tensor:
     out = torch.empty(tokens, matrix.rows)
     buffers = [*_buffers(matrix), *prepared, out.data_ptr()]
     sizes = (matrix.packed_rows, matrix.rows, columns, tokens, padded, matrix.rows)
-    kernel = multiply_kernel(matrix.form, isa)
     share_out(
-        lambda first, last: kernel(*buffers, first, last, *sizes),
-        matrix.packed_rows,
+        multiply_worker(matrix.form, isa),
+        [*buffers, *sizes],
+        first=0,
+        count=matrix.packed_rows,
         least=_least(matrix),
     )
     return out
@@ -83,12 +84,13 @@ def multiply_dequantized(matrix: Packed, x: Tensor, *, isa: str | None = None) -
 
 def _expand(matrix: Packed, out: Tensor, first: int, count: int, isa: str) -> None:
     """Dequantize `count` packed rows into out [blocks * count, K]."""
-    kernel = expand_kernel(matrix.form, isa, halves=out.dtype == torch.bfloat16)
     buffers = [*_buffers(matrix), out.data_ptr()]
     sizes = (matrix.packed_rows, matrix.rows, matrix.columns, first, count)
     share_out(
-        lambda low, high: kernel(*buffers, first + low, first + high, *sizes),
-        count,
+        expand_worker(matrix.form, isa, halves=out.dtype == torch.bfloat16),
+        [*buffers, *sizes],
+        first=first,
+        count=count,
         least=_least(matrix),
     )
 

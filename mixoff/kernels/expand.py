@@ -13,7 +13,7 @@ NUMBERS = ("first", "last", "packed_rows", "rows", "columns", "from", "height")
 _PIECE = 16  # codes that become floats at a time
 
 
-def add_expand(module: ir.Module, form: Form, *, halves: bool) -> None:
+def add_expand(module: ir.Module, form: Form, *, halves: bool) -> Function:
     """Write the function ``expand``: out[block, r - from, k], [blocks, height, K], of packed rows.
 
     Buffers: a `Packed` matrix, and out in float32, or in bfloat16 if `halves`. Numbers: the packed
@@ -21,7 +21,7 @@ def add_expand(module: ir.Module, form: Form, *, halves: bool) -> None:
     """
     function = Function(module, "expand", BUFFERS, NUMBERS)
     _Expand(function, form, halves).write()
-    function.end()
+    return function.end()
 
 
 class _Expand:

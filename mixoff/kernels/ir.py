@@ -38,7 +38,8 @@ class Function:
     def __init__(
         self, module: ir.Module, name: str, buffers: Sequence[str], numbers: Sequence[str]
     ) -> None:
-        self.module = module
+        self.module, self.name = module, name
+        self.buffers, self.numbers = tuple(buffers), tuple(numbers)
         kinds = [BYTES] * len(buffers) + [I64] * len(numbers)
         self.function = ir.Function(module, ir.FunctionType(VOID, kinds), name)
         entry = self.function.append_basic_block("entry")
@@ -55,10 +56,11 @@ class Function:
     def __getitem__(self, name: str) -> Value:
         return self.arguments[name]
 
-    def end(self) -> None:
+    def end(self) -> "Function":
         """Write the last instruction."""
         self.build.ret_void()
         self._variables.branch(self._begin)
+        return self
 
     # ---- numbers
 

@@ -18,7 +18,7 @@ BUFFERS = ("codes", "scale", "zero", "pairs", "high", "low", "steps", "sums", "o
 NUMBERS = ("first", "last", "packed_rows", "rows", "columns", "tokens", "padded", "stride")
 
 
-def add_multiply(module: ir.Module, form: Form, isa: str) -> None:
+def add_multiply(module: ir.Module, form: Form, isa: str) -> Function:
     """Write the function ``multiply``: out[t, n] for the rows of some packed rows.
 
     Buffers: a `Packed` matrix, activations (`activations`), and float32 out [T, stride]. Numbers:
@@ -26,7 +26,7 @@ def add_multiply(module: ir.Module, form: Form, isa: str) -> None:
     """
     function = Function(module, "multiply", BUFFERS, NUMBERS)
     _Multiply(function, form, isa).write()
-    function.end()
+    return function.end()
 
 
 class _Multiply:
