@@ -6,7 +6,7 @@ with memory of its own. Both know tiers, buffers and copies, and neither who is 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from mixoff.buffers import Buffer
 from mixoff.events import Span, Tier
@@ -48,6 +48,18 @@ class Mover(Protocol):
 
     def before_use(self, buffer: Buffer) -> Span | None:
         """Let compute begin only when the buffer is filled; return its wait if only it can tell."""
+
+    def is_beside(self, key: Key) -> bool:
+        """Return whether host memory beside the device holds the record, for a CPU to compute."""
+
+    def borrow(self, key: Key) -> Buffer:
+        """Return the buffer beside the device that holds a record; it stays until `give_back`."""
+
+    def give_back(self, buffer: Buffer) -> None:
+        """End what `borrow` began."""
+
+    def before_reading(self, key: Key, buffer: Buffer) -> None:
+        """Wait until a borrowed buffer is filled: here the host has to."""
 
     def settled(self, key: Key) -> None:
         """Note that the record has a slot now."""
@@ -115,6 +127,20 @@ class HostDevice:
 
     def before_use(self, buffer: Buffer) -> None:
         """Do nothing: what was read is there."""
+
+    def is_beside(self, key: Key) -> bool:
+        """Return False: there is no host memory beside this device."""
+        return False
+
+    def borrow(self, key: Key) -> NoReturn:
+        """Lend nothing, since `is_beside` is False."""
+        raise AssertionError(f"{key}: nothing is beside a device that is host memory")
+
+    def give_back(self, buffer: Buffer) -> None:
+        """Do nothing."""
+
+    def before_reading(self, key: Key, buffer: Buffer) -> None:
+        """Do nothing."""
 
     def settled(self, key: Key) -> None:
         """Do nothing: the record is in one place only."""
