@@ -68,7 +68,7 @@ def record(
         policy=policy,
         prefetch=prefetch,
         host_memory=host_memory,
-        miss=miss,
+        miss=miss.value,
     )
     chat = conversation(
         named(checkpoint),

@@ -148,8 +148,9 @@ class Trace:
 
         Columns: step, phase, tokens, hits, misses, hit_rate, bytes (of the missed records),
         prefetch_used, prefetch_late, prefetch_wasted (of those that began in it), computed
-        (misses, where they lay in host memory), computed_ms, wait_ms, start_ms, duration_ms. A step lasts from its first demand to that of the next one, and the
-        last step of a reply to the end of its last demand.
+        (misses, where they lay in host memory), computed_ms, wait_ms, start_ms, duration_ms. A
+        step lasts from its first demand to that of the next one, and the last step of a reply to
+        the end of its last demand.
         """
         return frames.step_frame(self.events)
 
