@@ -525,6 +525,7 @@ def test_settings_refuse_a_policy_that_knows_the_future(policy):
 
 
 def test_a_cache_that_is_collected_inside_its_own_read_closes_all_the_same(files):
+    gc.collect()  # what other tests left would close its files here, too
     before, reading, go = open_files(), threading.Event(), threading.Event()
     ended = threading.Event()
 
