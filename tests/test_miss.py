@@ -13,11 +13,14 @@ from torch import Tensor
 import mixoff
 from mixoff.attachment import give_kernels
 from mixoff.cache import ExpertCache
-from mixoff.errors import MixoffError
+from mixoff.errors import MixoffError, TraceError
 from mixoff.kernels import TorchKernels
+from mixoff.machine import Link, Machine
 from mixoff.misses import Candidate, Choice
 from mixoff.policies import LIVE_POLICIES
 from mixoff.trace import Trace
+from mixoff.trace.lanes import BESIDE, spans
+from mixoff.trace.lanes import EXPERTS as EXPERTS_MARK
 
 LAYERS, EXPERTS, TOP_K = 4, 8, 3
 HOSTS = {
@@ -350,3 +353,49 @@ def test_by_itself_it_computes_what_few_tokens_chose_and_fetches_what_many_did(b
     assert watched.told > 0, "copies show what they take"
     assert trace.demands().computed.sum() == sum(computed for _, computed in watched.made)
     check_replay(trace)
+
+
+def test_what_was_computed_has_a_lane_of_its_own_and_no_token_waits_for_it(built, tmp_path):
+    model, cache = built()
+    warm(cache)
+    with cache.record() as trace:
+        run(model)
+    lanes = [span for span in spans(trace.events) if span.lane.startswith(BESIDE)]
+    assert len(lanes) == trace.demands().computed.sum() > 0
+    starts = [span.start_ns for span in lanes]
+    assert starts == sorted(starts), "one after the other"
+    shown = mixoff.tables.timeline(trace)
+    assert set(shown[shown.lane == BESIDE].mark) == {EXPERTS_MARK}
+    step = int(trace.per_token().computed.argmax())
+    number = trace.per_token().computed[step]
+    assert f"Misses computed in host memory: {number}, " in trace.explain(step)
+    trace.to_chrome(tmp_path / "a.json")
+    assert BESIDE in (tmp_path / "a.json").read_text()
+
+
+def test_no_machine_is_fitted_to_what_was_computed(built):
+    model, cache = built()
+    warm(cache)
+    with cache.record() as trace:
+        run(model)
+    with pytest.raises(TraceError, match="record with miss='fetch'"):
+        Machine.fit(trace, Link(0.0, 1e9))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("miss", ["compute", "auto"])
+def test_on_a_gpu_too_computed_misses_are_close_and_nobody_leaves_for_them(quantized, miss):
+    folder = quantized(num_hidden_layers=LAYERS, top_k=TOP_K)
+    options = {"offload_per_layer": 5, "host_memory": "64MiB"}
+    usual, _ = mixoff.build_model(folder, mixoff.OffloadConfig(**options), device="cuda")
+    offload = mixoff.OffloadConfig(miss=miss, **options)
+    model, cache = mixoff.build_model(folder, offload, device="cuda")
+    warm(cache)
+    ids = tokens.cuda()
+    with cache.record() as trace:
+        found = run(model, ids)
+    torch.testing.assert_close(found, run(usual, ids), rtol=0, atol=2e-3)
+    check_replay(trace)
+    if miss == "compute":
+        assert trace.demands().computed.sum() == (~trace.demands().hit).sum() > 0
