@@ -155,7 +155,8 @@ class ExpertCache:
         """Begin to fetch experts that a layer may need soon, the likeliest first.
 
         Those that are on the device already are passed over, and so are those for which no buffer
-        is left. Nobody leaves a slot for them, and hits and misses stay what they are without.
+        is left. Nobody leaves a slot for them, and hits and misses stay what they are without,
+        unless a miss is computed where a guess comes too late and fetched where it doesn't.
 
         Parameters
         ----------

@@ -1,4 +1,11 @@
-"""Which misses are computed where their records lie. Knows seconds and counts; moves nothing."""
+"""Which misses are computed where their records lie. Knows seconds and counts; moves nothing.
+
+As in Fiddler (arXiv 2402.07033) and KTransformers, an expert that is computed in host memory stays
+there, and nobody leaves a slot for it: not to move its bytes is what computing it is for. To bring
+it in afterwards, for the next time, would fill the link with as much as fetching does, and fetches
+would wait behind it. So residents change where fetching is cheaper anyway, which is a prompt, whose
+experts many tokens choose.
+"""
 
 from collections import deque
 from collections.abc import Iterable
