@@ -30,8 +30,9 @@ def _experts_of(block: nn.Module) -> OffloadedExperts | None:
     return next((child for child in children if isinstance(child, OffloadedExperts)), None)
 
 
-def give_kernels(model: nn.Module, kernels: Kernels, beside: Kernels) -> None:
+def give_kernels(model: nn.Module, cache: ExpertCache, kernels: Kernels, beside: Kernels) -> None:
     """Say who multiplies by packed matrices on the model's device, and beside it on the CPU."""
+    kernels.busy = beside.busy = cache.busy_cores
     for module in model.modules():
         if isinstance(module, QuantizedLinear | OffloadedExperts):
             module.kernels = kernels

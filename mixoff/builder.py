@@ -218,7 +218,7 @@ class MixoffQuantizer(HfQuantizer):
         attach(model, cache, offload)
         kernels = self.quantization_config.kernels or kernels_named("auto", device)
         beside = self.quantization_config.kernels_beside
-        give_kernels(model, kernels, beside or kernels_named("auto", "cpu"))
+        give_kernels(model, cache, kernels, beside or kernels_named("auto", "cpu"))
         return model
 
 

@@ -165,7 +165,7 @@ class ExpertCache:
         """
         for expert in experts:
             key = (layer, expert)
-            if self._is_here(layer, expert) or key in self._staging or self._mover.holds(key):
+            if self._server.has(layer, expert) or key in self._staging or self._mover.holds(key):
                 continue
             if not self._staging.guess(key, layers_ahead):
                 return
@@ -186,6 +186,10 @@ class ExpertCache:
             self._observers.remove(recorder)
             self._staging.tell_open(recorder)
             recorder.finish(provenance=self._provenance(), into=trace)
+
+    def busy_cores(self) -> int:
+        """Return how many cores move bytes now, that could compute."""
+        return self._mover.busy_cores
 
     def residents(self, layer: int) -> frozenset[int]:
         """Return the experts that a layer has on the device now."""
@@ -260,12 +264,6 @@ class ExpertCache:
         """Return how many buffers there may be in all."""
         slots = slots_per_layer * len(self._residency)
         return slots + self._num_staging + self._mover.extra_buffers
-
-    def _is_here(self, layer: int, expert: int) -> bool:
-        """Return whether an expert is in a slot, or on its way to the present demand."""
-        serving = self._server.present
-        coming = serving is not None and serving.layer == layer and expert in serving.coming
-        return coming or expert in self._server.slots[layer]
 
     def _end(self, serving: Serving) -> None:
         """Settle a demand, whether it was served or not: the residents are those with a slot."""

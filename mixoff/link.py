@@ -44,6 +44,7 @@ class LinkedDevice:
     """
 
     extra_buffers = 0
+    busy_cores = 0  # the device copies
 
     def __init__(
         self,

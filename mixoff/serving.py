@@ -61,6 +61,12 @@ class Server:
         if self.is_closed:
             raise MixoffError("this expert cache was closed: build the model again.")
 
+    def has(self, layer: int, expert: int) -> bool:
+        """Return whether an expert is in a slot, or on its way to the present demand."""
+        serving = self.present
+        coming = serving is not None and serving.layer == layer and expert in serving.coming
+        return coming or expert in self.slots[layer]
+
     def load(self, layer: int, experts: Iterable[int]) -> None:
         """Fill a layer's slots, one after the other."""
         for expert in sorted(experts):

@@ -56,5 +56,5 @@ def build(
         miss=miss,
     )
     attach(model, cache, offload)
-    give_kernels(model, kernels_named(kernels), kernels_named(kernels))
+    give_kernels(model, cache, kernels_named(kernels), kernels_named(kernels))
     return model, cache

@@ -1,6 +1,7 @@
 """Kernels give what dequantizing first gives, on every instruction set of this machine."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from hypothesis import strategies as st
 
 from mixoff.errors import ConfigError
 from mixoff.kernels import Kernels, TorchKernels, kernels_named
+from mixoff.kernels.choice import CpuKernels
 from mixoff.kernels.layout import Form, Packed
+from mixoff.kernels.threads import share_out
 from mixoff.quantization import (
     HQQ,
     HQQAxis0,
@@ -156,6 +159,32 @@ def test_several_threads_at_once_get_their_own_products():
     for worker in workers:
         worker.join()
     assert not wrong
+
+
+@pytest.mark.parametrize(("spared", "parts"), [(0, 4), (1, 3), (3, 1), (9, 1)])
+def test_spared_threads_get_no_part(monkeypatch, spared, parts):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    done: list[tuple[int, int]] = []
+    share_out(lambda first, last: done.append((first, last)), 12, least=1, spared=spared)
+    assert len(done) == parts
+    assert sorted(place for part in done for place in range(*part)) == [*range(12)]
+
+
+def test_kernels_spare_the_cores_that_are_busy_as_each_product_begins():
+    given = []
+
+    def multiply(matrix: Packed, x: torch.Tensor, *, spared: int) -> torch.Tensor:
+        given.append(spared)
+        return cpu.multiply(matrix, x, spared=spared)
+
+    operations = SimpleNamespace(multiply=multiply, multiply_dequantized=cpu.multiply_dequantized)
+    kernels = CpuKernels(operations)
+    matrix = random_matrix(HQQ(4, 64), 64, 256, 0)
+    x = torch.randn(1, 256)
+    idle = kernels.matmul(matrix, x)
+    kernels.busy = lambda: 1
+    assert torch.equal(kernels.matmul(matrix, x), idle)
+    assert given == [0, 1]
 
 
 # ---- who multiplies

@@ -113,7 +113,7 @@ def test_the_cpus_kernels_compute_what_is_computed_and_the_devices_the_rest(buil
     model, cache = built()
     warm(cache)
     device, host = Counting(), Counting()
-    give_kernels(model, device, host)
+    give_kernels(model, cache, device, host)
     before = cache.stats()
     run(model)
     stats = cache.stats() - before
@@ -271,12 +271,12 @@ def test_an_error_in_the_middle_leaves_everything_usable(built, fetched):
 
     model, cache = built()
     warm(cache)
-    give_kernels(model, TorchKernels(), Failing())
+    give_kernels(model, cache, TorchKernels(), Failing())
     residents = [cache.residents(layer) for layer in range(LAYERS)]
     with cache.record() as trace:
         with pytest.raises(RuntimeError, match="no"):
             run(model)
-        give_kernels(model, TorchKernels(), TorchKernels())
+        give_kernels(model, cache, TorchKernels(), TorchKernels())
         assert torch.equal(run(model), fetched)
     check_replay(trace)
     assert [cache.residents(layer) for layer in range(LAYERS)] == residents

@@ -2,6 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -21,7 +22,12 @@ _log = logging.getLogger(__name__)
 
 
 class Kernels(ABC):
-    """Multiplies by packed matrices."""
+    """Multiplies by packed matrices.
+
+    `busy` tells how many cores something else works on, which is nothing until it is set.
+    """
+
+    busy: Callable[[], int] = staticmethod(lambda: 0)
 
     def matmul(self, matrix: PackedMatrix, x: Tensor) -> Tensor:
         """Return x W^T, [..., K] -> [..., N], in x's type."""
@@ -44,7 +50,8 @@ class TorchKernels(Kernels):
 class CpuKernels(Kernels):
     """Multiplies straight from packed weights for few tokens, and dequantizes a few rows for many.
 
-    What it has no kernels for, plain torch computes.
+    What it has no kernels for, plain torch computes. For few tokens it leaves the cores that are
+    `busy` alone.
 
     Parameters
     ----------
@@ -64,7 +71,7 @@ class CpuKernels(Kernels):
             return self._torch.piece(matrix, x)
         rows = x.reshape(-1, x.shape[-1])  # [T, K]
         if len(rows) <= _MOST_TOKENS:
-            y: Tensor = self._multiply(packed, rows).to(x.dtype)
+            y: Tensor = self._multiply(packed, rows, spared=self.busy()).to(x.dtype)
         else:
             y = self._multiply_dequantized(packed, rows)
         return y.reshape(*x.shape[:-1], matrix.shape[0])

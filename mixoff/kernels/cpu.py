@@ -22,11 +22,11 @@ def fastest() -> str:
     return usable_isas()[0]
 
 
-def multiply(matrix: Packed, x: Tensor, *, isa: str | None = None) -> Tensor:
+def multiply(matrix: Packed, x: Tensor, *, isa: str | None = None, spared: int = 0) -> Tensor:
     """Return x W^T in float32 straight from packed weights, [T, K] -> [T, N].
 
-    Products are exact in activations of 16 bits (`mixoff.kernels.activations`), so the error is
-    about 3e-5 of the result.
+    As many threads are `spared` for something else. Products are exact in activations of 16 bits
+    (`mixoff.kernels.activations`), so the error is about 3e-5 of the result.
     """
     isa = isa or fastest()
     tokens, columns = x.shape
@@ -46,6 +46,7 @@ def multiply(matrix: Packed, x: Tensor, *, isa: str | None = None) -> Tensor:
         lambda first, last: kernel(*buffers, first, last, *sizes),
         matrix.packed_rows,
         least=_least(matrix),
+        spared=spared,
     )
     return out
 

@@ -11,7 +11,7 @@ import torch
 Work = Callable[[int, int], None]
 
 
-def share_out(work: Work, count: int, *, least: int) -> None:
+def share_out(work: Work, count: int, *, least: int, spared: int = 0) -> None:
     """Call `work(first, last)` for parts of a range, in threads; return when all are done.
 
     Parameters
@@ -20,8 +20,11 @@ def share_out(work: Work, count: int, *, least: int) -> None:
         The range is 0 to `count`.
     least
         A thread gets no fewer than these, since waking one takes time, too.
+    spared
+        How many threads fewer there are than torch is set to: parts are alike, so that all wait
+        for one whose core something else works on.
     """
-    threads = max(1, min(torch.get_num_threads(), count // max(1, least)))
+    threads = max(1, min(torch.get_num_threads() - spared, count // max(1, least)))
     if threads == 1:
         work(0, count)
         return
