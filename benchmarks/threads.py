@@ -13,7 +13,8 @@ dropped ("uncached") or is there ("cached"), or are copied within host memory ("
 a slot for each, and nothing moves.
 
 Arms: *all* threads that torch is set to (``--threads``, by default one for each core); *one fewer*;
-and *while moving*, one fewer whenever a transfer is under way as an expert begins. All go through
+*while moving*, one fewer whenever a transfer is under way as an expert begins; and *mixoff*, what
+the package does: one fewer while a read through the page cache is under way. All go through
 the same demands, and take turns, round by round. Printed: milliseconds a token, median, least and
 most of the rounds, and the median of the round's ratio to *all*.
 """
@@ -47,7 +48,7 @@ SCHEME = HQQ(4, 64)
 SHAPES = {"gate_up_proj": (2 * INNER, HIDDEN), "down_proj": (HIDDEN, INNER)}
 LAYOUT = RecordLayout(SCHEME, tuple(SHAPES.items()))
 WAYS = ("none", "direct", "uncached", "cached", "memory")
-ARMS = ("all", "one fewer", "while moving")
+ARMS = ("all", "one fewer", "while moving", "mixoff")
 STAYS = 0.6
 
 Token = list[tuple[int, ...]]  # the experts of each layer
@@ -116,6 +117,7 @@ class Run:
     def seconds(self, tokens: list[Token], arm: str, threads: int) -> float:
         """Return what all tokens took."""
         torch.set_num_threads(threads - (arm == "one fewer"))
+        self._kernels.busy = self.cache.busy_cores if arm == "mixoff" else lambda: 0
         began = time.perf_counter()
         for token in tokens:
             if self.way == "uncached":

@@ -107,7 +107,11 @@ class HostDevice:
 
     @property
     def busy_cores(self) -> int:
-        """One while records are read through the page cache; direct reads take 4 % of a core."""
+        """One while records are read through the page cache, which copies them.
+
+        Direct reads leave the processor alone, and `benchmarks/threads.py` shows that it doesn't
+        pay to spare a thread for them, nor for what the page cache doesn't hold yet.
+        """
         return int(self._store.reader.io != "direct" and self.transfers.under_way)
 
     def allocate(self) -> Buffer:
