@@ -1,6 +1,7 @@
 """From a checkpoint to a transformers model and its cache. Knows transformers' loading hooks."""
 
 from contextlib import suppress
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +219,8 @@ class MixoffQuantizer(HfQuantizer):
         attach(model, cache, offload)
         kernels = self.quantization_config.kernels or kernels_named("auto", device)
         beside = self.quantization_config.kernels_beside
-        give_kernels(model, cache, kernels, beside or kernels_named("auto", "cpu"))
+        beside = beside or kernels_named("auto", "cpu")
+        give_kernels(model, cache, copy(kernels), copy(beside))  # settings know of no cache
         return model
 
 
