@@ -35,6 +35,7 @@ def expert_cache(
         policy=offload.policy,
         staging=offload.staging,
         device=device,
+        miss=offload.miss,
     )
     cache.about |= {
         "checkpoint": checkpoint.path.name,

@@ -117,6 +117,7 @@ def fit_host(
     if offload.host_tier != "auto":
         kind = offload.host_tier
     buffers = min(fit, needs.experts if kind == "inclusive" else outside) if outside else 0
+    _check_miss(offload, needs, buffers if outside else None)
     return HostTier(kind if buffers else "none", buffers, buffers * needs.buffer)
 
 
@@ -178,6 +179,22 @@ def _less_headroom(name: str, free: int | None) -> int:
             "give bytes, as 10GiB."
         )
     return free - headroom(free)
+
+
+def _check_miss(offload: OffloadConfig, needs: Needs, host_buffers: int | None) -> None:
+    """Refuse to compute misses where no record lies beside the device, unless none is outside."""
+    if offload.miss == "fetch":
+        return
+    if not needs.on_gpu:
+        raise ConfigError(
+            f"miss={offload.miss!r}: a miss is computed in host memory beside a GPU, and here the "
+            "device is host memory itself: give 'fetch', or device='cuda'."
+        )
+    if host_buffers == 0:
+        raise ConfigError(
+            f"miss={offload.miss!r}: host_memory={offload.host_memory!r} keeps no record to "
+            "compute from: give a budget, as 10GiB or auto."
+        )
 
 
 def _check_host_tier(offload: OffloadConfig, needs: Needs, budget: int | None) -> None:

@@ -1,6 +1,7 @@
 """From a checkpoint to a transformers model and its cache. Knows transformers' loading hooks."""
 
 from contextlib import suppress
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,14 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from mixoff.assembly import expert_cache
+from mixoff.attachment import (
+    attach,
+    check_tensors,
+    give_kernels,
+    replace_attention,
+    replace_experts,
+    settle_parameters,
+)
 from mixoff.cache import ExpertCache, cache_of
 from mixoff.config import OffloadConfig
 from mixoff.documents import read_json, shortened
@@ -33,10 +42,8 @@ from mixoff.errors import CheckpointError, ConfigError, MixoffError
 from mixoff.formats import AnyCheckpoint, open_checkpoint
 from mixoff.hub import named_checkpoint
 from mixoff.kernels import Kernels, kernels_named
-from mixoff.layers import OffloadedExperts, QuantizedLinear
 from mixoff.mixtral import SETTINGS
 from mixoff.plan import MemoryPlan, compute_dtype, plan_memory
-from mixoff.predictors import Prefetcher, predictor_named
 from mixoff.settings import QUANT_METHOD, quantization_settings, scheme_from_settings
 
 
@@ -89,6 +96,7 @@ def build_model(
         "plan": plan,
         "dtype": dtype,
         "kernels": kernels_named(kernels, device),
+        "kernels_beside": kernels_named(kernels, "cpu"),
     }
     options: dict[str, Any] = {"dtype": dtype} if dtype is not None else {}
     if device.type != "cpu":
@@ -124,6 +132,7 @@ class MixoffQuantizationConfig(QuantizationConfigMixin):
         plan: MemoryPlan | None = None,
         dtype: torch.dtype | None = None,
         kernels: Kernels | None = None,
+        kernels_beside: Kernels | None = None,
         **settings: Any,
     ) -> None:
         self.quant_method = QUANT_METHOD  # type: ignore[assignment]  # an enum of transformers' own
@@ -133,6 +142,7 @@ class MixoffQuantizationConfig(QuantizationConfigMixin):
         self.plan = plan
         self.dtype = dtype
         self.kernels = kernels
+        self.kernels_beside = kernels_beside
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``config.json`` holds; how a run goes is no part of it."""
@@ -190,9 +200,9 @@ class MixoffQuantizer(HfQuantizer):
             dtype=self.quantization_config.dtype,
         )
         self._checkpoint.verify()
-        _replace_attention(model, self._checkpoint)
-        _replace_experts(model)
-        _check_tensors(model, self._checkpoint)
+        replace_attention(model, self._checkpoint)
+        replace_experts(model)
+        check_tensors(model, self._checkpoint)
         ignored = set(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
         model._keys_to_ignore_on_load_unexpected = ignored | {r"\.mlp\.experts\."}  # type: ignore[assignment]
 
@@ -204,34 +214,15 @@ class MixoffQuantizer(HfQuantizer):
         return open_checkpoint(Path(checkpoint_files[0]).parent)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        _settle_parameters(model)
+        settle_parameters(model)
         offload, device = self.quantization_config.offload, next(model.parameters()).device
         cache = expert_cache(self._checkpoint, offload, self._plan, device)
-        _attach(model, cache, offload)
+        attach(model, cache, offload)
         kernels = self.quantization_config.kernels or kernels_named("auto", device)
-        for module in model.modules():
-            if isinstance(module, QuantizedLinear | OffloadedExperts):
-                module.kernels = kernels
+        beside = self.quantization_config.kernels_beside
+        beside = beside or kernels_named("auto", "cpu")
+        give_kernels(model, cache, copy(kernels), copy(beside))  # settings know of no cache
         return model
-
-
-def _attach(model: nn.Module, cache: ExpertCache, offload: OffloadConfig) -> None:
-    """Give each layer's experts the cache, and what guesses for it."""
-    found = [(block, _experts_of(block)) for block in model.modules()]
-    blocks = [(block, experts) for block, experts in found if experts is not None]
-    gates = [block.get_submodule("gate") for block, _ in blocks]
-    predictor = predictor_named(offload.predictor, gates)
-    prefetcher = Prefetcher(
-        cache, predictor, experts=offload.prefetch, layers_ahead=offload.layers_ahead
-    )
-    for _, experts in blocks:
-        experts.cache, experts.prefetcher = cache, prefetcher
-
-
-def _experts_of(block: nn.Module) -> OffloadedExperts | None:
-    """Return the experts that stand beside a gate in a block of the model."""
-    children = block.children() if hasattr(block, "gate") else ()
-    return next((child for child in children if isinstance(child, OffloadedExperts)), None)
 
 
 def _settings(checkpoint: AnyCheckpoint) -> MixtralConfig:
@@ -269,40 +260,3 @@ def _usable(device: str | torch.device) -> torch.device:
         raise ConfigError(
             f"device={str(device)!r}: {reason}; give cpu, or cuda with a GPU."
         ) from None
-
-
-def _replace_attention(model: nn.Module, checkpoint: AnyCheckpoint) -> None:
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and ".self_attn." in name:
-            shape = (module.out_features, module.in_features)
-            layout = checkpoint.attention_layout(f"{name}.weight", shape)
-            model.set_submodule(name, QuantizedLinear(module, layout))
-
-
-def _replace_experts(model: nn.Module) -> None:
-    found = [name for name, module in model.named_modules() if hasattr(module, "gate_up_proj")]
-    if not found:
-        raise CheckpointError(f"{type(model).__name__} has no experts that mixoff knows.")
-    for layer, name in enumerate(found):
-        model.set_submodule(name, OffloadedExperts(model.get_submodule(name), layer))
-
-
-def _settle_parameters(model: nn.Module) -> None:
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)  # or a step would keep every matrix that it dequantized
-        if not parameter.untyped_storage().resizable():  # mapped: its file may change or shrink
-            parameter.data = parameter.data.clone()
-
-
-def _check_tensors(model: nn.Module, checkpoint: AnyCheckpoint) -> None:
-    """Refuse a checkpoint without all tensors: transformers would make the others up."""
-    prefix = f"{model.base_model_prefix}."
-    found = {name: tensor.shape for name, tensor in checkpoint.trunk.items()}
-    found |= {name.removeprefix(prefix): shape for name, shape in found.items()}
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    for name, parameter in model.named_parameters():
-        if name not in tied and found.get(name) != tuple(parameter.shape):
-            raise CheckpointError(
-                f"{checkpoint.path}: {name} is {found.get(name, 'missing')}; config.json asks for "
-                f"{tuple(parameter.shape)}: fetch or convert the checkpoint again."
-            )

@@ -6,23 +6,24 @@ one thread at a time, and knows nothing of models.
 """
 
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
-from time import perf_counter_ns
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import torch
 
-from mixoff.buffers import Expert, Pool
+from mixoff.arriving import Arriving, Serving
+from mixoff.buffers import Pool
 from mixoff.errors import ConfigError, MixoffError
-from mixoff.events import Demand, Observer, Snapshot
+from mixoff.events import Observer, Reason
+from mixoff.misses import Choice, Miss
 from mixoff.policies import Policy, Usage, policy_name, policy_named
 from mixoff.records import RecordLayout
 from mixoff.residency import Residency
-from mixoff.serving import Server, Serving
+from mixoff.serving import Server
 from mixoff.staging import Staging
 from mixoff.stats import CacheStats
+from mixoff.telling import tell_demand, tell_state
 from mixoff.tiers import Mover
 from mixoff.trace import Recorder, Trace
 
@@ -44,6 +45,9 @@ class ExpertCache:
         Buffers that belong to no layer, through which misses and guesses come.
     device
         Where slots lie.
+    miss
+        Which misses are computed where they lie: "fetch" (none), "compute" or "auto", as
+        `mixoff.OffloadConfig` has them. Without host memory beside the device none is.
 
     Raises
     ------
@@ -60,12 +64,14 @@ class ExpertCache:
         policy: str | Policy = "lru",
         staging: int = 4,
         device: torch.device | str = "cpu",
+        miss: Miss = "fetch",
     ) -> None:
         self.num_experts = len(layouts[0])
         self.device = torch.device(device)
         self.policy = policy_named(policy)
         self._check_slots(slots_per_layer)
         self.policy.scores(Usage.unseen(self.num_experts))  # one that can't serve says so now
+        self.miss = miss
         self.about: dict[str, Any] = {}  # what recordings tell of the model and the run
         self._mover = mover
         self._layouts = layouts
@@ -77,7 +83,9 @@ class ExpertCache:
         self._pool = Pool(mover.allocate, self._limit(slots_per_layer))
         self._observers: list[Observer] = []
         self._staging = Staging(mover, self._pool, self._observers)
-        self._server = Server(mover, layouts, self._pool, self._staging, self._observers)
+        self._server = Server(
+            mover, layouts, self._pool, self._staging, self._observers, Choice(miss)
+        )
         self._hits = [0] * len(layouts)
         self._misses = [0] * len(layouts)
         self._shut = weakref.finalize(self, _shut, mover)
@@ -99,18 +107,26 @@ class ExpertCache:
         return self._residency[0].num_slots
 
     def acquire(
-        self, layer: int, needed: Iterable[int], *, tokens: int = 1
-    ) -> Iterator[tuple[int, Expert]]:
+        self,
+        layer: int,
+        needed: Iterable[int],
+        *,
+        tokens: int = 1,
+        chosen_by: Mapping[int, int] | None = None,
+    ) -> Arriving:
         """Begin to fetch what a layer misses, and return an iterator over all that it needs.
 
         Each needed expert comes once: residents first, then misses as they arrive. An expert is
         valid until the next one is asked for, so that a layer may need more experts than it has
-        slots. A demand that another one interrupts goes on, but gives no more slots away.
+        slots. A demand that another one interrupts goes on, but gives no more slots away. Those
+        among its `computed` are given where they lie in host memory, to be computed there.
 
         Parameters
         ----------
         tokens
             How many tokens chose the experts; more than one is a prefill.
+        chosen_by
+            How many chose each expert; by default all of them.
 
         Raises
         ------
@@ -123,18 +139,24 @@ class ExpertCache:
         if self._server.present is not None:
             self._end(self._server.present)
         residency = self._residency[layer]
-        decision = residency.demand(needed)
+        computed = {}
+        if self.miss != "fetch":
+            needed = set(needed)
+            missed = {e: chosen_by[e] if chosen_by else tokens for e in residency.missed(needed)}
+            computed = self._server.to_compute(layer, missed)
+        decision = residency.demand(needed, computed)
         self._hits[layer] += len(decision.hits)
         self._misses[layer] += len(decision.misses)
-        serving = Serving(layer, tokens, decision, residency.residents, self._observers)
+        serving = Serving(layer, tokens, decision, residency.residents, self._observers, computed)
         self._server.begin(serving)
-        return self._server.serve(serving, self._end)
+        return Arriving(serving, self._server.serve(serving, self._end))
 
     def prefetch(self, layer: int, experts: Iterable[int], *, layers_ahead: int = 1) -> None:
         """Begin to fetch experts that a layer may need soon, the likeliest first.
 
         Those that are on the device already are passed over, and so are those for which no buffer
-        is left. Nobody leaves a slot for them, and hits and misses stay what they are without.
+        is left. Nobody leaves a slot for them, and hits and misses stay what they are without,
+        unless a miss is computed where a guess comes too late and fetched where it doesn't.
 
         Parameters
         ----------
@@ -143,7 +165,7 @@ class ExpertCache:
         """
         for expert in experts:
             key = (layer, expert)
-            if self._is_here(layer, expert) or key in self._staging or self._mover.holds(key):
+            if self._server.has(layer, expert) or key in self._staging or self._mover.holds(key):
                 continue
             if not self._staging.guess(key, layers_ahead):
                 return
@@ -165,6 +187,10 @@ class ExpertCache:
             self._staging.tell_open(recorder)
             recorder.finish(provenance=self._provenance(), into=trace)
 
+    def busy_cores(self) -> int:
+        """Return how many cores move bytes now, that could compute."""
+        return self._mover.busy_cores
+
     def residents(self, layer: int) -> frozenset[int]:
         """Return the experts that a layer has on the device now."""
         return frozenset(self._server.slots[layer])
@@ -181,6 +207,8 @@ class ExpertCache:
             outcomes["late"],
             outcomes["wasted"],
             self._server.wait_ns,
+            self._server.computed,
+            self._server.computed_ns,
         )
 
     def resize(self, slots_per_layer: int) -> None:
@@ -237,12 +265,6 @@ class ExpertCache:
         slots = slots_per_layer * len(self._residency)
         return slots + self._num_staging + self._mover.extra_buffers
 
-    def _is_here(self, layer: int, expert: int) -> bool:
-        """Return whether an expert is in a slot, or on its way to the present demand."""
-        serving = self._server.present
-        coming = serving is not None and serving.layer == layer and expert in serving.coming
-        return coming or expert in self._server.slots[layer]
-
     def _end(self, serving: Serving) -> None:
         """Settle a demand, whether it was served or not: the residents are those with a slot."""
         self._server.abandon(serving)
@@ -255,38 +277,12 @@ class ExpertCache:
         if not complete:
             self._residency[serving.layer].residents = self._server.slots[serving.layer]
         if self._observers:
-            self._tell(serving, complete)
+            tell_demand(serving, self._observers, complete=complete)
+            if not complete:
+                self._tell_state(serving.layer, "interrupted", self._observers)
 
-    def _tell(self, serving: Serving, complete: bool) -> None:
-        decision = serving.decision
-        demand = Demand(
-            serving.layer,
-            serving.tokens,
-            serving.start_ns,
-            perf_counter_ns(),
-            decision.hits,
-            decision.misses,
-            tuple(serving.arrivals),
-            decision.evictions,
-            complete,
-        )
-        for observer in serving.observers:
-            if observer in self._observers:
-                observer.demand(demand)
-        if not complete:
-            self._tell_state(serving.layer, "interrupted", self._observers)
-
-    def _tell_state(
-        self,
-        layer: int,
-        reason: Literal["start", "resize", "interrupted"],
-        observers: Iterable[Observer],
-    ) -> None:
-        residency = self._residency[layer]
-        for observer in observers:
-            usage = deepcopy(residency.usage)
-            state = Snapshot(layer, reason, residency.num_slots, residency.residents, usage)
-            observer.snapshot(state)
+    def _tell_state(self, layer: int, reason: Reason, observers: Iterable[Observer]) -> None:
+        tell_state(layer, self._residency[layer], reason, observers)
 
     def _provenance(self) -> dict[str, Any]:
         layers = range(len(self._layouts))
@@ -300,6 +296,7 @@ class ExpertCache:
                 "policy": policy_name(self.policy),
                 "slots_per_layer": self.slots_per_layer,
                 "staging": self._num_staging,
+                "miss": self.miss,
                 "device": str(self.device),
             }
         )

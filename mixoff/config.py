@@ -100,6 +100,14 @@ class OffloadConfig:
     io
         ``"direct"`` reads past the system's page cache, ``"buffered"`` through it; ``"auto"``:
         direct where the experts exceed the memory that stays free.
+    miss
+        With a GPU, what is done about a missed expert whose record lies in host memory.
+        ``"fetch"`` copies it into a slot. ``"compute"`` computes it on the CPU, from where it
+        lies, for the tokens that chose it, while the GPU goes on; nobody leaves a slot for it, and
+        only what is still on disk is fetched, so that the slots keep what they hold once host
+        memory holds the rest. ``"auto"`` does what takes less time, by what copies and computed
+        experts took last: a prompt's experts are mostly fetched, and change who is resident, and a
+        token's are computed where the link is slow.
 
     Raises
     ------
@@ -118,6 +126,7 @@ class OffloadConfig:
     predictor: Any = "next-gate"  # what a Predictor is, no one knows here: it needs torch
     staging: int = 4
     io: Literal["auto", "direct", "buffered"] = "auto"
+    miss: Literal["fetch", "compute", "auto"] = "fetch"
 
     def __post_init__(self) -> None:
         if self.offload_per_layer is not None:
@@ -136,6 +145,7 @@ class OffloadConfig:
             parse_budget(self.device_memory)
         _check_word(self, "io", ("auto", "direct", "buffered"))
         _check_word(self, "host_tier", ("auto", "inclusive", "exclusive"))
+        _check_word(self, "miss", ("fetch", "compute", "auto"))
         if not hasattr(self.predictor, "scores"):
             _check_word(self, "predictor", PREDICTOR_NAMES)
         if not isinstance(self.policy, Policy) and self.policy not in tuple(LIVE_POLICIES):

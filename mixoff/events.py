@@ -11,6 +11,7 @@ from mixoff.policies import Usage
 
 Tier = Literal["device", "staged", "host", "disk"]
 Outcome = Literal["used", "late", "wasted", "open"]
+Reason = Literal["start", "resize", "interrupted"]  # why a layer's state is told
 Span = Callable[[], tuple[int, int]]  # gives (start_ns, duration_ns)
 
 
@@ -23,6 +24,7 @@ class Missed(NamedTuple):
     start_ns: int  # when compute turned to it
     wait_ns: int  # how long compute then waited
     span: Span | None = None  # the wait as the device saw it
+    computed_ns: int | None = None  # how long it was computed where it lay; None: it was fetched
 
 
 class Demand(NamedTuple):
@@ -35,7 +37,7 @@ class Demand(NamedTuple):
     hits: tuple[int, ...]
     misses: tuple[int, ...]
     arrivals: tuple[Missed, ...]  # the misses that came, in their order
-    evictions: tuple[tuple[int, int | None], ...]  # (missed expert, victim), in deciding order
+    evictions: tuple[tuple[int, int | None], ...]  # (expert let in, victim), as decided
     complete: bool  # False if an error or the consumer ended it early
 
 
@@ -76,7 +78,7 @@ class Snapshot(NamedTuple):
     """
 
     layer: int
-    reason: Literal["start", "resize", "interrupted"]
+    reason: Reason
     slots: int
     residents: frozenset[int]
     usage: Usage  # a copy

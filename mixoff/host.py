@@ -1,6 +1,7 @@
 """Host memory beside a device, pinned where it can be, lent to transfers. Knows no streams."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from threading import RLock
 
@@ -69,7 +70,8 @@ class HostTier:
         self._allocate = allocate
         self._lock = RLock()  # fetches run in any thread, and garbage collection inside them
         self._kept: dict[Key, Buffer] = {}  # the one that was kept first comes first
-        self._lent: set[Key] = set()  # to fetches that are under way
+        self._lent: Counter[int] = Counter()  # ids of buffers, how often each is lent
+        self._forgotten: dict[int, Buffer] = {}  # spare as soon as they are given back
         self._spare: list[Buffer] = []
         self._made = 0
 
@@ -82,14 +84,19 @@ class HostTier:
     def borrow(self, key: Key) -> Buffer | None:
         """Return the buffer that holds a record, None if none does; it stays until `give_back`."""
         with self._lock:
-            if key in self._kept:
-                self._lent.add(key)
-            return self._kept.get(key)
+            buffer = self._kept.get(key)
+            if buffer is not None:
+                self._lent[id(buffer)] += 1
+            return buffer
 
-    def give_back(self, key: Key) -> None:
+    def give_back(self, buffer: Buffer) -> None:
         """End what `borrow` began."""
         with self._lock:
-            self._lent.discard(key)
+            self._lent[id(buffer)] -= 1
+            if not self._lent[id(buffer)]:
+                del self._lent[id(buffer)]
+                if (spare := self._forgotten.pop(id(buffer), None)) is not None:
+                    self._spare.append(spare)
 
     def reserve(self) -> Buffer | None:
         """Return a buffer to fill, None if all hold records."""
@@ -112,19 +119,23 @@ class HostTier:
             self._spare.append(buffer)
 
     def forget(self, key: Key) -> None:
-        """Make the buffer of a record spare, if there is one."""
+        """Make the buffer of a record spare, if there is one, when nobody has borrowed it."""
         with self._lock:
-            if (buffer := self._kept.pop(key, None)) is not None:
+            buffer = self._kept.pop(key, None)
+            if buffer is not None and id(buffer) in self._lent:
+                self._forgotten[id(buffer)] = buffer
+            elif buffer is not None:
                 self._spare.append(buffer)
 
     def displace(self) -> tuple[Key, Buffer] | None:
         """Give up the record that was kept first, and return it with its buffer, now reserved."""
         with self._lock:
-            key = next((key for key in self._kept if key not in self._lent), None)
+            key = next((key for key, b in self._kept.items() if id(b) not in self._lent), None)
             return None if key is None else (key, self._kept.pop(key))
 
     def clear(self) -> None:
         """Give up all buffers."""
         with self._lock:
             self._kept.clear()
+            self._forgotten.clear()
             self._spare.clear()

@@ -1,11 +1,12 @@
 """Modules that stand in for the model's own: packed linear layers, and experts behind a cache."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
+from mixoff.arriving import Arriving
 from mixoff.buffers import Expert
 from mixoff.cache import ExpertCache
 from mixoff.kernels import Kernels, TorchKernels
@@ -52,6 +53,7 @@ class OffloadedExperts(nn.Module):
     cache: ExpertCache  # set by the builder, once the trunk is on its device
     prefetcher: Prefetcher | None = None
     kernels: Kernels = TorchKernels()
+    kernels_beside: Kernels = TorchKernels()  # of the CPU, for what lies in host memory
 
     def __init__(self, experts: nn.Module, layer: int) -> None:
         super().__init__()
@@ -65,21 +67,32 @@ class OffloadedExperts(nn.Module):
         """Return the experts' weighted sum, [T, D] and two [T, k] -> [T, D].
 
         Results are added in ascending order of the experts, as transformers' own ``eager`` does,
-        whatever order they came in: the cache never changes the output.
+        whatever order they came in: the cache never changes the output. What lies in host memory
+        beside the device is computed there, while the device does what it was asked for before.
         """
         arriving, rows = self._request(hidden_states, top_k_index)
+        # Copied before the device has work that the copy would have to wait for.
+        beside = _on_host(hidden_states) if arriving.computed else None
         results = {}
         for expert, tensors in arriving:
             position, token = (torch.tensor(r, device=hidden_states.device) for r in rows[expert])
-            gate_up = self.kernels.matmul(tensors["gate_up_proj"], hidden_states[token])
-            hidden = self.experts._apply_gate(gate_up)  # type: ignore[operator]  # transformers' own
-            expert_out = self.kernels.matmul(tensors["down_proj"], hidden)
+            if beside is not None and expert in arriving.computed:
+                found = self._compute(tensors, beside[rows[expert][1]], self.kernels_beside)
+                expert_out = found.to(hidden_states.device, hidden_states.dtype, non_blocking=True)
+            else:
+                expert_out = self._compute(tensors, hidden_states[token], self.kernels)
             results[expert] = token, expert_out * top_k_weights[token, position, None]
         return _sum_ascending(results.items(), torch.zeros_like(hidden_states))
 
+    def _compute(self, tensors: Expert, x: Tensor, kernels: Kernels) -> Tensor:
+        """Return what an expert makes of tokens, [t, D] -> [t, D], where both lie."""
+        gate_up = kernels.matmul(tensors["gate_up_proj"], x)
+        hidden = self.experts._apply_gate(gate_up)  # type: ignore[operator]  # transformers' own
+        return kernels.matmul(tensors["down_proj"], hidden)
+
     def _request(
         self, hidden_states: Tensor, top_k_index: Tensor
-    ) -> tuple[Iterator[tuple[int, Expert]], dict[int, Rows]]:
+    ) -> tuple[Arriving, dict[int, Rows]]:
         """Let the cache fetch what is needed, then what is guessed; return who comes for whom."""
         prefetcher = self.prefetcher
         if prefetcher is not None and not prefetcher.experts:
@@ -91,12 +104,18 @@ class OffloadedExperts(nn.Module):
         tokens, top_k = top_k_index.shape
         chosen = [flat[token * top_k : (token + 1) * top_k] for token in range(tokens)]  # [T][k]
         rows = _rows(chosen)
-        arriving = self.cache.acquire(self.layer, rows, tokens=tokens)
+        chosen_by = {expert: len(places) for expert, (_, places) in rows.items()}
+        arriving = self.cache.acquire(self.layer, rows, tokens=tokens, chosen_by=chosen_by)
         if prefetcher is not None:
             guessed = iter(flat[tokens * top_k :])
             guesses = {ahead: [*islice(guessed, len(r))] for ahead, r in ranked.items()}
             prefetcher.prefetch(self.layer, chosen, guesses)
         return arriving, rows
+
+
+def _on_host(x: Tensor) -> Tensor:
+    """Return x in host memory, and in float32 for float16, in which CPUs are slow."""
+    return x.to("cpu", torch.float32 if x.dtype is torch.float16 else x.dtype)
 
 
 def _rows(chosen: Choices) -> dict[int, Rows]:

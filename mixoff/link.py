@@ -44,6 +44,7 @@ class LinkedDevice:
     """
 
     extra_buffers = 0
+    busy_cores = 0  # the device copies
 
     def __init__(
         self,
@@ -93,7 +94,7 @@ class LinkedDevice:
                     ticket.wait()
                 yield from self._copy(fetch, kept, chunks(0, self._extent(fetch.key, kept)))
             finally:
-                self.host.give_back(fetch.key)
+                self.host.give_back(kept)
             return
         host = self.host.reserve() if self._inclusive else None
         place, owner = (host, self.host) if host is not None else self._bounce_buffer()
@@ -116,6 +117,27 @@ class LinkedDevice:
         compute.follow(buffer.after)
         ended = compute.record()
         return lambda: _span(begun, ended)
+
+    def is_beside(self, key: Key) -> bool:
+        """Return whether host memory holds the record."""
+        return key in self.host
+
+    def borrow(self, key: Key) -> Buffer:
+        """Return the buffer of host memory that holds a record; it stays until `give_back`."""
+        buffer = self.host.borrow(key)
+        assert buffer is not None, "who borrows has asked whether it is there"
+        return buffer
+
+    def give_back(self, buffer: Buffer) -> None:
+        """End what `borrow` began."""
+        self.host.give_back(buffer)
+
+    def before_reading(self, key: Key, buffer: Buffer) -> None:
+        """Wait until a record that left the device is in host memory whole."""
+        if (ticket := self._leaving.get(key)) is not None:
+            ticket.wait()
+            if buffer.after is not None:
+                buffer.after.wait()
 
     def settled(self, key: Key) -> None:
         """Free the place in host memory of a record that lies on the device now."""

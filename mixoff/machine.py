@@ -128,8 +128,13 @@ class Machine:
         ConfigError
             If that way wasn't measured.
         TraceError
-            If there are no two decoded tokens in a row.
+            If there are no two decoded tokens in a row, or misses were computed where they lay.
         """
+        if trace.demands().computed.any():
+            raise TraceError(
+                "misses of this recording were computed in host memory, and a machine is fitted to "
+                "fetched ones: record with miss='fetch'."
+            )
         link = transfers if isinstance(transfers, Link) else link_of(trace, transfers)
         demands, tokens = trace.demands(), whole_tokens(trace)
         expert_s = _expert_seconds(trace, demands)

@@ -4,7 +4,7 @@
 layer, a replay for all, so that both decide alike.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,7 +98,7 @@ class Decision:
 
     hits: tuple[int, ...]
     misses: tuple[int, ...]
-    evictions: tuple[tuple[int, int | None], ...]  # (missed expert, victim), one for each miss
+    evictions: tuple[tuple[int, int | None], ...]  # (expert let in, victim), one for each of them
 
 
 class Residency:
@@ -146,20 +146,34 @@ class Residency:
         self._resident[:] = False
         self._resident[list(experts)] = True
 
-    def demand(self, experts: Iterable[int]) -> Decision:
+    def missed(self, experts: Iterable[int]) -> tuple[int, ...]:
+        """Return who of a demand would miss, ascending, and decide nothing."""
+        return tuple(sorted(set(experts) - self.residents))
+
+    def demand(self, experts: Iterable[int], computed: Collection[int] = ()) -> Decision:
         """Decide a demand: an expert counts once, however many tokens chose it.
 
         Hits are noted as used before misses, as the predecessor's cache did.
+
+        Parameters
+        ----------
+        computed
+            Misses that are computed where they lie: they count as used, aren't let in, and nobody
+            leaves for them.
         """
         needed = np.zeros_like(self._resident)
         needed[list(experts)] = True
         missed = needed & ~self._resident
         hits = np.flatnonzero(needed & self._resident)
-        self.usage.touch(needed, missed)
+        entering = missed
+        if computed:
+            entering = missed.copy()
+            entering[list(computed)] = False
+        self.usage.touch(needed, entering)
         turns = admit(
             self._resident[None],
             needed[None],
-            missed[None],
+            entering[None],
             scores=np.asarray(self._policy.scores(self.usage))[None],
             slots=self._slots,
             bypass=self._policy.bypass,

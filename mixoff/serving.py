@@ -3,43 +3,17 @@
 Knows buffers and what comes into them; who stays and who leaves is decided elsewhere, before.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from time import perf_counter_ns
 
+from mixoff.arriving import Serving
 from mixoff.buffers import Buffer, Expert, Pool
 from mixoff.errors import MixoffError
-from mixoff.events import Missed, Observer
+from mixoff.events import Missed, Observer, Span
+from mixoff.misses import Candidate, Choice
 from mixoff.records import RecordLayout
-from mixoff.residency import Decision
 from mixoff.staging import Coming, Staging, fetch_into
 from mixoff.tiers import Fetch, Mover
-
-
-class Serving:
-    """A demand that is being served."""
-
-    def __init__(
-        self,
-        layer: int,
-        tokens: int,
-        decision: Decision,
-        staying: frozenset[int],
-        observers: Sequence[Observer],
-    ) -> None:
-        self.observers = tuple(observers)  # a recording that begins later begins behind it
-        self.layer = layer
-        self.tokens = tokens
-        self.decision = decision
-        self.staying = staying
-        victims = [victim for _, victim in decision.evictions if victim is not None]
-        self.leaving = [victim for victim in victims if victim not in decision.misses]
-        self.unserved = [*decision.hits, *decision.misses]
-        self.coming: dict[int, Coming] = {}
-        self.arrivals: list[Missed] = []
-        self.start_ns = perf_counter_ns()
-        self.is_over = False
-        # Who of the demand stays depends on the misses' order then, so that they are taken in it.
-        self.in_order = not staying.issuperset(self.unserved)
 
 
 class Server:
@@ -57,6 +31,8 @@ class Server:
         Holds guesses.
     observers
         Are told of copies.
+    choice
+        Says which misses are computed where they lie.
     """
 
     def __init__(
@@ -66,9 +42,12 @@ class Server:
         pool: Pool,
         staging: Staging,
         observers: Sequence[Observer],
+        choice: Choice,
     ) -> None:
         self.slots: list[dict[int, Buffer]] = [{} for _ in layouts]
-        self.bytes_moved = self.wait_ns = 0
+        self.bytes_moved = self.wait_ns = self.computed = self.computed_ns = 0
+        self._choice = choice
+        self._copied: list[tuple[int, Span]] = []  # of the demand before: sizes, and how long
         self.is_closed = False
         self.present: Serving | None = None  # the demand that slots are given away for
         self._mover = mover
@@ -82,6 +61,12 @@ class Server:
         if self.is_closed:
             raise MixoffError("this expert cache was closed: build the model again.")
 
+    def has(self, layer: int, expert: int) -> bool:
+        """Return whether an expert is in a slot, or on its way to the present demand."""
+        serving = self.present
+        coming = serving is not None and serving.layer == layer and expert in serving.coming
+        return coming or expert in self.slots[layer]
+
     def load(self, layer: int, experts: Iterable[int]) -> None:
         """Fill a layer's slots, one after the other."""
         for expert in sorted(experts):
@@ -91,10 +76,35 @@ class Server:
             self.slots[layer][expert] = coming.fetch.buffer
             self._mover.settled((layer, expert))
 
+    def to_compute(self, layer: int, missed: Mapping[int, int]) -> dict[int, int]:
+        """Return which of the misses, each with its number of tokens, to compute where they lie.
+
+        One that a guess has brought to the device is there, and used.
+        """
+        if self._choice.miss == "fetch":
+            return {}
+        while self._copied:  # compute is past these copies, so that nobody waits for them
+            nbytes, span = self._copied.pop()
+            self._choice.fetched(nbytes, span()[1] / 1e9)
+        candidates, queued = [], 0
+        for expert, tokens in missed.items():
+            key = (layer, expert)
+            left = self._staging.left(key, self._mover.nbytes(key))
+            if left and self._mover.is_beside(key):
+                candidates.append(Candidate(expert, left, tokens))
+            else:
+                queued += left
+        chosen = self._choice.computed(candidates, queued)
+        return {expert: tokens for expert, tokens in missed.items() if expert in chosen}
+
     def begin(self, serving: Serving) -> None:
         """Begin to fetch what a demand misses; guesses of it are adopted, others passed by."""
         self.present = serving
+        for expert in serving.computed:
+            serving.beside[expert] = self._mover.borrow((serving.layer, expert))
         for expert in serving.decision.misses:
+            if expert in serving.computed:
+                continue
             if (guessed := self._staging.adopt((serving.layer, expert))) is not None:
                 serving.coming[expert] = guessed
         self._staging.pass_by(serving.layer)
@@ -102,12 +112,15 @@ class Server:
 
     def serve(
         self, serving: Serving, end: Callable[[Serving], None]
-    ) -> Iterator[tuple[int, Expert]]:
+    ) -> Generator[tuple[int, Expert], None, None]:
         """Yield each expert of a demand, and call `end` when it is over, however it ends."""
         layer = serving.layer
         try:
             while serving.unserved:
                 expert = self._next(serving)
+                if expert in serving.beside:
+                    yield from self._compute(serving, expert)
+                    continue
                 passing = None
                 if expert not in self.slots[layer]:
                     passing = self._receive(serving, expert)
@@ -121,21 +134,52 @@ class Server:
         finally:
             end(serving)
 
+    def _compute(self, serving: Serving, expert: int) -> Iterator[tuple[int, Expert]]:
+        """Yield an expert where it lies beside the device, and note how long it was computed."""
+        self.check_open()
+        start_ns, buffer = perf_counter_ns(), serving.beside.pop(expert)
+        there_ns = None
+        try:
+            self._mover.before_reading((serving.layer, expert), buffer)
+            serving.unserved.remove(expert)
+            there_ns = perf_counter_ns()
+            yield expert, buffer.expert(self._layouts[serving.layer][expert])
+            self._choice.took(serving.computed[expert], (perf_counter_ns() - there_ns) / 1e9)
+        finally:
+            self._mover.give_back(buffer)
+            if there_ns is not None:
+                self._note_computed(serving, expert, start_ns, there_ns)
+
+    def _note_computed(self, serving: Serving, expert: int, start_ns: int, there_ns: int) -> None:
+        wait_ns, computed_ns = there_ns - start_ns, perf_counter_ns() - there_ns
+        self.wait_ns += wait_ns
+        self.computed += 1
+        self.computed_ns += computed_ns
+        missed = Missed(expert, "host", 0, start_ns, wait_ns, computed_ns=computed_ns)
+        serving.arrivals.append(missed)
+
     def _next(self, serving: Serving) -> int:
-        """Return who is served next: hits, then what has arrived, then what is waited for."""
+        """Return who is served next.
+
+        These are hits, then what has arrived, then what is computed where it lies while other
+        misses come, and then what is waited for.
+        """
         first = serving.unserved[0]
         if first in self.slots[serving.layer] or serving.is_over:
             return first
         self._request(serving)
-        if serving.in_order:
-            return first
-        there = (e for e, coming in serving.coming.items() if coming.is_there)
-        return next(there, first)
+        fetched = [expert for expert in serving.unserved if expert not in serving.beside]
+        for expert in fetched[:1] if serving.in_order else serving.coming:
+            if expert in serving.coming and serving.coming[expert].is_there:
+                return expert
+        return next(iter(serving.beside)) if serving.beside else fetched[0]
 
     def _request(self, serving: Serving) -> None:
         """Begin to fetch the demand's misses, as many as there are buffers for."""
         for expert in serving.unserved:
             if expert in self.slots[serving.layer] or expert in serving.coming:
+                continue
+            if expert in serving.beside:
                 continue
             coming = self._fetch(serving.layer, expert)
             if coming is None:
@@ -173,6 +217,8 @@ class Server:
         missed = self._arrive(coming)
         del serving.coming[expert]
         serving.arrivals.append(missed)
+        if self._choice.miss == "auto" and coming.fetch.tier == "host" and coming.fetch.span:
+            self._copied.append((coming.fetch.nbytes, coming.fetch.span))
         self.bytes_moved += coming.fetch.nbytes
         self.wait_ns += missed.wait_ns
         if serving.is_over or expert not in serving.staying:
@@ -207,10 +253,14 @@ class Server:
             self._pool.give(free, after=ticket)
 
     def abandon(self, serving: Serving) -> None:
-        """Give up what is still on its way to a demand."""
+        """Give up what is still on its way to a demand, or lies beside the device for it."""
         for coming in serving.coming.values():
             self._abandon(coming)
         serving.coming.clear()
+        for expert, buffer in serving.beside.items():
+            self._mover.give_back(buffer)
+            del serving.computed[expert]
+        serving.beside.clear()
 
     def _abandon(self, coming: Coming) -> None:
         if coming.ticket is None:  # it was lent

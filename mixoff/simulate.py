@@ -83,9 +83,10 @@ def replay(trace: Trace, policy: str | Policy | None = None, slots: int | None =
     """Return what one cache would have done with a recording.
 
     Without policy and slots it is the one that was recorded: it begins with the recorded residents
-    and what was known of them, follows resizes, and goes on from where a demand that was cut left
-    it. With either, it is a cache of that policy or of as many slots in every layer, which begins
-    as `sweep` tells, keeps its size and ends every demand.
+    and what was known of them, follows resizes, goes on from where a demand that was cut left it,
+    and lets nobody in who was computed where it lay. With either, it is a cache of that policy or
+    of as many slots in every layer, which begins as `sweep` tells, keeps its size, ends every
+    demand, and fetches what it misses: what would have been computed then, no recording knows.
 
     Raises
     ------
@@ -120,7 +121,8 @@ def sweep(
     A cache of the recorded policy and size begins with the recorded residents. If nothing was
     demanded before the recording, any other begins as a cache does, with the highest experts
     inside; else with those that its policy scores highest by what was used until then, of equal
-    ones the highest. Resizes and demands that were cut are not followed.
+    ones the highest. Resizes and demands that were cut are not followed, and all misses are
+    fetched.
 
     Parameters
     ----------

@@ -108,6 +108,11 @@ class Staging:
         self._tell(coming, outcome)
         return coming
 
+    def left(self, key: Key, nbytes: int) -> int:
+        """Return how many of a record's bytes are still to come: all, unless it is guessed."""
+        coming = self._guesses.get(key)
+        return nbytes if coming is None else nbytes - coming.fetch.nbytes
+
     def pass_by(self, layer: int) -> None:
         """Note that a layer's demand had no use for the guesses left, and drop those under way."""
         for key in [key for key in self._guesses if key[0] == layer]:

@@ -24,6 +24,10 @@ class CacheStats:
         Experts copied ahead: there when demanded, still on their way then, or for nothing.
     wait_ns
         How long compute waited for misses, as the host saw it, in nanoseconds.
+    computed
+        Misses that were computed where they lay, without a copy.
+    computed_ns
+        How long that took, as the host saw it, in nanoseconds.
     """
 
     hits_per_layer: tuple[int, ...]
@@ -34,6 +38,8 @@ class CacheStats:
     prefetch_late: int = 0
     prefetch_wasted: int = 0
     wait_ns: int = field(default=0, compare=False)  # a time is never the same twice
+    computed: int = 0
+    computed_ns: int = field(default=0, compare=False)
 
     @property
     def hits(self) -> int:
@@ -42,7 +48,7 @@ class CacheStats:
 
     @property
     def misses(self) -> int:
-        """Demanded experts that had to be copied into a slot."""
+        """Demanded experts that had to be copied, or computed where they lay."""
         return sum(self.misses_per_layer)
 
     @property

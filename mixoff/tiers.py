@@ -6,7 +6,7 @@ with memory of its own. Both know tiers, buffers and copies, and neither who is 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from mixoff.buffers import Buffer
 from mixoff.events import Span, Tier
@@ -31,6 +31,10 @@ class Mover(Protocol):
     transfers: Transfers
     extra_buffers: int  # of the device, besides slots and staging, that records may rest in
 
+    @property
+    def busy_cores(self) -> int:
+        """How many cores move bytes now, that could compute."""
+
     def allocate(self) -> Buffer:
         """Return a new buffer of the device."""
 
@@ -48,6 +52,18 @@ class Mover(Protocol):
 
     def before_use(self, buffer: Buffer) -> Span | None:
         """Let compute begin only when the buffer is filled; return its wait if only it can tell."""
+
+    def is_beside(self, key: Key) -> bool:
+        """Return whether host memory beside the device holds the record, for a CPU to compute."""
+
+    def borrow(self, key: Key) -> Buffer:
+        """Return the buffer beside the device that holds a record; it stays until `give_back`."""
+
+    def give_back(self, buffer: Buffer) -> None:
+        """End what `borrow` began."""
+
+    def before_reading(self, key: Key, buffer: Buffer) -> None:
+        """Wait until a borrowed buffer is filled: here the host has to."""
 
     def settled(self, key: Key) -> None:
         """Note that the record has a slot now."""
@@ -89,6 +105,15 @@ class HostDevice:
         self._nbytes = nbytes
         self._kept: dict[Key, Buffer] = {}  # the one that left a slot first comes first
 
+    @property
+    def busy_cores(self) -> int:
+        """One while records are read through the page cache, which copies them.
+
+        Direct reads leave the processor alone, and `benchmarks/threads.py` shows that it doesn't
+        pay to spare a thread for them, nor for what the page cache doesn't hold yet.
+        """
+        return int(self._store.reader.io != "direct" and self.transfers.under_way)
+
     def allocate(self) -> Buffer:
         """Return a new buffer."""
         return Buffer.for_records(self._nbytes)
@@ -115,6 +140,20 @@ class HostDevice:
 
     def before_use(self, buffer: Buffer) -> None:
         """Do nothing: what was read is there."""
+
+    def is_beside(self, key: Key) -> bool:
+        """Return False: there is no host memory beside this device."""
+        return False
+
+    def borrow(self, key: Key) -> NoReturn:
+        """Lend nothing, since `is_beside` is False."""
+        raise AssertionError(f"{key}: nothing is beside a device that is host memory")
+
+    def give_back(self, buffer: Buffer) -> None:
+        """Do nothing."""
+
+    def before_reading(self, key: Key, buffer: Buffer) -> None:
+        """Do nothing."""
 
     def settled(self, key: Key) -> None:
         """Do nothing: the record is in one place only."""

@@ -112,6 +112,11 @@ class Transfers:
         self._running = 0  # transfers that somebody has in hand
         self._closed = False
 
+    @property
+    def under_way(self) -> bool:
+        """Whether there is anything to do, or being done."""
+        return bool(self._running or self._queue)
+
     def submit(self, steps: Iterator[object], *, guess: bool = False) -> Ticket:
         """Queue a transfer and return its ticket at once.
 

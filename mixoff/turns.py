@@ -31,6 +31,7 @@ class Turns:
         cell = np.repeat(demands.layer, sizes) * self.experts + demands.expert
         self.order = np.argsort(turn, kind="stable")  # [M] places in the recording
         self.cell = cell[self.order]  # [M] where in [L, E] a needed expert is
+        self.computed = demands.computed[self.order]  # [M] a miss, computed where it lay
         self._turn = turn[self.order]
         self.count = int(self._turn[-1]) + 1 if len(turn) else 0  # T
         self._first = np.searchsorted(self._turn, np.arange(self.count + 1))  # [T + 1]
@@ -78,7 +79,8 @@ class Caches:
     def misses(self, turns: Turns, changes: Rows | None = None) -> Iterator[Array]:
         """Yield of each turn which experts are needed and not resident, [P, K, L, E].
 
-        Before its turn each row of `changes`, states of layers, is put in place of what was.
+        Before its turn each row of `changes`, states of layers, is put in place of what was. With
+        them caches are the recorded one, and don't let in what it computed where it lay.
         """
         first, after = turns.next_use
         self.usage.next_use = next_use = first.copy()  # [L, E]
@@ -92,8 +94,13 @@ class Caches:
             needed.reshape(-1)[turns.cell[part]] = True
             next_use.reshape(-1)[turns.cell[part]] = after[part]
             np.greater(needed, self.resident, out=missed)
-            self.usage.touch(needed, missed)
-            self._admit(needed, missed, seen)
+            entering = missed
+            if changes is not None and turns.computed[part].any():
+                entering = missed.copy()
+                cells = turns.cell[part][turns.computed[part]]
+                entering.reshape(*missed.shape[:-2], -1)[..., cells] = False
+            self.usage.touch(needed, entering)
+            self._admit(needed, entering, seen)
             yield missed
 
     def _admit(self, needed: Array, missed: Array, seen: list[Usage]) -> None:

@@ -103,3 +103,24 @@ class FakeDevice:
             stream.work.popleft()
             return True
         return False
+
+
+class HostStream(FakeStream):
+    """The compute of a host that computes for itself: it waits where a device's stream would."""
+
+    def record(self) -> FakeEvent:
+        event = FakeEvent(self._device)
+        event.passed_at = self._device.tick()
+        return event
+
+    def follow(self, event: FakeEvent | None) -> None:
+        if event is not None:
+            event.wait()
+
+
+class ComputingDevice(FakeDevice):
+    """A fake device whose memory plain torch may compute in, so that a model runs on it."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.compute = HostStream(self)

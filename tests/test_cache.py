@@ -525,6 +525,7 @@ def test_settings_refuse_a_policy_that_knows_the_future(policy):
 
 
 def test_a_cache_that_is_collected_inside_its_own_read_closes_all_the_same(files):
+    gc.collect()  # what other tests left would close its files here, too
     before, reading, go = open_files(), threading.Event(), threading.Event()
     ended = threading.Event()
 
@@ -558,3 +559,14 @@ def test_a_cache_that_is_collected_inside_its_own_read_closes_all_the_same(files
 def open_files() -> list[str]:
     links = Path("/proc/self/fd").iterdir()
     return sorted(str(link.readlink()) for link in links if link.exists())
+
+
+@pytest.mark.parametrize("io", ["direct", "buffered"])
+def test_a_core_is_busy_while_records_come_through_the_page_cache(files, io):
+    reader = DiskReader(io)
+    cache = make(files, slots=2, threads=0, reader=reader)
+    assert cache.busy_cores() == 0
+    cache.prefetch(0, [0])
+    assert cache.busy_cores() == (reader.io != "direct")
+    settle_guesses(cache)
+    assert cache.busy_cores() == 0

@@ -204,6 +204,11 @@ def test_what_no_command_understands_exits_with_2(words: list[str]) -> None:
         (["info", "{whole}", "--host-memory", "lots"], "'lots'", "10GiB"),
         (["info", "{whole}", "--device-memory", "lots"], "'lots'", "10GiB"),
         (["chat", "--policy", "oracle"], "policy='oracle'", "lru"),
+        (
+            ["demo", "--miss", "compute", "--device", "cpu"],
+            "miss='compute'",
+            "give 'fetch', or device='cuda'",
+        ),
         (["eval", "{whole}", "--text", "/no/text"], "/no/text", "give a text file"),
         (["eval", "{whole}", "--text", "{whole}"], "{whole}", "give a text file"),
         (

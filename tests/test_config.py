@@ -95,6 +95,7 @@ def test_any_other_budget_is_refused(name, budget):
         ("predictor", None, "give one of next-gate, previous-token, frequency, markov"),
         ("io", "mmap", "give one of auto, direct, buffered"),
         ("host_tier", "none", "give one of auto, inclusive, exclusive"),
+        ("miss", "skip", "give one of fetch, compute, auto"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_refused_with_name_value_and_rule(name, value, rule):

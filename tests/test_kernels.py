@@ -1,6 +1,8 @@
 """Kernels give what dequantizing first gives, on every instruction set of this machine."""
 
+import os
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +11,9 @@ from hypothesis import strategies as st
 
 from mixoff.errors import ConfigError
 from mixoff.kernels import TorchKernels, kernels_named
+from mixoff.kernels.choice import PackedKernels
 from mixoff.kernels.layout import Form, Packed
+from mixoff.kernels.threads import Worker, share_out
 from mixoff.quantization import (
     HQQ,
     HQQAxis0,
@@ -21,7 +25,7 @@ from mixoff.quantization import (
 
 pytest.importorskip("llvmlite", reason="kernels are compiled by it")
 
-from mixoff.kernels import cpu
+from mixoff.kernels import cpu, threads
 from mixoff.kernels.compile import usable_isas
 
 ISAS = usable_isas()
@@ -123,19 +127,34 @@ def test_large_and_tiny_activations_in_one_token_keep_their_precision(isa):
     assert is_right(cpu.multiply(packed(matrix), x, isa=isa), x, matrix)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+@pytest.mark.parametrize("team", [True, False], ids=["OpenMP", "Python"])
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
 @pytest.mark.parametrize("isa", ISAS)
-def test_threads_never_change_a_bit(isa, threads, monkeypatch):
+def test_threads_never_change_a_bit(isa, count, team, monkeypatch):
     monkeypatch.setattr(cpu, "_LEAST_NBYTES", 1)
+    if not team:
+        monkeypatch.setattr(threads, "_team", lambda process: None)
     matrix = packed(random_matrix(HQQ(3, 64), 200, 512, 0))
     x = torch.randn(3, 512, generator=torch.Generator().manual_seed(0))
     alone = cpu.multiply(matrix, x, isa=isa)
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(count)
     try:
         assert torch.equal(cpu.multiply(matrix, x, isa=isa), alone)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_has_threads_of_its_own(monkeypatch):
+    monkeypatch.setattr(cpu, "_LEAST_NBYTES", 1)
+    matrix = packed(random_matrix(HQQ(4, 64), 200, 512, 0))
+    x = torch.randn(1, 512)
+    expected = cpu.multiply(matrix, x)
+    child = os.fork()
+    if not child:
+        os._exit(0 if torch.equal(cpu.multiply(matrix, x), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_several_threads_at_once_get_their_own_products():
@@ -156,6 +175,35 @@ def test_several_threads_at_once_get_their_own_products():
     for worker in workers:
         worker.join()
     assert not wrong
+
+
+@pytest.mark.parametrize(("spared", "team"), [(0, [4]), (1, [3]), (3, []), (9, [])])
+def test_spared_threads_get_no_part(monkeypatch, spared, team):
+    alone: list[int] = []
+    teams: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(threads, "_team", lambda process: lambda *call: teams.append(call[2]))
+    worker = Worker(alone.append, 0)
+    share_out(worker, [], first=0, count=12, least=1, spared=spared)
+    assert teams == team
+    assert len(alone) == 1 - len(team)
+
+
+def test_kernels_spare_the_cores_that_are_busy_as_each_product_begins():
+    given = []
+
+    def multiply(matrix: Packed, x: torch.Tensor, *, spared: int = 0) -> torch.Tensor:
+        given.append(spared)
+        return cpu.multiply(matrix, x, spared=spared)
+
+    operations = SimpleNamespace(**{**vars(cpu), "multiply": multiply})
+    kernels = PackedKernels(operations, "cpu")
+    matrix = random_matrix(HQQ(4, 64), 64, 256, 0)
+    x = torch.randn(1, 256)
+    idle = kernels.matmul(matrix, x)
+    kernels.busy = lambda: 1
+    assert torch.equal(kernels.matmul(matrix, x), idle)
+    assert given == [0, 1]
 
 
 # ---- who multiplies

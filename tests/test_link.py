@@ -12,6 +12,7 @@ from mixoff.cache import ExpertCache
 from mixoff.disk import DiskReader
 from mixoff.host import PinnedMemory
 from mixoff.link import LinkedDevice
+from mixoff.misses import Miss
 from mixoff.store import RecordStore
 from mixoff.transfer import Transfers
 
@@ -34,7 +35,14 @@ class Run:
     """Random demands and guesses, whose use is checked when the device comes to it."""
 
     def __init__(
-        self, files: Files, device: FakeDevice, tier: str, *, slots: int = 2, threads: int = 0
+        self,
+        files: Files,
+        device: FakeDevice,
+        tier: str,
+        *,
+        slots: int = 2,
+        threads: int = 0,
+        miss: Miss = "fetch",
     ) -> None:
         self.device, self.wrong, self.used = device, [], 0
         self.pinned = PinnedMemory(device, budget=2**20)
@@ -47,10 +55,14 @@ class Run:
             **TIERS[tier],
         )
         self.cache = ExpertCache(
-            self.mover, [[LAYOUT] * EXPERTS] * LAYERS, slots_per_layer=slots, staging=3
+            self.mover,
+            [[LAYOUT] * EXPERTS] * LAYERS,
+            slots_per_layer=slots,
+            staging=3,
+            miss=miss,
         )
 
-    def go(self, steps: int, seed: int) -> None:
+    def go(self, steps: int, seed: int, *, interrupted: float = 0.0) -> None:
         chance = random.Random(seed)
         for step in range(steps):
             layer = step % LAYERS
@@ -59,7 +71,18 @@ class Run:
             guessed = chance.sample(range(EXPERTS), chance.randrange(3))
             self.cache.prefetch((layer + 1) % LAYERS, guessed)
             for expert, tensors in arriving:
-                self.device.compute.enqueue(self.check(layer, expert, tensors))
+                check = self.check(layer, expert, tensors)
+                if expert in arriving.computed:
+                    check()
+                else:
+                    self.device.compute.enqueue(check)
+                if chance.random() < interrupted:
+                    [*self.cache.acquire(chance.randrange(LAYERS), [chance.randrange(EXPERTS)])]
+                    if expert in arriving.computed:  # it is valid until the next one is asked for
+                        for ticket in [*self.mover._leaving.values()]:
+                            ticket.settle()
+                        self.device.run_all()
+                        check()
                 if chance.random() < 0.05:
                     break
         self.device.run_all()
@@ -82,6 +105,41 @@ def test_compute_sees_the_right_bytes_however_the_streams_run(files, tier, threa
         assert run.used > 200
         assert run.wrong == []
         run.cache.close()
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+@pytest.mark.parametrize("miss", ["compute", "auto"])
+@pytest.mark.parametrize("tier", [tier for tier in TIERS if tier != "disk"])
+def test_the_host_reads_the_right_bytes_of_what_it_computes(files, tier, miss, threads):
+    computed = 0
+    for seed in range(4):
+        run = Run(files, FakeDevice(seed), tier, threads=threads, miss=miss)
+        run.go(120, seed, interrupted=0.1)
+        assert run.wrong == []
+        computed += run.cache.stats().computed
+        run.cache.close()
+    assert computed > 0
+
+
+def test_a_host_that_waits_for_nothing_before_it_reads_is_caught(files, monkeypatch):
+    monkeypatch.setattr(LinkedDevice, "before_reading", lambda *_: None)
+    wrong = 0
+    for seed in range(4):
+        run = Run(files, FakeDevice(seed), "exclusive, the rest on disk", miss="compute")
+        run.go(120, seed)
+        wrong += len(run.wrong)
+    assert wrong
+
+
+def test_a_host_that_borrows_nothing_is_caught(files, monkeypatch):
+    monkeypatch.setattr(LinkedDevice, "borrow", lambda self, key: self.host._kept[key])
+    monkeypatch.setattr(LinkedDevice, "give_back", lambda *_: None)
+    wrong = 0
+    for seed in range(8):
+        run = Run(files, FakeDevice(seed), "exclusive, the rest on disk", miss="compute")
+        run.go(120, seed, interrupted=0.3)
+        wrong += len(run.wrong)
+    assert wrong
 
 
 class Deaf(FakeStream):

@@ -233,6 +233,9 @@ def test_all_auto_takes_slots_first_and_spends_no_byte_twice_on_a_cpu(checkpoint
         ({"host_tier": "exclusive"}, "cuda", "host_tier='exclusive': host_memory=0 keeps no"),
         ({"host_tier": "inclusive", "host_memory": "1GiB"}, "cpu", "would lie there twice"),
         ({"pinned_memory": "1MiB"}, "cpu", "pinned_memory='1MiB': memory is pinned for a GPU"),
+        ({"miss": "compute"}, "cpu", "miss='compute': .* give 'fetch', or device='cuda'"),
+        ({"miss": "auto", "offload_per_layer": 0}, "cpu", "miss='auto': .* give 'fetch'"),
+        ({"miss": "compute"}, "cuda", "miss='compute': host_memory=0 keeps no record .* 10GiB"),
         ({"prefetch": 9}, "cpu", "prefetch=9: a layer of this model has 8 experts: give 0 to 8"),
         ({"offload_per_layer": 9}, "cpu", "offload_per_layer=9: .* give 0 to 8"),
     ],
@@ -240,6 +243,12 @@ def test_all_auto_takes_slots_first_and_spends_no_byte_twice_on_a_cpu(checkpoint
 def test_what_would_have_no_effect_is_refused(planned, offload, device, message):
     with pytest.raises(ConfigError, match=message):
         planned(device, **offload)
+
+
+@pytest.mark.parametrize("miss", ["compute", "auto"])
+def test_misses_may_be_computed_in_host_memory_beside_a_gpu(planned, miss):
+    assert planned("cuda", miss=miss, host_memory="1GiB") == planned("cuda", host_memory="1GiB")
+    assert planned("cuda", miss=miss, offload_per_layer=0).host == 0  # nothing misses
 
 
 # ---- pinned memory

@@ -317,7 +317,7 @@ WRONG = {
     "an event's expert": ("events.expert", 2, -1),
     "an event of an unknown tier": ("events.tier", 2, 4),
     "a copy to an unknown tier": ("events.target", -2, 9),
-    "an unknown outcome": ("events.outcome", -1, 5),
+    "an unknown outcome": ("events.outcome", -1, 6),
     "an event's step is negative": ("events.step", -1, -1),
     "an event's nbytes is negative": ("events.nbytes", -1, -1),
     "an event's wait_ns is negative": ("events.wait_ns", 0, -1),

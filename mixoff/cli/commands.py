@@ -35,6 +35,8 @@ from mixoff.cli.options import (
     HostMemory,
     Json,
     MaxNewTokens,
+    Miss,
+    MissOption,
     ModelName,
     OffloadPerLayer,
     PolicyName,
@@ -110,6 +112,7 @@ def demo(
     policy: PolicyName = "lru",
     prefetch: Prefetch = 0,
     host_memory: HostMemory = "0",
+    miss: MissOption = Miss.fetch,
     device: DeviceOption = Device.auto,
     temperature: Temperature = 0.0,
     top_p: TopP = 0.9,
@@ -133,6 +136,7 @@ def demo(
         policy=policy,
         prefetch=prefetch,
         host_memory=host_memory,
+        miss=miss,
         device=device,
         seed=seed,
         system=system,
@@ -154,6 +158,7 @@ def chat(
     policy: PolicyName = "lru",
     prefetch: Prefetch = 0,
     host_memory: HostMemory = "0",
+    miss: MissOption = Miss.fetch,
     device: DeviceOption = Device.auto,
     seed: Seed = None,
     system: System = None,
@@ -171,6 +176,7 @@ def chat(
         host_memory=host_memory,
         policy=policy,
         prefetch=prefetch,
+        miss=miss,
     )
     found = named(quantized_model_name)
     chat = conversation(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from mixoff.cli.options import Device
+from mixoff.cli.options import Device, Miss
 from mixoff.cli.printable import one_line
 from mixoff.cli.terminal import progress
 from mixoff.config import OffloadConfig
@@ -29,6 +29,7 @@ def offload_settings(
     host_memory: str,
     policy: str = "lru",
     prefetch: int = 0,
+    miss: Miss = Miss.fetch,
 ) -> OffloadConfig:
     """Return the settings that a command was given; a budget replaces a default of experts outside.
 
@@ -42,6 +43,7 @@ def offload_settings(
         host_memory=host_memory,
         policy=policy,
         prefetch=prefetch,
+        miss=miss.value,
     )
 
 

@@ -21,6 +21,14 @@ class Device(str, Enum):
     cuda = "cuda"
 
 
+class Miss(str, Enum):
+    """What is done about a missed expert in host memory beside a GPU."""
+
+    fetch = "fetch"
+    compute = "compute"
+    auto = "auto"
+
+
 class Bits(str, Enum):
     """Bits of a quantized weight."""
 
@@ -94,6 +102,13 @@ DeviceMemory = Annotated[
 ]
 Prefetch = Annotated[
     int, typer.Option(min=0, help="Experts that are guessed for the next layer and fetched early.")
+]
+MissOption = Annotated[
+    Miss,
+    typer.Option(
+        help="With a GPU, what is done about a missed expert in host memory: copied into a slot, "
+        "computed on the CPU, or what takes less time."
+    ),
 ]
 HostMemory = Annotated[
     str, typer.Option(help="Host memory for records off the device, such as 10GiB, or auto.")

@@ -18,6 +18,8 @@ from mixoff.cli.options import (
     HostMemory,
     Json,
     MaxNewTokens,
+    Miss,
+    MissOption,
     ModelName,
     OffloadPerLayer,
     PolicyName,
@@ -50,6 +52,7 @@ def record(
     policy: PolicyName = "lru",
     prefetch: Prefetch = 0,
     host_memory: HostMemory = "0",
+    miss: MissOption = Miss.fetch,
     device: DeviceOption = Device.auto,
     temperature: Temperature = 0.0,
     top_p: TopP = 0.9,
@@ -65,6 +68,7 @@ def record(
         policy=policy,
         prefetch=prefetch,
         host_memory=host_memory,
+        miss=miss.value,
     )
     chat = conversation(
         named(checkpoint),

@@ -36,6 +36,8 @@ def statistics_line(stats: "ReplyStats") -> str:
             f"hit rate {percent(cache.hit_rate)}",
             f"bytes read {format_nbytes(cache.bytes_moved)}",
         ]
+        if cache.computed:
+            parts.append(f"computed in host memory {cache.computed}")
         if guesses := cache.prefetch_used + cache.prefetch_late + cache.prefetch_wasted:
             parts.append(f"guesses {guesses}, {cache.prefetch_used} in time")
     rate = f"{stats.tokens_per_second:.1f}" if stats.new_tokens > 1 else "unknown"

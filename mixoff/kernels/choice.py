@@ -2,6 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -21,7 +22,12 @@ _log = logging.getLogger(__name__)
 
 
 class Kernels(ABC):
-    """Multiplies by packed matrices."""
+    """Multiplies by packed matrices.
+
+    `busy` tells how many cores something else works on, which is nothing until it is set.
+    """
+
+    busy: Callable[[], int] = staticmethod(lambda: 0)
 
     def matmul(self, matrix: PackedMatrix, x: Tensor) -> Tensor:
         """Return x W^T, [..., K] -> [..., N], in x's type."""
@@ -44,7 +50,8 @@ class TorchKernels(Kernels):
 class PackedKernels(Kernels):
     """Multiplies straight from packed weights for few tokens, and dequantizes some rows for many.
 
-    What it has no kernels for, or lies on another device, plain torch computes.
+    What it has no kernels for, or lies on another device, plain torch computes. For few tokens a
+    CPU's kernels leave the cores that are `busy` alone.
 
     Parameters
     ----------
@@ -71,7 +78,9 @@ class PackedKernels(Kernels):
             return self._torch.piece(matrix, x)
         rows = x.reshape(-1, x.shape[-1])  # [T, K]
         if len(rows) <= self._most_tokens:
-            y: Tensor = self._multiply(packed, rows).to(x.dtype)
+            spared = self.busy()
+            given = {"spared": spared} if spared else {}
+            y: Tensor = self._multiply(packed, rows, **given).to(x.dtype)
         else:
             y = self._multiply_dequantized(packed, rows)
         return y.reshape(*x.shape[:-1], matrix.shape[0])

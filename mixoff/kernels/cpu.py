@@ -25,11 +25,11 @@ def fastest() -> str:
     return usable_isas()[0]
 
 
-def multiply(matrix: Packed, x: Tensor, *, isa: str | None = None) -> Tensor:
+def multiply(matrix: Packed, x: Tensor, *, isa: str | None = None, spared: int = 0) -> Tensor:
     """Return x W^T in float32 straight from packed weights, [T, K] -> [T, N].
 
-    Products are exact in activations of 16 bits (`mixoff.kernels.activations`), so the error is
-    about 3e-5 of the result.
+    As many threads are `spared` for something else. Products are exact in activations of 16 bits
+    (`mixoff.kernels.activations`), so the error is about 3e-5 of the result.
     """
     isa = isa or fastest()
     tokens, columns = x.shape
@@ -52,6 +52,7 @@ def multiply(matrix: Packed, x: Tensor, *, isa: str | None = None) -> Tensor:
         first=0,
         count=matrix.packed_rows,
         least=_least(matrix),
+        spared=spared,
     )
     return out
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from mixoff.errors import TraceError
 from mixoff.trace import Trace
-from mixoff.trace.lanes import EXPERTS, TRUNK, WAIT, Span, spans
+from mixoff.trace.lanes import BESIDE, EXPERTS, TRUNK, WAIT, Span, spans
 from mixoff.trace.tables import DEMAND, NOTHING, Rows
 
 if TYPE_CHECKING:
@@ -61,4 +61,6 @@ def _mark(span: Span, events: Rows) -> str:
         return span.label
     if span.lane.startswith(WAIT):
         return WAIT
+    if span.lane.startswith(BESIDE):
+        return EXPERTS
     return GUESSED if events[span.row]["guess"] else DEMANDED

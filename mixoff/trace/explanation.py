@@ -6,7 +6,7 @@ import numpy as np
 
 from mixoff.config import format_nbytes
 from mixoff.trace.frames import NS_PER_MS, step_frame
-from mixoff.trace.tables import MISS, NOTHING, TIERS, Rows
+from mixoff.trace.tables import COMPUTED, MISS, NOTHING, TIERS, Rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,8 +73,13 @@ def _found(tier: int) -> str:
 
 def _by_tier(misses: Rows) -> list[str]:
     lines = []
-    for tier in np.unique(misses["tier"]).tolist():
-        found = misses[misses["tier"] == tier]
+    computed = misses[misses["outcome"] == COMPUTED]
+    if len(computed):
+        lasted = (computed["duration_ns"] - computed["wait_ns"]).sum() / NS_PER_MS
+        lines.append(f"Misses computed in host memory: {len(computed)}, {lasted:.2f} ms.")
+    fetched = misses[misses["outcome"] != COMPUTED]
+    for tier in np.unique(fetched["tier"]).tolist():
+        found = fetched[fetched["tier"] == tier]
         lines.append(
             f"Misses {_found(tier)}: {len(found)}, {format_nbytes(int(found['nbytes'].sum()))}, "
             f"{found['wait_ns'].sum() / NS_PER_MS:.2f} ms of waiting."

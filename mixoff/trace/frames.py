@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixoff.trace.tables import (
+    COMPUTED,
     DEMAND,
     HIT,
     KINDS,
@@ -116,6 +117,8 @@ def _tallies(events: Rows, by: str, groups: int) -> dict[str, NDArray[Any]]:
 
     kind, outcome = events["kind"], events["outcome"]
     hits, misses = count(kind == HIT), count(kind == MISS)
+    computed = (kind == MISS) & (outcome == COMPUTED)
+    lasted = (events["duration_ns"] - events["wait_ns"])[computed]
     prefetches = {
         f"prefetch_{name}": count((kind == PREFETCH) & (outcome == OUTCOMES.index(name)))
         for name in ("used", "late", "wasted")
@@ -128,5 +131,7 @@ def _tallies(events: Rows, by: str, groups: int) -> dict[str, NDArray[Any]]:
         "hit_rate": rate,
         "bytes": total("nbytes", MISS),
         **prefetches,
+        "computed": count(computed),
+        "computed_ms": np.bincount(events[by][computed], lasted, minlength=groups) / NS_PER_MS,
         "wait_ms": total("wait_ns", DEMAND) / NS_PER_MS,
     }

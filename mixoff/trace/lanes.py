@@ -9,16 +9,17 @@ from typing import NamedTuple
 import numpy as np
 
 from mixoff.trace.frames import PREFILL, phase_of
-from mixoff.trace.tables import COPY, DEMAND, MISS, NOTHING, TIERS, Rows
+from mixoff.trace.tables import COMPUTED, COPY, DEMAND, MISS, NOTHING, TIERS, Rows
 
 COMPUTE, WAIT = "compute", "waiting for experts"
+BESIDE = "computed in host memory"
 TRUNK, EXPERTS = "trunk", "experts"
 
 
 class Span(NamedTuple):
     """A stretch of time in a lane."""
 
-    lane: str  # COMPUTE, WAIT, or what copies go from and to
+    lane: str  # COMPUTE, WAIT, BESIDE, or what copies go from and to
     label: str  # TRUNK, EXPERTS, or which expert
     start_ns: int
     duration_ns: int
@@ -34,17 +35,20 @@ def spans(events: Rows) -> list[Span]:
     """Return spans, lane by lane, none of which overlap in a lane.
 
     Compute is experts where a demand is served and not waiting, and trunk from one demand to the
-    next: attention, norms, gates and the head, but not from a reply's end to the next prompt.
+    next: attention, norms, gates and the head, but not from a reply's end to the next prompt. The
+    experts that were computed where they lay are shown again, each in a lane beside.
     Copies that go from and to the same tiers at the same time are in numbered lanes.
     """
     computed: list[Span] = []
     waited: list[Span] = []
+    beside: list[Span] = []
     for at, misses in _demands(events):
         computed += _trunk_before(events, at, computed)
         waits = [_wait(events, row) for row in misses if events[row]["wait_ns"]]
         computed += _between(events, at, waits)
         waited += waits
-    return [*computed, *_apart(waited), *_apart(_copies(events))]
+        beside += [_beside(events, r) for r in misses if events[r]["outcome"] == COMPUTED]
+    return [*computed, *_apart(waited), *_apart(beside), *_apart(_copies(events))]
 
 
 def _demands(events: Rows) -> Iterator[tuple[int, list[int]]]:
@@ -69,6 +73,15 @@ def _trunk_before(events: Rows, at: int, computed: list[Span]) -> Iterator[Span]
 def _wait(events: Rows, row: int) -> Span:
     miss = events[row]
     return Span(WAIT, f"expert {miss['expert']}", int(miss["start_ns"]), int(miss["wait_ns"]), row)
+
+
+def _beside(events: Rows, row: int) -> Span:
+    miss = events[row]
+    begun, took = (
+        int(miss["start_ns"] + miss["wait_ns"]),
+        int(miss["duration_ns"] - miss["wait_ns"]),
+    )
+    return Span(BESIDE, f"expert {miss['expert']}", begun, took, row)
 
 
 def _between(events: Rows, at: int, waits: list[Span]) -> Iterator[Span]:

@@ -10,6 +10,7 @@ import numpy as np
 from mixoff import __version__
 from mixoff.events import Copy, Demand, Guess, Missed, Snapshot, Tier
 from mixoff.trace.tables import (
+    COMPUTED,
     COPY,
     CUT,
     DEMAND,
@@ -121,9 +122,10 @@ def _demand_rows(demand: Demand, step: int) -> Iterator[Event]:
             kind=MISS,
             expert=missed.expert,
             tier=_tier(missed.tier),
+            outcome=NOTHING if missed.computed_ns is None else COMPUTED,
             nbytes=missed.nbytes,
             start_ns=start_ns,
-            duration_ns=wait_ns,
+            duration_ns=wait_ns + (missed.computed_ns or 0),
             wait_ns=wait_ns,
         )
     for expert in demand.misses:

@@ -20,8 +20,9 @@ Rows = NDArray[np.void]  # a structured array
 KINDS = ("demand", "hit", "miss", "eviction", "copy", "prefetch")
 DEMAND, HIT, MISS, EVICTION, COPY, PREFETCH = range(len(KINDS))
 TIERS: tuple[Tier, ...] = get_args(Tier)
-OUTCOMES: tuple[str, ...] = (*get_args(Outcome), "cut")
+OUTCOMES: tuple[str, ...] = (*get_args(Outcome), "cut", "computed")
 CUT = OUTCOMES.index("cut")  # a demand that an error or the consumer ended early
+COMPUTED = OUTCOMES.index("computed")  # a miss, where its record lay
 REASONS = ("start", "resize", "interrupted")
 START = REASONS.index("start")
 NOTHING = -1
@@ -37,7 +38,7 @@ class Event(NamedTuple):
     expert: int = NOTHING  # the victim of an eviction
     tier: int = NOTHING  # where it was found; what a copy was read from
     target: int = NOTHING  # what a copy was written to
-    outcome: int = NOTHING  # of a prefetch; CUT for such a demand
+    outcome: int = NOTHING  # of a prefetch; CUT for such a demand, COMPUTED for such a miss
     guess: bool = False  # of a copy: nobody had demanded the expert when it began
     ahead: int = 0  # of a prefetch: how many layers before its demand
     nbytes: int = 0
@@ -109,6 +110,7 @@ class Demands:
     first: NDArray[np.int64]  # [N + 1]
     expert: NDArray[np.int64]  # [M]
     hit: NDArray[np.bool_]  # [M]
+    computed: NDArray[np.bool_]  # [M] a miss, computed where it lay
 
     def __len__(self) -> int:
         return len(self.layer)
@@ -128,6 +130,7 @@ def demands_of(events: Rows) -> Demands:
         first=np.append(np.searchsorted(needed, rows), len(needed)),
         expert=events["expert"][needed].astype(np.int64),
         hit=kind[needed] == HIT,
+        computed=(kind[needed] == MISS) & (events["outcome"][needed] == COMPUTED),
     )
 
 

@@ -136,7 +136,8 @@ class Trace:
         """Return one row an event, in the order of `mixoff.trace.tables`; times in milliseconds.
 
         Columns: kind, step, phase, tokens, layer, expert, tier, target (of a copy), outcome (of a
-        prefetch; "cut" for a demand that was ended early), guess (whether a copy was one),
+        prefetch; "cut" for a demand that was ended early; "computed" for a miss that was computed
+        where it lay, which its duration includes), guess (whether a copy was one),
         layers_ahead (of a prefetch), nbytes, start_ms, duration_ms, and wait_ms, which compute
         waited. What doesn't apply is missing.
         """
@@ -146,9 +147,10 @@ class Trace:
         """Return one row a step: a decoded token, or a piece of a prompt.
 
         Columns: step, phase, tokens, hits, misses, hit_rate, bytes (of the missed records),
-        prefetch_used, prefetch_late, prefetch_wasted (of those that began in it), wait_ms,
-        start_ms, duration_ms. A step lasts from its first demand to that of the next one, and the
-        last step of a reply to the end of its last demand.
+        prefetch_used, prefetch_late, prefetch_wasted (of those that began in it), computed
+        (misses, where they lay in host memory), computed_ms, wait_ms, start_ms, duration_ms. A
+        step lasts from its first demand to that of the next one, and the last step of a reply to
+        the end of its last demand.
         """
         return frames.step_frame(self.events)
 

@@ -54,12 +54,14 @@ def gauges_html(readings: Sequence[Reading]) -> str:
 
 def _rows(readings: Sequence[Reading]) -> list[tuple[str, list[str]]]:
     stats = [reading.cache for reading in readings]
+    computed = [("computed in host memory", [f"{s.computed:,}" for s in stats])]
     return [
         ("tokens/s", [_rate(reading) for reading in readings]),
         ("hit rate", [_percent(s.hit_rate, " %") for s in stats]),
         ("hits, misses", [f"{s.hits:,}, {s.misses:,}" for s in stats]),
         ("bytes moved", [format_nbytes(s.bytes_moved) for s in stats]),
         ("time waited", [_time(s.wait_ns) for s in stats]),
+        *(computed if any(s.computed for s in stats) else []),
     ]
 
 
