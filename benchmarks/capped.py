@@ -83,16 +83,18 @@ def unquantized_arms(given: argparse.Namespace, models: Models) -> list[Arm]:
     """Return the arms that compute with weights in bfloat16."""
     shape, source = models.shape, models.original()
     whole = Unquantized("bfloat16")
-    arms = []
-    for name, environment, worker, how in (
-        ("transformers, mapped", "transformers", "transformers_decode.py", "mapped"),
-        ("accelerate, experts on disk", "transformers", "transformers_decode.py", "accelerate"),
-        ("airllm", "airllm", "airllm_decode.py", ""),
-    ):
-        told = settings(given, shape, source, how=how)
-        if name == "airllm":
-            told["tokens"] = min(told["tokens"], AIRLLM_TOKENS)
-        arms.append(Arm(name, python_of(environment), worker, told, source))
+    arms = [
+        Arm(name, python_of("transformers"), "transformers_decode.py", told, source)
+        for name, told in (
+            ("transformers, mapped", settings(given, shape, source, how="mapped")),
+            ("accelerate, experts on disk", settings(given, shape, source, how="accelerate")),
+        )
+    ]
+    if python_of("airllm").exists() and wanted(given, "airllm"):
+        shards = models.airllm()
+        told = settings(given, shape, source, shards=str(shards))
+        told["tokens"] = min(told["tokens"], AIRLLM_TOKENS)
+        arms.append(Arm("airllm", python_of("airllm"), "airllm_decode.py", told, shards))
     ours = models.mixoff("bfloat16", Scheme(whole, whole))
     return [*arms, llama_arm(given, models, "BF16"), mixoff_arm(given, shape, ours, "bfloat16")]
 

@@ -1,8 +1,8 @@
 """Writes the models of `weights` for llama.cpp, quantized or not. Runs in llama.cpp's environment.
 
 ``python gguf_files.py SETTINGS``: shape, path, and `kind`, the type of experts and attention.
-Embeddings stay in 16 bits and the gate in 32, so that tokens take the same ways; the head is Q6_K
-beside quantized experts, as in llama.cpp's own mixes. The pool of weights is quantized once.
+Embeddings stay in 16 bits and the gate in 32, so that tokens take the same ways, and the head in
+16, as mixoff has it. The pool of weights is quantized once.
 """
 
 import ctypes
@@ -78,7 +78,6 @@ class GgufFile:
 
     def __init__(self, path: Path, shape: Shape, kind: Kind) -> None:
         self.shape, self.kind = shape, kind
-        self.head = kind if kind == Kind.BF16 else Kind.Q6_K
         self.writer = gguf.GGUFWriter(path, "llama")
         self.blocks = quantized(pool(shape.hidden), kind)
         self.data: list[Iterator[np.ndarray]] = []
@@ -138,7 +137,7 @@ class GgufFile:
         if stem.endswith(("q_proj", "k_proj")):
             values = interleaved(values, dims[0] // self.shape.head_dim)
         kind = Kind.F32 if len(dims) == 1 or stem == "mlp.gate" else self.kind
-        kind = {"model.embed_tokens": Kind.BF16, "lm_head": self.head}.get(stem, kind)
+        kind = Kind.BF16 if stem in ("model.embed_tokens", "lm_head") else kind
         self._announce(f"{prefix}{_NAMES[stem]}.weight", dims, kind)
         self.data.append(iter([values if kind == Kind.F32 else quantized(values, kind)]))
 

@@ -64,6 +64,16 @@ class Models:
 
         return self._make(f"{self.name}-{kind}-{shape.layers}.gguf", make)
 
+    def airllm(self) -> Path:
+        """Return the folder that airllm makes for itself, of links and copies, from an original."""
+
+        def make(path: Path) -> None:
+            given = {"path": str(self.original()), "shards": str(path), "only_split": True}
+            words = [str(python_of("airllm")), str(HERE / "airllm_decode.py"), json.dumps(given)]
+            subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+
+        return self._make(f"{self.name}-airllm", make)
+
     def remove(self) -> None:
         """Remove all models of this name."""
         for path in self.folder.glob(f"{self.name}-*"):

@@ -151,9 +151,9 @@ def experts(shape: Shape, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]:
 def write_original(folder: Path, shape: Shape) -> None:
     """Write a checkpoint in transformers' own form, bfloat16, a file for each layer."""
     folder.mkdir(parents=True)
-    homes = _write(folder / "trunk.safetensors", shape, None)
-    for layer in range(shape.layers):
-        homes |= _write(folder / f"layer-{layer}.safetensors", shape, layer)
+    homes = {}
+    for name, layer in zip(_files(shape.layers), (None, *range(shape.layers))):
+        homes |= _write(folder / name, shape, layer)
     _write_small_files(folder, shape, homes)
 
 
@@ -161,11 +161,17 @@ def link_original(folder: Path, source: Path, shape: Shape) -> None:
     """Make a checkpoint of another one's first layers, which takes no room."""
     folder.mkdir(parents=True)
     weight_map = json.loads((source / "model.safetensors.index.json").read_text())["weight_map"]
-    files = {"trunk.safetensors", *(f"layer-{n}.safetensors" for n in range(shape.layers))}
+    files = sorted({*weight_map.values()})[: shape.layers + 1]
     for name in files:
         (folder / name).symlink_to((source / name).resolve())
     homes = {name: file for name, file in weight_map.items() if file in files}
     _write_small_files(folder, shape, homes)
+
+
+def _files(layers: int) -> list[str]:
+    """Return the names that such files have: the first is for what is in no layer."""
+    count = layers + 1
+    return [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
 
 
 def _write_small_files(folder: Path, shape: Shape, homes: dict[str, str]) -> None:
