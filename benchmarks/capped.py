@@ -29,11 +29,11 @@ import sys
 from pathlib import Path
 
 from environments import python_of
-
-from mixoff import Scheme, Unquantized
 from peers.models import Models, refuse_without_room
 from peers.turns import Arm, decoded_per_s, machine, nbytes_of, print_table, run_rounds, spread
 from peers.weights import Shape
+
+from mixoff import Scheme, Unquantized
 
 MID = Shape(hidden=1024, inner=3584, layers=16)
 WIDE = Shape(hidden=4096, inner=14336, layers=5)
@@ -125,7 +125,9 @@ def row(arm: Arm, first: Arm) -> list[str]:
     if not arm.found:
         return [arm.name, size, arm.failure or "-", *["-"] * 7]
     most = [found["group_peak"] / 1e9 for found in arm.found if found["group_peak"]]
-    pairs = [*zip(arm.found[0]["best"], first.found[0]["best"])] if first.found else []
+    pairs = (
+        [*zip(arm.found[0]["best"], first.found[0]["best"], strict=False)] if first.found else []
+    )
     same = sum(a == b for a, b in pairs)
     rates = [found["hit_rate"] for found in arm.found if found.get("hit_rate") is not None]
     return [

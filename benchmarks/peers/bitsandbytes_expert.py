@@ -10,9 +10,7 @@ from worker import settings, take_turns
 
 def matrix(rows: int, columns: int) -> Linear4bit:
     """Return a layer of random weights; moving it to the CPU quantizes them."""
-    layer = Linear4bit(
-        columns, rows, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4"
-    )
+    layer = Linear4bit(columns, rows, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
     layer.weight.data = torch.randn(rows, columns, dtype=torch.bfloat16) * columns**-0.5
     return layer.to("cpu").eval()
 

@@ -14,10 +14,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from environments import python_of
-
-from mixoff import Scheme, quantize_checkpoint
 from peers.turns import HERE, nbytes_of
 from peers.weights import Shape, link_original, write_original
+
+from mixoff import Scheme, quantize_checkpoint
 
 
 class Models:

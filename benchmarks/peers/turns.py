@@ -184,7 +184,8 @@ class Worker:
     def close(self) -> None:
         """End it."""
         self._over.set()
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin
+        assert self.process.stdout
         with suppress(OSError):
             self.process.stdin.close()
         try:
@@ -264,10 +265,18 @@ def spread(values: Iterable[float], digits: int = 2) -> str:
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table in Markdown, its columns aligned."""
     widths = [max(len(line[n]) for line in (header, *rows)) for n in range(len(header))]
-    print("| " + " | ".join(name.ljust(width) for name, width in zip(header, widths)) + " |")
+    print(
+        "| "
+        + " | ".join(name.ljust(width) for name, width in zip(header, widths, strict=True))
+        + " |"
+    )
     print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
     for row in rows:
-        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |")
+        print(
+            "| "
+            + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            + " |"
+        )
 
 
 def machine() -> str:

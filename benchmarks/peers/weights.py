@@ -152,7 +152,7 @@ def write_original(folder: Path, shape: Shape) -> None:
     """Write a checkpoint in transformers' own form, bfloat16, a file for each layer."""
     folder.mkdir(parents=True)
     homes = {}
-    for name, layer in zip(_files(shape.layers), (None, *range(shape.layers))):
+    for name, layer in zip(_files(shape.layers), (None, *range(shape.layers)), strict=True):
         homes |= _write(folder / name, shape, layer)
     _write_small_files(folder, shape, homes)
 

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 WARM_UP = 2  # tokens that aren't timed
@@ -30,13 +31,13 @@ class Session(Protocol):
 
 def status_kb(name: str) -> int:
     """Return a number of /proc/self/status."""
-    with open("/proc/self/status") as file:
+    with Path("/proc/self/status").open() as file:
         return next(int(line.split()[1]) for line in file if line.startswith(f"{name}:"))
 
 
 def read_nbytes() -> int:
     """Return how many bytes this process had fetched from disks."""
-    with open("/proc/self/io") as file:
+    with Path("/proc/self/io").open() as file:
         return next(int(line.split()[1]) for line in file if line.startswith("read_bytes:"))
 
 
@@ -72,7 +73,7 @@ def decode(load: Callable[[dict[str, Any]], Session]) -> None:
         best.append(session.read([token]))
         times.append(time.perf_counter() - began)
     found["decode_s"] = times[-1]
-    found["token_s"] = [after - last for last, after in zip([0.0, *times], times)]
+    found["token_s"] = [after - last for last, after in zip([0.0, *times], times, strict=False)]
     found["nbytes"] = read_nbytes() - before
     tell(**found, best=best, peak_kb=status_kb("VmHWM"), **session.told())
 
