@@ -125,9 +125,8 @@ def row(arm: Arm, first: Arm) -> list[str]:
     if not arm.found:
         return [arm.name, size, arm.failure or "-", *["-"] * 7]
     most = [found["group_peak"] / 1e9 for found in arm.found if found["group_peak"]]
-    pairs = (
-        [*zip(arm.found[0]["best"], first.found[0]["best"], strict=False)] if first.found else []
-    )
+    theirs = first.found[0]["best"] if first.found else []
+    pairs = [*zip(arm.found[0]["best"], theirs, strict=False)]
     same = sum(a == b for a, b in pairs)
     rates = [found["hit_rate"] for found in arm.found if found.get("hit_rate") is not None]
     return [

@@ -8,10 +8,10 @@ from bitsandbytes.nn import Linear4bit
 from worker import settings, take_turns
 
 
-def matrix(rows: int, columns: int) -> Linear4bit:
+def matrix(rows: int, columns: int, dtype: torch.dtype) -> Linear4bit:
     """Return a layer of random weights; moving it to the CPU quantizes them."""
-    layer = Linear4bit(columns, rows, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
-    layer.weight.data = torch.randn(rows, columns, dtype=torch.bfloat16) * columns**-0.5
+    layer = Linear4bit(columns, rows, bias=False, compute_dtype=dtype, quant_type="nf4")
+    layer.weight.data = torch.randn(rows, columns, dtype=dtype) * columns**-0.5
     return layer.to("cpu").eval()
 
 
@@ -20,9 +20,10 @@ def main() -> None:
     given = settings()
     torch.set_num_threads(given["threads"])
     shapes = ((2 * given["inner"], given["hidden"]), (given["hidden"], given["inner"]))
-    first = [matrix(*shape) for shape in shapes]
+    dtype = getattr(torch, given["dtype"])
+    first = [matrix(*shape, dtype) for shape in shapes]
     experts = [first, *(deepcopy(first) for _ in range(given["copies"] - 1))]
-    inputs = [torch.randn(given["tokens"], columns).bfloat16() for _, columns in shapes]
+    inputs = [torch.randn(given["tokens"], columns, dtype=dtype) for _, columns in shapes]
 
     def run(number: int) -> float:
         began = perf_counter()

@@ -60,7 +60,9 @@ def expert_peers(
 
 def _arms(common: dict[str, object]) -> Iterator[Arm]:
     python: Path = python_of("bitsandbytes")
-    yield Arm("4 bits, bitsandbytes NF4", python, "bitsandbytes_expert.py", common)
+    for dtype in ("bfloat16", "float32"):
+        told = {**common, "dtype": dtype}
+        yield Arm(f"4 bits, bitsandbytes NF4 {dtype}", python, "bitsandbytes_expert.py", told)
     for kind, bits in GGML:
         for path in PATHS:
             told = {**common, "kind": kind, "path": path}

@@ -264,19 +264,10 @@ def spread(values: Iterable[float], digits: int = 2) -> str:
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table in Markdown, its columns aligned."""
-    widths = [max(len(line[n]) for line in (header, *rows)) for n in range(len(header))]
-    print(
-        "| "
-        + " | ".join(name.ljust(width) for name, width in zip(header, widths, strict=True))
-        + " |"
-    )
-    print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    for row in rows:
-        print(
-            "| "
-            + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            + " |"
-        )
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, ["-" * width for width in widths], *rows):
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print(f"| {' | '.join(cells)} |")
 
 
 def machine() -> str:
