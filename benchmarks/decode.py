@@ -6,21 +6,22 @@ machine that does nothing else: ``.venv/bin/python benchmarks/decode.py``. It ta
 transformers; 12 GB of memory with it, 6 without.
 
 The model has Mixtral-8x7B's width (hidden 4096, inner 14336, 8 experts, top-2), random weights and
-few layers: what a layer takes is the difference of two depths, over their difference in layers. Each
-arm runs in a process of its own, and arms take turns, round by round. All read a prompt of
+few layers: what a layer takes is the difference of two depths, over their difference in layers.
+Each arm runs in a process of its own, and arms take turns, round by round. All read a prompt of
 ``--prompt`` tokens (once to warm up, then timed), and decode ``--tokens`` tokens after it, the same
 for all; a token's time is the median of a turn. *mixoff* has attention in 4 bits and experts in 2,
 in groups of 16 (3.06 bits a weight with their scales); llama.cpp's files are Q2_K throughout (2.6
 bits), with the weights that it arranges anew at loading (*repacked*) and as they are; the head has
-16 bits for both. *transformers* computes in bfloat16.
-Loading is from disk: files are dropped from the page cache before each turn.
+16 bits for both. *transformers* computes in bfloat16. Loading is from disk: files are dropped from
+the page cache before each turn. *loaded* and *peak* are the most resident memory until the model
+was there, and until the end.
 """
 
 import argparse
 import random
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from environments import python_of
@@ -84,7 +85,7 @@ def prompt_ms(found: dict) -> float:
     return 1e3 * float(found.get("prefill_s", "nan"))
 
 
-def layer_ms(few: Arm, many: Arm, layers: int, of: "type[float]") -> list[float]:
+def layer_ms(few: Arm, many: Arm, layers: int, of: Callable[[dict], float]) -> list[float]:
     """Return what a layer takes, round by round."""
     pairs = zip(few.found, many.found, strict=False)
     return [(of(after) - of(before)) / layers for before, after in pairs]
@@ -113,8 +114,8 @@ def rows(found: dict[str, dict[int, Arm]]) -> Iterator[list[str]]:
 def report(found: dict[str, dict[int, Arm]], given: argparse.Namespace) -> None:
     """Print the table, and mixoff's ratios."""
     print(
-        f"\n{machine()}; {given.threads} thread(s), {given.rounds} rounds, {given.prompt} tokens of "
-        f"prompt, {given.tokens} decoded; all but a layer's times are those of the deeper model"
+        f"\n{machine()}; {given.threads} thread(s), {given.rounds} rounds, a prompt of "
+        f"{given.prompt} tokens, {given.tokens} decoded; what isn't of a layer is of all layers"
     )
     print_table(
         [
