@@ -16,7 +16,7 @@ probable next token was that of the first arm: weights are the same, their types
 On *mid*, all compute with the same weights in bfloat16. *accelerate* has all experts on disk by its
 map of devices; *mapped* gives transformers' model tensors of a mapped file; *llama.cpp* maps its
 file, too, and *airllm* is as it comes. mixoff keeps 3 of a layer's 8 experts and guesses the next
-layer's two. On *wide*, llama.cpp's file is Q2_K throughout (2.6 bits a weight), mixoff's has
+layer's two; it has two staging buffers, since with four it would not fit under the cap. On *wide*, llama.cpp's file is Q2_K throughout (2.6 bits a weight), mixoff's has
 attention in 4 bits and experts in 2 (3.06 with their scales); llama.cpp doesn't repack, since that
 would take memory of its own. The cap is a share of the first arm's model on *mid*, and of
 llama.cpp's file on *wide*.
@@ -38,7 +38,7 @@ from mixoff import Scheme, Unquantized
 MID = Shape(hidden=1024, inner=3584, layers=16)
 WIDE = Shape(hidden=4096, inner=14336, layers=5)
 TINY = Shape(hidden=512, inner=768, layers=4, vocab=1024)
-SLOTS, GUESSES, AIRLLM_TOKENS = 3, 2, 4
+SLOTS, GUESSES, STAGING, AIRLLM_TOKENS = 3, 2, 2, 4
 MIXOFF = "mixoff"
 BARS = {  # how much faster mixoff is to be
     "accelerate, experts on disk": 3.0,
@@ -64,7 +64,7 @@ def settings(given: argparse.Namespace, shape: Shape, path: Path, **more: object
 
 
 def mixoff_arm(given: argparse.Namespace, shape: Shape, path: Path, dtype: str | None) -> Arm:
-    offload = {"offload_per_layer": shape.experts - SLOTS, "prefetch": GUESSES}
+    offload = {"offload_per_layer": shape.experts - SLOTS, "prefetch": GUESSES, "staging": STAGING}
     told = settings(given, shape, path, offload=offload, dtype=dtype)
     return Arm(MIXOFF, Path(sys.executable), "mixoff_decode.py", told, path)
 
