@@ -16,10 +16,12 @@ probable next token was that of the first arm: weights are the same, their types
 On *mid*, all compute with the same weights in bfloat16. *accelerate* has all experts on disk by its
 map of devices; *mapped* gives transformers' model tensors of a mapped file; *llama.cpp* maps its
 file, too, and *airllm* is as it comes. mixoff keeps 3 of a layer's 8 experts and guesses the next
-layer's two; it has two staging buffers, since with four it would not fit under the cap. On *wide*, llama.cpp's file is Q2_K throughout (2.6 bits a weight), mixoff's has
-attention in 4 bits and experts in 2 (3.06 with their scales); llama.cpp doesn't repack, since that
-would take memory of its own. The cap is a share of the first arm's model on *mid*, and of
-llama.cpp's file on *wide*.
+layer's two; it has two staging buffers, since with four it would not fit under the cap.
+
+On *wide*, llama.cpp's file is Q2_K throughout (2.6 bits a weight), mixoff's has attention in 4 bits
+and experts in 2 (3.06 with their scales). llama.cpp doesn't repack, since that would take memory of
+its own; mixoff keeps 2 of a layer's 8 experts, which is what fits beside some 0.3 GB of libraries.
+The cap is a share of the first arm's model, on *wide* of llama.cpp's, which is the smaller one.
 """
 
 import argparse
@@ -36,9 +38,10 @@ from peers.weights import Shape
 from mixoff import Scheme, Unquantized
 
 MID = Shape(hidden=1024, inner=3584, layers=16)
-WIDE = Shape(hidden=4096, inner=14336, layers=5)
+WIDE = Shape(hidden=4096, inner=14336, layers=5, vocab=4096)
 TINY = Shape(hidden=512, inner=768, layers=4, vocab=1024)
-SLOTS, GUESSES, STAGING, AIRLLM_TOKENS = 3, 2, 2, 4
+SLOTS = {"mid": 3, "wide": 2}
+GUESSES, STAGING, AIRLLM_TOKENS = 2, 2, 4
 MIXOFF = "mixoff"
 BARS = {  # how much faster mixoff is to be
     "accelerate, experts on disk": 3.0,
@@ -63,8 +66,10 @@ def settings(given: argparse.Namespace, shape: Shape, path: Path, **more: object
     }
 
 
-def mixoff_arm(given: argparse.Namespace, shape: Shape, path: Path, dtype: str | None) -> Arm:
-    offload = {"offload_per_layer": shape.experts - SLOTS, "prefetch": GUESSES, "staging": STAGING}
+def mixoff_arm(
+    given: argparse.Namespace, shape: Shape, path: Path, slots: int, dtype: str = "bfloat16"
+) -> Arm:
+    offload = {"offload_per_layer": shape.experts - slots, "prefetch": GUESSES, "staging": STAGING}
     told = settings(given, shape, path, offload=offload, dtype=dtype)
     return Arm(MIXOFF, Path(sys.executable), "mixoff_decode.py", told, path)
 
@@ -96,7 +101,7 @@ def unquantized_arms(given: argparse.Namespace, models: Models) -> list[Arm]:
         told["tokens"] = min(told["tokens"], AIRLLM_TOKENS)
         arms.append(Arm("airllm", python_of("airllm"), "airllm_decode.py", told, shards))
     ours = models.mixoff("bfloat16", Scheme(whole, whole))
-    return [*arms, llama_arm(given, models, "BF16"), mixoff_arm(given, shape, ours, "bfloat16")]
+    return [*arms, llama_arm(given, models, "BF16"), mixoff_arm(given, shape, ours, SLOTS["mid"])]
 
 
 def quantized_arms(given: argparse.Namespace, models: Models) -> list[Arm]:
@@ -104,7 +109,7 @@ def quantized_arms(given: argparse.Namespace, models: Models) -> list[Arm]:
     ours = models.mixoff("4-2", Scheme())
     peer = llama_arm(given, models, "Q2_K")
     models.forget_original()
-    return [peer, mixoff_arm(given, models.shape, ours, None)]
+    return [peer, mixoff_arm(given, models.shape, ours, SLOTS["wide"], given.dtype)]
 
 
 def wanted(given: argparse.Namespace, name: str) -> bool:
@@ -197,6 +202,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=10)
     parser.add_argument("--prompt", type=int, default=0)
     parser.add_argument("--share", type=float, default=0.55, help="of the model that fits")
+    dtypes = ("float32", "bfloat16")
+    parser.add_argument("--dtype", choices=dtypes, default="float32", help="mixoff's on wide")
     parser.add_argument("--tiny", action="store_true", help="small models, to try the script")
     parser.add_argument("--remove", action="store_true", help="remove the models at the end")
     given = parser.parse_args()

@@ -31,7 +31,7 @@ from peers.weights import Shape
 
 from mixoff import Scheme
 
-WIDE = Shape(hidden=4096, inner=14336, layers=5)
+WIDE = Shape(hidden=4096, inner=14336, layers=5, vocab=4096)
 TINY = Shape(hidden=512, inner=768, layers=5, vocab=1024)
 DEPTHS, STOCK_DEPTHS = (2, 5), (1, 2)
 MIXOFF, REPACKED, AS_IT_IS = "mixoff 4/2", "llama.cpp Q2_K, repacked", "llama.cpp Q2_K, as it is"
