@@ -141,7 +141,7 @@ class Worker:
             assert group is not None
             (group.folder / "cgroup.procs").write_text(str(os.getpid()))
 
-        self._log = Path(arm.settings["scratch"]) / f"{arm.worker}.log"
+        self._log = Path(arm.settings["scratch"]) / f"{Path(arm.worker).name}.log"
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
                 arm.words(),
