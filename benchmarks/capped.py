@@ -31,14 +31,14 @@ import sys
 from pathlib import Path
 
 from environments import python_of
-from peers.models import Models, refuse_without_room
+from peers.models import Models, four_and_two, refuse_without_room
 from peers.turns import Arm, decoded_per_s, machine, nbytes_of, print_table, run_rounds, spread
 from peers.weights import Shape
 
 from mixoff import Scheme, Unquantized
 
 MID = Shape(hidden=1024, inner=3584, layers=16)
-WIDE = Shape(hidden=4096, inner=14336, layers=5, vocab=4096)
+WIDE = Shape(hidden=4096, inner=14336, layers=5, vocab=4096, repeats=True)
 TINY = Shape(hidden=512, inner=768, layers=4, vocab=1024)
 SLOTS = {"mid": 3, "wide": 2}
 GUESSES, STAGING, AIRLLM_TOKENS = 2, 2, 4
@@ -106,7 +106,7 @@ def unquantized_arms(given: argparse.Namespace, models: Models) -> list[Arm]:
 
 def quantized_arms(given: argparse.Namespace, models: Models) -> list[Arm]:
     """Return the arms that compute with quantized weights."""
-    ours = models.mixoff("4-2", Scheme())
+    ours = models.mixoff("4-2", four_and_two())
     peer = llama_arm(given, models, "Q2_K")
     models.forget_original()
     return [peer, mixoff_arm(given, models.shape, ours, SLOTS["wide"], given.dtype)]

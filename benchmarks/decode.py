@@ -25,14 +25,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from environments import python_of
-from peers.models import Models, refuse_without_room
+from peers.models import Models, four_and_two, refuse_without_room
 from peers.turns import Arm, machine, nbytes_of, print_table, run_rounds, spread
 from peers.weights import Shape
 
-from mixoff import Scheme
-
-WIDE = Shape(hidden=4096, inner=14336, layers=5, vocab=4096)
-TINY = Shape(hidden=512, inner=768, layers=5, vocab=1024)
+WIDE = Shape(hidden=4096, inner=14336, layers=5, vocab=4096, repeats=True)
+TINY = Shape(hidden=512, inner=768, layers=5, vocab=1024, repeats=True)
 DEPTHS, STOCK_DEPTHS = (2, 5), (1, 2)
 MIXOFF, REPACKED, AS_IT_IS = "mixoff 4/2", "llama.cpp Q2_K, repacked", "llama.cpp Q2_K, as it is"
 STOCK = "transformers bfloat16"
@@ -57,7 +55,7 @@ def arms(given: argparse.Namespace, models: Models) -> Iterator[tuple[str, int, 
     shape = models.shape
     everything = {"offload_per_layer": 0, "prefetch": 0}
     for layers in DEPTHS:
-        path = models.mixoff("4-2", Scheme(), layers)
+        path = models.mixoff("4-2", four_and_two(), layers)
         told = settings(given, shape, path, offload=everything, dtype=given.dtype)
         arm = Arm(f"{MIXOFF}, {layers}", Path(sys.executable), "mixoff_decode.py", told, path)
         yield MIXOFF, layers, arm

@@ -21,10 +21,10 @@ from weights import (
     POOL,
     THETA,
     Shape,
+    expert_start,
     experts,
     from_bfloat16,
     pool,
-    start_of,
     stretch,
     to_bfloat16,
     trunk,
@@ -155,7 +155,7 @@ class GgufFile:
 
     def _stretches(self, name: str, parts: int, offset: int, size: int) -> Iterator[np.ndarray]:
         for part in range(parts):
-            start = (start_of(name, part) + offset) % POOL
+            start = (expert_start(self.shape, name, part) + offset) % POOL
             yield from stretch(self.blocks, size, start, BLOCK)
 
 

@@ -9,15 +9,42 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
 from environments import python_of
 from peers.turns import HERE, nbytes_of
 from peers.weights import Shape, link_original, write_original
+from torch import Tensor
 
-from mixoff import Scheme, quantize_checkpoint
+from mixoff import HQQ, Scheme, quantize_checkpoint
+from mixoff.quantization import Parts
+
+_quantized: dict[tuple[HQQ, int, torch.Size], Parts] = {}
+
+
+@dataclass(frozen=True)
+class Once(HQQ):
+    """HQQ that quantizes a matrix once, and knows it again; what is stored says HQQ.
+
+    A layer of Mixtral's width takes a minute or more, and these models repeat theirs.
+    """
+
+    def quantize(self, weight: Tensor) -> Parts:
+        """Return the parts of the matrix, or of an equal one that came before."""
+        content = weight.contiguous().view(torch.uint8).numpy().data
+        key = (self, zlib.crc32(content), weight.shape)
+        if key not in _quantized:
+            _quantized[key] = super().quantize(weight)
+        return _quantized[key]
+
+
+def four_and_two() -> Scheme:
+    """Return the scheme that most checkpoints have: attention in 4 bits, experts in 2."""
+    return Scheme(HQQ(4, 64), Once(2, 16, 8))
 
 
 class Models:

@@ -26,7 +26,14 @@ EPSILON, THETA, CONTEXT = 1e-5, 1e6, 4096
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a Mixtral."""
+    """The sizes of a Mixtral.
+
+    Parameters
+    ----------
+    repeats
+        Whether all layers have the same experts: they needn't be quantized again and again then.
+        Attention and gates differ all the same.
+    """
 
     hidden: int
     inner: int
@@ -35,6 +42,7 @@ class Shape:
     experts: int = 8
     top_k: int = 2
     head_dim: int = 128
+    repeats: bool = False
 
     @property
     def heads(self) -> int:
@@ -106,6 +114,12 @@ def stretch(values: np.ndarray, count: int, start: int, unit: int = 1) -> Iterat
         yield piece
         left -= len(piece)
         place = 0
+
+
+def expert_start(shape: Shape, name: str, expert: int) -> int:
+    """Return where in the pool an expert of a layer's stacked ones begins."""
+    kind = name.rsplit(".", 1)[1] if shape.repeats else name
+    return start_of(kind, expert)
 
 
 def _random(name: str, shape: tuple[int, ...], deviation: float) -> np.ndarray:
@@ -199,6 +213,6 @@ def _write(path: Path, shape: Shape, layer: int | None) -> dict[str, str]:
             file.write(values.data)
         for name, dims in large:
             for part in range(shape.experts):
-                for piece in stretch(bits, dims[1] * dims[2], start_of(name, part)):
+                for piece in stretch(bits, dims[1] * dims[2], expert_start(shape, name, part)):
                     file.write(piece.data)
     return dict.fromkeys(list(header)[1:], path.name)
