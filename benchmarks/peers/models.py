@@ -126,6 +126,6 @@ class Models:
 def refuse_without_room(folder: Path, needed: float) -> None:
     """End the script if a folder's disk has too little room for models of so many bytes."""
     folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
+    needed -= nbytes_of(folder)  # what an earlier run left
+    if needed > (free := shutil.disk_usage(folder).free):
         sys.exit(f"needs {needed / 1e9:.0f} GB in {folder}; {free / 1e9:.0f} are free")
