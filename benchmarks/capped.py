@@ -7,7 +7,7 @@ layers, 8 experts, top-2, 3.0 GB in bfloat16), *wide* 20 GB, of which 15 are rem
 converted (Mixtral's width, 5 layers, all with the same experts, each with bytes of its own).
 
 Each arm runs in a process of its own, whose memory, the page cache included, a control group caps
-at ``--share`` of the model's size; where no control group can be made, the table says so. Arms take
+at ``--share`` of its size; where no control group can be made, the table says so. Arms take
 turns, round by round, and before each turn the model's files are dropped from the page cache. All
 read the same tokens, drawn at random: 2 to warm up, then ``--tokens`` that are timed. *MB/token* is
 what the kernel counted as read from disks for the process. *Agreement* tells how often the most
@@ -21,7 +21,8 @@ layer's two; it has two staging buffers, since with four it would not fit under 
 On *wide*, llama.cpp's file is Q2_K throughout (2.6 bits a weight), mixoff's has attention in 4 bits
 and experts in 2 (3.06 with their scales). llama.cpp doesn't repack, since that would take memory of
 its own; mixoff keeps 2 of a layer's 8 experts, which is what fits beside some 0.3 GB of libraries.
-The cap is a share of the first arm's model, on *wide* of llama.cpp's, which is the smaller one.
+The cap is a share of mixoff's own checkpoint: on *wide* the same bytes are a larger share of
+llama.cpp's file, which is smaller, and mixoff was killed at that share of it.
 """
 
 import argparse
@@ -184,7 +185,7 @@ def compare(name: str, shape: Shape, given: argparse.Namespace) -> None:
     models = Models(given.folder, f"{name}-tiny" if given.tiny else name, shape)
     arms = (quantized_arms if name == "wide" else unquantized_arms)(given, models)
     assert arms[-1].files
-    cap = int(given.share * nbytes_of(arms[0].files or arms[-1].files)) + given.allowance
+    cap = int(given.share * nbytes_of(arms[-1].files)) + given.allowance
     arms = [arm for arm in arms if wanted(given, arm.name)]
     run_rounds(arms, given.threads, given.rounds, cap)
     report(arms, cap, given)
@@ -201,7 +202,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=10)
     parser.add_argument("--prompt", type=int, default=0)
-    parser.add_argument("--share", type=float, default=0.55, help="of the model that fits")
+    parser.add_argument("--share", type=float, default=0.55, help="of mixoff's checkpoint")
     dtypes = ("float32", "bfloat16")
     parser.add_argument("--dtype", choices=dtypes, default="float32", help="mixoff's on wide")
     parser.add_argument("--tiny", action="store_true", help="small models, to try the script")
