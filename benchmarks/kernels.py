@@ -11,15 +11,22 @@ share of the read bandwidth measured in the same rounds, and the time over hqq's
 The error is the largest one beside the largest result, against float64 products of the same
 dequantized weights, on a slice of a matrix. hqq is its default (PYTORCH) backend in float32, on one
 copy, since it is far from the bus. ``--tokens`` above 10 measures what dequantizes first.
+
+``--peers`` adds ggml, as its libraries compute it from a file's weights and from those that it
+arranges anew, and bitsandbytes: each waits in a process of its own for its turn, and tells what it
+took there. Their environments are made by ``benchmarks/environments.py bitsandbytes llama``; an arm
+that can't be had here is named with the reason.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
+from peers.experts import Peer, expert_peers
 
 from mixoff.kernels import kernels_named
 from mixoff.kernels.choice import as_packed
@@ -39,7 +46,7 @@ class Arm:
 
     name: str
     nbytes: int
-    run: Callable[[int], object]  # is given the number of the round
+    run: Callable[[int], object]  # is given the round's number; may return seconds, as a float
     seconds: list[float]
 
 
@@ -129,6 +136,11 @@ def torch_int4(tokens: int) -> Arm:
     return Arm("4 bits, torch int4pack (bfloat16)", nbytes, run, [])
 
 
+def peer_arm(peer: Peer) -> Arm:
+    """Return a peer's worker, which takes its own time."""
+    return Arm(peer.name, peer.nbytes, peer.worker.turn, [])
+
+
 def error(scheme: HQQ, isa: str) -> float:
     """Return the largest error of a slice's results over the largest result."""
     matrix = random_matrix(scheme, (512, HIDDEN), 3)
@@ -147,26 +159,25 @@ def arms(tokens: int, copies: int) -> list[Arm]:
     return [*found, torch_int4(tokens)]
 
 
-def main() -> None:
-    """Measure, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--copies", type=int, default=4)
-    options = parser.parse_args()
-    measured = arms(options.tokens, options.copies)
-    for number in range(-1, options.rounds):
+def measure(measured: list[Arm], rounds: int) -> None:
+    """Let all arms take turns; the first round warms up."""
+    for number in range(-1, rounds):
         for arm in measured:
             slow = "hqq" in arm.name or "mixoff torch" in arm.name
             if slow and number % 5:
                 continue  # far slower, and steadier
             start = time.perf_counter()
-            arm.run(number)
+            told = arm.run(number)
             if number >= 0:
-                arm.seconds.append(time.perf_counter() - start)
+                own = isinstance(told, float)
+                arm.seconds.append(told if own else time.perf_counter() - start)
+
+
+def report(measured: list[Arm], tokens: int) -> None:
+    """Print a line for each arm."""
     medians = {arm.name: statistics.median(arm.seconds) for arm in measured}
     bandwidth = measured[0].nbytes / medians["read memory"]
-    print(f"{options.tokens} token(s), {torch.get_num_threads()} threads; ms: median (min - max)")
+    print(f"{tokens} token(s), {torch.get_num_threads()} threads; ms: median (min - max)")
     for arm in measured:
         rate = arm.nbytes / medians[arm.name]
         bits = arm.name.split(",")[0]
@@ -176,6 +187,23 @@ def main() -> None:
             f"{1e3 * max(arm.seconds):.2f}) {rate / 1e9:6.1f} GB/s {rate / bandwidth:6.0%}"
             + (f"  hqq / this {beside / medians[arm.name]:.1f}" if beside else "")
         )
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--copies", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--peers", action="store_true", help="add bitsandbytes and ggml")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    given = {"tokens": options.tokens, "copies": options.copies, "threads": options.threads}
+    with expert_peers(HIDDEN, INNER, **given) if options.peers else nullcontext([]) as peers:
+        measured = [*arms(options.tokens, options.copies), *map(peer_arm, peers)]
+        measure(measured, options.rounds)
+    report(measured, options.tokens)
     for scheme in SCHEMES:
         for isa in usable_isas():
             print(f"error, {scheme.nbits} bits, {isa}: {error(scheme, isa):.1e}")
