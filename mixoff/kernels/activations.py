@@ -8,6 +8,8 @@ Activations for 16 lanes (`layout.Form.lane`) lie by dwords: the first four of e
 next four of each, so that lanes add up neighbours. What is left of a token lies as it is.
 """
 
+from collections.abc import Sequence
+
 from llvmlite import ir
 
 from mixoff.kernels.dot import LANES, WIDTH
@@ -80,19 +82,7 @@ class _Prepare:
         at = f.add(self._start, k)
         f.store(step, f["steps"], f.mul(f.div(at, WIDTH), 4), align=4)
         self._store_sums(whole, step, f.div(at, self._unit))
-        high = [
-            build.ashr(build.add(q, fill(I32, _PIECE, 128)), fill(I32, _PIECE, 8)) for q in whole
-        ]
-        low = [
-            build.sub(q, build.shl(h, fill(I32, _PIECE, 8)))
-            for q, h in zip(whole, high, strict=True)
-        ]
-        return self._bytes(high), self._bytes(low)
-
-    def _bytes(self, pieces: list[Value]) -> Value:
-        f = self._f
-        a, b, c, d = (f.build.trunc(piece, vector(I8, _PIECE)) for piece in pieces)
-        return f.join(f.join(a, b), f.join(c, d))
+        return split(f, whole)
 
     def _load(self, k: Value, first: int, rest: Value | None) -> Value:
         f, kind = self._f, vector(F32, _PIECE)
@@ -131,3 +121,16 @@ class _Prepare:
             total = f.build.call(f.intrinsic(name, I32, [kind]), [first])
             value = f.build.fmul(f.build.sitofp(total, F32), step)
             f.store(value, f["sums"], f.mul(f.add(index, number), 4), align=4)
+
+
+def split(function: Function, whole: Sequence[Value]) -> tuple[Value, Value]:
+    """Return the high and low bytes, <64 x i8> each, of four <16 x i32> of integers."""
+    build = function.build
+    rounded = [build.add(q, fill(I32, _PIECE, 128)) for q in whole]
+    high = [build.ashr(q, fill(I32, _PIECE, 8)) for q in rounded]
+    return _bytes(function, high), _bytes(function, whole)  # 256 * high leaves the last byte as is
+
+
+def _bytes(function: Function, pieces: Sequence[Value]) -> Value:
+    a, b, c, d = (function.build.trunc(piece, vector(I8, _PIECE)) for piece in pieces)
+    return function.join(function.join(a, b), function.join(c, d))

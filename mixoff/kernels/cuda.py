@@ -20,6 +20,7 @@ from mixoff.kernels.triton_multiply import multiply_kernel
 
 MOST_TOKENS = 16  # from here on the matrix library is faster
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MATRICES = (Packed,)
 
 _ROWS = 8  # that a program has at most, and of three bits always
 _PROGRAMS = 512  # that keep a large GPU busy
