@@ -57,7 +57,7 @@ class PackedKernels(Kernels):
     ----------
     operations
         The module `mixoff.kernels.cpu`, which needs llvmlite, or `mixoff.kernels.cuda`, which needs
-        Triton.
+        Triton and has nothing for groups along the outputs.
     device
         Where tensors have to lie, as "cpu" or "cuda".
     """
@@ -75,7 +75,9 @@ class PackedKernels(Kernels):
         """Return x W^T, [..., K] -> [..., N], in x's type."""
         here = x.device.type == self._device and x.dtype in self._dtypes
         packed = as_packed(matrix) if here else None
-        if not isinstance(packed, self._matrices) or packed.codes.device != x.device:
+        if packed is None or not isinstance(packed, self._matrices):
+            return self._torch.piece(matrix, x)
+        if packed.codes.device != x.device:
             return self._torch.piece(matrix, x)
         rows = x.reshape(-1, x.shape[-1])  # [T, K]
         if len(rows) <= self._most_tokens:
