@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mixoff.kernels.axis0 import WIDE
+from mixoff.kernels.axis0_expand import WIDE
 from mixoff.kernels.compile import (
     axis0_expand_worker,
     axis0_multiply_worker,

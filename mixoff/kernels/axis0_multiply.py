@@ -1,4 +1,4 @@
-"""Kernels for groups along the outputs (`layout.PackedAxis0`), for few tokens and for many.
+"""y = x W^T for groups along the outputs (`layout.PackedAxis0`): the kernel for few tokens.
 
 Of W = (W_q - zero) * scale, a bundle of rows shares a vector of scales, so it multiplies the
 activations once for all of them: y is the sum of W_q x', less that of zero * x', which all rows of
@@ -12,92 +12,27 @@ from functools import reduce
 from llvmlite import ir
 
 from mixoff.kernels.activations import LARGEST, split
+from mixoff.kernels.axis0_expand import MATRIX, PIECE, SIZES, WIDE, Axis0Scales, load_columns
 from mixoff.kernels.codes import Codes
 from mixoff.kernels.dot import LANES, WIDTH, dots, largest_code
-from mixoff.kernels.expand import store_weights
-from mixoff.kernels.ir import BYTES, F16, F32, I8, I32, Function, Value, fill, vector
+from mixoff.kernels.ir import BYTES, F32, I8, I32, Function, Value, fill, vector
 from mixoff.kernels.layout import CodeForm
 
-WIDE = 4 * WIDTH  # columns that a lane adds up before its sum becomes a float
-
-MATRIX = ("codes", "scale", "zero", "scale_step", "scale_zero", "zero_step", "zero_zero")
-SIZES = ("first", "last", "packed_rows", "bundles", "columns", "period")
-
 _CHUNK = 4 * WIDE  # columns whose x' are kept at a time, for all rows of a bundle
-_PIECE = 16  # columns that are floats at a time
-_AHEAD = 256  # bytes of scales and zeros, which are read once
 _SMALLEST_STEP = 2.0**-126  # its inverse is finite; smaller activations count as 0
 
-_FLOATS = vector(F32, _PIECE)
+_FLOATS = vector(F32, PIECE)
 
 
 def add_multiply(module: ir.Module, form: CodeForm, isa: str) -> Function:
     """Write the function ``multiply``, which adds to out[t, n] for the rows of some bundles.
 
-    Buffers: a `PackedAxis0` matrix whose `period` numbers of scale_step and scale_zero go on from
-    the start for WIDE more, float32 x [T, K] and out [T, N]. Numbers: the bundles to go through,
-    R, B, K, S, and T.
+    Buffers: a `PackedAxis0` matrix as `axis0_expand.add_expand` takes it, float32 x [T, K] and out
+    [T, N]. Numbers: the bundles to go through, R, B, K, S, and T.
     """
     function = Function(module, "multiply", (*MATRIX, "x", "out"), (*SIZES, "tokens"))
     _Multiply(function, form, isa).write()
     return function.end()
-
-
-def add_expand(module: ir.Module, form: CodeForm, *, halves: bool) -> Function:
-    """Write the function ``expand``: out[block, r - from, k], [blocks, height, K], of packed rows.
-
-    Buffers: a `PackedAxis0` matrix as for `add_multiply`, and out in float32, or in bfloat16 if
-    `halves`. Numbers: the packed rows to go through, R, B, K, S, the first packed row of out, and
-    how many it has.
-    """
-    function = Function(module, "expand", (*MATRIX, "out"), (*SIZES, "from", "height"))
-    _Expand(function, form, halves).write()
-    return function.end()
-
-
-class _Scales:
-    """Scales and zeros of some columns of a bundle, 16 at a time."""
-
-    def __init__(self, function: Function, bundle: Value) -> None:
-        self._f = function
-        self._start = function.mul(bundle, function["columns"])
-        self.zero_step, self._zero_zero = (self._number(n) for n in ("zero_step", "zero_zero"))
-
-    def begin(self, k: Value) -> None:
-        """Go to a column, from which on up to WIDE are read."""
-        f = self._f
-        self._at = f.add(self._start, k)
-        self._own = f.build.urem(self._at, f["period"])
-        for name in ("scale", "zero"):
-            f.prefetch(f[name], f.add(self._at, _AHEAD))
-
-    def scale(self, offset: int, count: Value | None) -> Value:
-        """Return scales, <16 x float>; only the first `count` are there."""
-        build = self._f.build
-        step, zero = (
-            build.fpext(self._read(name, self._own, offset, F16, count), _FLOATS)
-            for name in ("scale_step", "scale_zero")
-        )
-        return build.fmul(build.fsub(self._byte("scale", offset, count), zero), step)
-
-    def zero(self, offset: int, count: Value | None) -> Value:
-        """Return zeros in units of `zero_step`, as for `scale`."""
-        return self._f.build.fsub(self._byte("zero", offset, count), self._zero_zero)
-
-    def _byte(self, name: str, offset: int, count: Value | None) -> Value:
-        return self._f.build.uitofp(self._read(name, self._at, offset, I8, count), _FLOATS)
-
-    def _read(
-        self, name: str, index: Value, offset: int, kind: ir.Type, count: Value | None
-    ) -> Value:
-        f, itemsize = self._f, 1 if kind == I8 else 2
-        at = f.mul(f.add(index, offset), itemsize)
-        return _load(f, f[name], at, vector(kind, _PIECE), itemsize, count)
-
-    def _number(self, name: str) -> Value:
-        f = self._f
-        value = f.load(f[name], f.number(0), F16, align=2)
-        return f.splat(f.build.fpext(value, F32), _PIECE)
 
 
 class _Multiply:
@@ -114,7 +49,7 @@ class _Multiply:
         whole = f.mul(f.div(f["columns"], WIDE), WIDE)
 
         def bundle(b: Value) -> None:
-            self._bundle, self._scales = b, _Scales(f, b)
+            self._bundle, self._scales = b, Axis0Scales(f, b)
             f.loop(0, whole, _CHUNK, chunk)
             f.loop(whole, f["columns"], WIDTH, last)
 
@@ -168,36 +103,36 @@ class _Multiply:
         self._scales.begin(k)
         x = f.add(f.mul(token, f["columns"]), k)
         values, counts = [], []
-        for offset in range(0, wide, _PIECE):
+        for offset in range(0, wide, PIECE):
             count = None if left is None else build.sub(left, f.number(offset))
-            own = _load(f, f["x"], f.mul(f.add(x, offset), 4), _FLOATS, 4, count)
+            own = load_columns(f, f["x"], f.mul(f.add(x, offset), 4), _FLOATS, 4, count)
             values.append(build.fmul(own, self._scales.scale(offset, count)))
             counts.append(count)
         step, inverse = self._steps(values)
         place = build.sub(k, start)
         at = f.mul(f.div(place, WIDE), 4 * LANES)
         f.store(step, self._base("steps"), at, align=WIDTH)
-        pieces = WIDTH // _PIECE
+        pieces = WIDTH // PIECE
         rounded = [
             self._even(build.fmul(value, self._of_lanes(inverse, number % pieces)))
             for number, value in enumerate(values)
         ]
         for first in range(pieces):
-            total = fill(F32, _PIECE, 0.0)
+            total = fill(F32, PIECE, 0.0)
             for number in range(first, len(values), pieces):
-                zero = self._scales.zero(number * _PIECE, counts[number])
+                zero = self._scales.zero(number * PIECE, counts[number])
                 total = f.fma(zero, rounded[number], total)
             own = f.fma(total, self._of_lanes(step, first), build.load(self._zeros))
             build.store(own, self._zeros)
-        whole = [build.fptosi(value, vector(I32, _PIECE)) for value in rounded]
+        whole = [build.fptosi(value, vector(I32, PIECE)) for value in rounded]
         for number in range(0, len(whole), pieces):
             halves = split(f, whole[number : number + pieces])
             for name, bytes_ in zip(("high", "low"), halves, strict=True):
-                f.store(bytes_, self._base(name), f.add(place, number * _PIECE), align=WIDTH)
+                f.store(bytes_, self._base(name), f.add(place, number * PIECE), align=WIDTH)
 
     def _steps(self, values: Sequence[Value]) -> tuple[Value, Value]:
         """Return the step of each lane's values and its inverse, <16 x float> each."""
-        f, build, pieces = self._f, self._f.build, WIDTH // _PIECE
+        f, build, pieces = self._f, self._f.build, WIDTH // PIECE
         absolute = f.intrinsic("llvm.fabs.v16f32", _FLOATS, [_FLOATS])
         sizes = [build.call(absolute, [value]) for value in values]
         each = [reduce(self._larger, sizes[n::pieces]) for n in range(pieces)]
@@ -222,7 +157,7 @@ class _Multiply:
 
     def _of_lanes(self, value: Value, piece: int) -> Value:
         """Return the numbers of the lanes that a piece's columns are in."""
-        return self._f.pick(value, [(piece * _PIECE + n) // 4 for n in range(_PIECE)])
+        return self._f.pick(value, [(piece * PIECE + n) // 4 for n in range(PIECE)])
 
     def _even(self, value: Value) -> Value:
         even = self._f.intrinsic("llvm.rint.v16f32", _FLOATS, [_FLOATS])
@@ -259,49 +194,3 @@ class _Multiply:
 
     def _bytes(self, name: str, at: Value) -> Value:
         return self._f.load(self._base(name), at, vector(I8, WIDTH), align=WIDTH)
-
-
-class _Expand:
-    def __init__(self, function: Function, form: CodeForm, halves: bool) -> None:
-        self._f, self._form, self._halves = function, form, halves
-
-    def write(self) -> None:
-        f = self._f
-        whole = f.mul(f.div(f["columns"], WIDTH), WIDTH)
-        rest = f.build.sub(f["columns"], whole)
-        some = f.build.icmp_signed(">", rest, f.number(0))
-
-        def row(r: Value) -> None:
-            codes = Codes(f, self._form, r, f["packed_rows"], f["columns"])
-            scales = _Scales(f, f.build.urem(r, f["bundles"]))
-            place = f.build.sub(r, f["from"])
-            self._starts = [
-                f.mul(f.add(f.mul(f["height"], block), place), f["columns"])
-                for block in range(self._form.blocks)
-            ]
-            f.loop(0, whole, WIDTH, lambda k: self._vector(codes, scales, k))
-            f.when(some, lambda: self._vector(codes, scales, whole, rest))
-
-        f.loop(f["first"], f["last"], 1, row)
-
-    def _vector(self, codes: Codes, scales: _Scales, k: Value, rest: Value | None = None) -> None:
-        f, build = self._f, self._f.build
-        scales.begin(k)
-        read = codes.read(k, rest)
-        for first in range(0, WIDTH, _PIECE):
-            count = None if rest is None else build.sub(rest, f.number(first))
-            zero = build.fmul(scales.zero(first, count), scales.zero_step)
-            scale = scales.scale(first, count)
-            for own, start in zip(read, self._starts, strict=True):
-                q = build.uitofp(f.pick(own, range(first, first + _PIECE)), _FLOATS)
-                weight = build.fmul(build.fsub(q, zero), scale)
-                store_weights(f, weight, f.add(start, k, first), count, halves=self._halves)
-
-
-def _load(
-    function: Function, base: Value, at: Value, kind: ir.VectorType, align: int, count: Value | None
-) -> Value:
-    """Return a vector, or one whose first `count` lanes are read."""
-    if count is None:
-        return function.load(base, at, kind, align=align)
-    return function.load_first(base, at, kind, count)
