@@ -41,7 +41,7 @@ class Axis0Scales:
     def __init__(self, function: Function, bundle: Value) -> None:
         self._f = function
         self._start = function.mul(bundle, function["columns"])
-        self.zero_step, self._zero_zero = (self._number(n) for n in ("zero_step", "zero_zero"))
+        self.zero_step, self.zero_zero = (self._number(n) for n in ("zero_step", "zero_zero"))
 
     def begin(self, k: Value) -> None:
         """Go to a column, from which on up to WIDE are read."""
@@ -62,7 +62,13 @@ class Axis0Scales:
 
     def zero(self, offset: int, count: Value | None) -> Value:
         """Return zeros in units of `zero_step`, as for `scale`."""
-        return self._f.build.fsub(self._byte("zero", offset, count), self._zero_zero)
+        return self._f.build.fsub(self._byte("zero", offset, count), self.zero_zero)
+
+    def zero_bytes(self, offset: int, count: Value | None) -> Value:
+        """Return zeros as they are stored, <64 x i8>."""
+        f = self._f
+        at = f.add(self._at, offset)
+        return load_columns(f, f["zero"], at, vector(I8, WIDTH), 1, count)
 
     def _byte(self, name: str, offset: int, count: Value | None) -> Value:
         return self._f.build.uitofp(self._read(name, self._at, offset, I8, count), _FLOATS)

@@ -102,33 +102,40 @@ class _Multiply:
         f, build = self._f, self._f.build
         self._scales.begin(k)
         x = f.add(f.mul(token, f["columns"]), k)
-        values, counts = [], []
+        values = []
         for offset in range(0, wide, PIECE):
             count = None if left is None else build.sub(left, f.number(offset))
             own = load_columns(f, f["x"], f.mul(f.add(x, offset), 4), _FLOATS, 4, count)
             values.append(build.fmul(own, self._scales.scale(offset, count)))
-            counts.append(count)
         step, inverse = self._steps(values)
         place = build.sub(k, start)
-        at = f.mul(f.div(place, WIDE), 4 * LANES)
-        f.store(step, self._base("steps"), at, align=WIDTH)
+        f.store(step, self._base("steps"), f.mul(f.div(place, WIDE), 4 * LANES), align=WIDTH)
         pieces = WIDTH // PIECE
-        rounded = [
-            self._even(build.fmul(value, self._of_lanes(inverse, number % pieces)))
+        whole = [
+            self._rounded(build.fmul(value, self._of_lanes(inverse, number % pieces)))
             for number, value in enumerate(values)
         ]
-        for first in range(pieces):
-            total = fill(F32, PIECE, 0.0)
-            for number in range(first, len(values), pieces):
-                zero = self._scales.zero(number * PIECE, counts[number])
-                total = f.fma(zero, rounded[number], total)
-            own = f.fma(total, self._of_lanes(step, first), build.load(self._zeros))
-            build.store(own, self._zeros)
-        whole = [build.fptosi(value, vector(I32, PIECE)) for value in rounded]
-        for number in range(0, len(whole), pieces):
-            halves = split(f, whole[number : number + pieces])
-            for name, bytes_ in zip(("high", "low"), halves, strict=True):
-                f.store(bytes_, self._base(name), f.add(place, number * PIECE), align=WIDTH)
+        halves = [
+            split(f, whole[number : number + pieces], self._isa)
+            for number in range(0, len(whole), pieces)
+        ]
+        for number, vectors in enumerate(halves):
+            for name, bytes_ in zip(("high", "low"), vectors, strict=True):
+                f.store(bytes_, self._base(name), f.add(place, number * WIDTH), align=WIDTH)
+        self._add_zeros(step, halves, left)
+
+    def _add_zeros(
+        self, step: Value, halves: Sequence[tuple[Value, Value]], left: Value | None
+    ) -> None:
+        """Add what zeros contribute: they are bytes, so they are multiplied as codes are."""
+        f, build = self._f, self._f.build
+        zeros = [self._scales.zero_bytes(n * WIDTH, left) for n in range(len(halves))]
+        ones = [fill(I8, WIDTH, 1)] * len(halves)
+        isa = "avx2-bytes" if self._isa == "avx2" else self._isa
+        sums = dots(f, isa, [zeros, ones], *zip(*halves, strict=True))
+        of_zeros, of_ones = (build.sitofp(each, _FLOATS) for each in sums)
+        of_zeros = build.fsub(of_zeros, build.fmul(of_ones, self._scales.zero_zero))
+        build.store(f.fma(of_zeros, step, build.load(self._zeros)), self._zeros)
 
     def _steps(self, values: Sequence[Value]) -> tuple[Value, Value]:
         """Return the step of each lane's values and its inverse, <16 x float> each."""
@@ -159,9 +166,10 @@ class _Multiply:
         """Return the numbers of the lanes that a piece's columns are in."""
         return self._f.pick(value, [(piece * PIECE + n) // 4 for n in range(PIECE)])
 
-    def _even(self, value: Value) -> Value:
-        even = self._f.intrinsic("llvm.rint.v16f32", _FLOATS, [_FLOATS])
-        return self._f.build.call(even, [value])
+    def _rounded(self, value: Value) -> Value:
+        f = self._f
+        even = f.intrinsic("llvm.rint.v16f32", _FLOATS, [_FLOATS])
+        return f.build.fptosi(f.build.call(even, [value]), vector(I32, PIECE))
 
     def _base(self, name: str) -> Value:
         return self._f.build.bitcast(self._kept[name], BYTES)
