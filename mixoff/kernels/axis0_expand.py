@@ -8,7 +8,7 @@ from llvmlite import ir
 from mixoff.kernels.codes import Codes
 from mixoff.kernels.dot import WIDTH
 from mixoff.kernels.expand import store_weights
-from mixoff.kernels.ir import F16, F32, I8, Function, Value, vector
+from mixoff.kernels.ir import F32, I8, Function, Value, vector
 from mixoff.kernels.layout import CodeForm
 
 WIDE = 4 * WIDTH  # columns that are read at a time, at most
@@ -18,7 +18,7 @@ SIZES = ("first", "last", "packed_rows", "bundles", "columns", "period")
 
 PIECE = 16  # columns that are floats at a time
 
-_AHEAD = 256  # bytes of scales and zeros, which are read once
+_AHEAD = 1024  # bytes of scales and zeros, which are read once
 
 _FLOATS = vector(F32, PIECE)
 
@@ -26,9 +26,10 @@ _FLOATS = vector(F32, PIECE)
 def add_expand(module: ir.Module, form: CodeForm, *, halves: bool) -> Function:
     """Write the function ``expand``: out[block, r - from, k], [blocks, height, K], of packed rows.
 
-    Buffers: a `PackedAxis0` matrix whose S numbers of scale_step and scale_zero go on from their
-    start for WIDE more, and out in float32, or bfloat16 if `halves`. Numbers: the packed rows to go
-    through, R, B, K, S, the first packed row of out, and how many it has.
+    Buffers: a `PackedAxis0` matrix, whose steps and zeros are float32 here and whose S numbers of
+    scale_step and scale_zero go on from their start for WIDE more; and out in float32, or bfloat16
+    if `halves`. Numbers: the packed rows to go through, R, B, K, S, the first packed row of out,
+    and how many it has.
     """
     function = Function(module, "expand", (*MATRIX, "out"), (*SIZES, "from", "height"))
     _Expand(function, form, halves).write()
@@ -43,20 +44,20 @@ class Axis0Scales:
         self._start = function.mul(bundle, function["columns"])
         self.zero_step, self.zero_zero = (self._number(n) for n in ("zero_step", "zero_zero"))
 
-    def begin(self, k: Value) -> None:
-        """Go to a column, from which on up to WIDE are read."""
+    def begin(self, k: Value, wide: int) -> None:
+        """Go to a column, from which on some are read: WIDE, or fewer."""
         f = self._f
         self._at = f.add(self._start, k)
         self._own = f.build.urem(self._at, f["period"])
-        for name in ("scale", "zero"):
-            f.prefetch(f[name], f.add(self._at, _AHEAD))
+        for ahead in range(_AHEAD, _AHEAD + wide, WIDTH):
+            for name in ("scale", "zero"):
+                f.prefetch(f[name], f.add(self._at, ahead))
 
     def scale(self, offset: int, count: Value | None) -> Value:
         """Return scales, <16 x float>; only the first `count` are there."""
         build = self._f.build
         step, zero = (
-            build.fpext(self._read(name, self._own, offset, F16, count), _FLOATS)
-            for name in ("scale_step", "scale_zero")
+            self._read(name, self._own, offset, F32, count) for name in ("scale_step", "scale_zero")
         )
         return build.fmul(build.fsub(self._byte("scale", offset, count), zero), step)
 
@@ -76,14 +77,13 @@ class Axis0Scales:
     def _read(
         self, name: str, index: Value, offset: int, kind: ir.Type, count: Value | None
     ) -> Value:
-        f, itemsize = self._f, 1 if kind == I8 else 2
+        f, itemsize = self._f, 1 if kind == I8 else 4
         at = f.mul(f.add(index, offset), itemsize)
         return load_columns(f, f[name], at, vector(kind, PIECE), itemsize, count)
 
     def _number(self, name: str) -> Value:
         f = self._f
-        value = f.load(f[name], f.number(0), F16, align=2)
-        return f.splat(f.build.fpext(value, F32), PIECE)
+        return f.splat(f.load(f[name], f.number(0), F32, align=4), PIECE)
 
 
 class _Expand:
@@ -113,7 +113,7 @@ class _Expand:
         self, codes: Codes, scales: Axis0Scales, k: Value, rest: Value | None = None
     ) -> None:
         f, build = self._f, self._f.build
-        scales.begin(k)
+        scales.begin(k, WIDTH)
         read = codes.read(k, rest)
         for first in range(0, WIDTH, PIECE):
             count = None if rest is None else build.sub(rest, f.number(first))

@@ -100,7 +100,7 @@ class _Multiply:
     def _fold(self, token: Value, k: Value, start: Value, wide: int, left: Value | None) -> None:
         """Keep x' of some columns as integers, and their steps; add what zeros contribute."""
         f, build = self._f, self._f.build
-        self._scales.begin(k)
+        self._scales.begin(k, wide)
         x = f.add(f.mul(token, f["columns"]), k)
         values = []
         for offset in range(0, wide, PIECE):

@@ -133,11 +133,12 @@ def _multiply_axis0(matrix: PackedAxis0, x: Tensor, isa: str, spared: int) -> Te
 
 def _axis0_parts(matrix: PackedAxis0) -> Sequence[Tensor]:
     """Return a matrix's parts as kernels take them."""
-    step, zero = matrix.scale_step, matrix.scale_zero
-    if matrix.columns % WIDE or step.numel() % WIDE:  # else no vector goes on from the start
-        again = torch.arange(step.numel() + WIDE) % step.numel()
-        step, zero = step.flatten()[again], zero.flatten()[again]
-    return (matrix.codes, matrix.scale, matrix.zero, step, zero, matrix.zero_step, matrix.zero_zero)
+    step, zero = matrix.scale_step.float().flatten(), matrix.scale_zero.float().flatten()
+    if matrix.columns % WIDE or len(step) % WIDE:  # else no vector goes on from the start
+        again = torch.arange(len(step) + WIDE) % len(step)
+        step, zero = step[again], zero[again]
+    numbers = (matrix.zero_step.float(), matrix.zero_zero.float())
+    return (matrix.codes, matrix.scale, matrix.zero, step, zero, *numbers)
 
 
 def _axis0_sizes(matrix: PackedAxis0) -> Sequence[int]:
