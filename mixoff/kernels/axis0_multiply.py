@@ -18,7 +18,7 @@ from mixoff.kernels.dot import LANES, WIDTH, dots, largest_code
 from mixoff.kernels.ir import BYTES, F32, I8, I32, Function, Value, fill, vector
 from mixoff.kernels.layout import CodeForm
 
-_CHUNK = 4 * WIDE  # columns whose x' are kept at a time, for all rows of a bundle
+_CHUNK = 8 * WIDE  # columns whose x' are kept at a time, for all rows of a bundle
 _SMALLEST_STEP = 2.0**-126  # its inverse is finite; smaller activations count as 0
 
 _FLOATS = vector(F32, PIECE)
