@@ -159,7 +159,8 @@ def test_a_cache_made_in_inference_mode_is_written_to_by_other_threads(files, ti
         run = Run(files, FakeDevice(0), tier, threads=1)
     run.go(20, seed=0)
     run.cache.close()
-    assert run.used and not run.wrong
+    assert run.used
+    assert not run.wrong
 
 
 @pytest.mark.parametrize("stream", ["compute", "inward", "outward"])
