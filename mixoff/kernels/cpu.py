@@ -8,15 +8,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mixoff.kernels.compile import expand_worker, multiply_worker, prepare_kernel, usable_isas
+from mixoff.kernels.compile import expand_worker, multiply_worker, prepare_worker, usable_isas
 from mixoff.kernels.dot import WIDTH
-from mixoff.kernels.layout import Packed
+from mixoff.kernels.layout import Form, Packed
+from mixoff.kernels.multiply import TOGETHER
 from mixoff.kernels.threads import share_out
 
 MOST_TOKENS = 10  # from here on dequantizing once is faster than multiplying token by token
 DTYPES = (torch.float32, torch.bfloat16)
 
 _LEAST_NBYTES = 1 << 17  # packed bytes that are worth a thread
+_LEAST_NUMBERS = 1 << 16  # activations that are
 _SCRATCH_NBYTES = 8 << 20  # of dequantized rows at a time
 
 
@@ -32,29 +34,48 @@ def multiply(matrix: Packed, x: Tensor, *, isa: str | None = None, spared: int =
     (`mixoff.kernels.activations`), so the error is about 3e-5 of the result.
     """
     isa = isa or fastest()
-    tokens, columns = x.shape
-    unit = matrix.form.unit
-    padded = -(-columns // WIDTH) * WIDTH
-    given = x.float().contiguous()
-    bytes_ = tokens * padded  # of high, and of low; then float32 steps and sums
-    room = torch.empty(2 * bytes_ + 4 * (bytes_ // WIDTH + bytes_ // unit), dtype=torch.uint8)
-    starts = (0, bytes_, 2 * bytes_, 2 * bytes_ + 4 * (bytes_ // WIDTH))
-    prepared = [room.data_ptr() + start for start in starts]
-    prepare_kernel(unit, matrix.form.lane, isa)(
-        given.data_ptr(), *prepared, 0, tokens, columns, padded
-    )
-    out = torch.empty(tokens, matrix.rows)
+    count, columns = x.shape
+    together = count >= TOGETHER
+    tokens = -(-count // TOGETHER) * TOGETHER if together else count
+    given = torch.nn.functional.pad(x.float(), (0, 0, 0, tokens - count)).contiguous()
+    prepared, room = _prepare(matrix.form, given, isa)
+    del given
+    out = torch.zeros(tokens, matrix.rows) if together else torch.empty(tokens, matrix.rows)
     buffers = [*_buffers(matrix), *prepared, out.data_ptr()]
-    sizes = (matrix.packed_rows, matrix.rows, columns, tokens, padded, matrix.rows)
+    sizes = (matrix.packed_rows, matrix.rows, columns, tokens, _padded(columns), matrix.rows)
     share_out(
-        multiply_worker(matrix.form, isa),
+        multiply_worker(matrix.form, isa, together=together),
         [*buffers, *sizes],
         first=0,
         count=matrix.packed_rows,
         least=_least(matrix),
         spared=spared,
     )
-    return out
+    del room  # was read until now
+    return out[:count]
+
+
+def _prepare(form: Form, x: Tensor, isa: str) -> tuple[list[int], Tensor]:
+    """Return where the integers of float32 x [T, K] lie, and the memory that they lie in."""
+    tokens, columns = x.shape
+    padded, unit = _padded(columns), form.unit
+    bytes_ = tokens * padded  # of high, and of low; then float32 steps and sums
+    room = torch.empty(2 * bytes_ + 4 * (bytes_ // WIDTH + bytes_ // unit), dtype=torch.uint8)
+    starts = (0, bytes_, 2 * bytes_, 2 * bytes_ + 4 * (bytes_ // WIDTH))
+    prepared = [room.data_ptr() + start for start in starts]
+    share_out(
+        prepare_worker(unit, form.lane, isa),
+        [x.data_ptr(), *prepared, columns, padded],
+        first=0,
+        count=tokens,
+        least=-(-_LEAST_NUMBERS // max(1, columns)),
+    )
+    return prepared, room
+
+
+def _padded(columns: int) -> int:
+    """Return K as activations pad it."""
+    return -(-columns // WIDTH) * WIDTH
 
 
 def dequantize(matrix: Packed, dtype: torch.dtype, *, isa: str | None = None) -> Tensor:
