@@ -37,6 +37,12 @@ def usable_isas() -> tuple[str, ...]:
 
 
 @cache
+def has_bfloat16() -> bool:
+    """Return whether this CPU has instructions for products of bfloat16."""
+    return any(_features().get(name) for name in ("avx512bf16", "amx-bf16", "bf16"))
+
+
+@cache
 def _features() -> dict[str, bool]:
     return dict(binding.get_host_cpu_features())
 

@@ -8,15 +8,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mixoff.kernels.compile import expand_worker, multiply_worker, prepare_worker, usable_isas
+from mixoff.kernels.compile import (
+    expand_worker,
+    has_bfloat16,
+    multiply_worker,
+    prepare_worker,
+    usable_isas,
+)
 from mixoff.kernels.dot import WIDTH
 from mixoff.kernels.layout import Form, Packed
 from mixoff.kernels.multiply import TOGETHER
 from mixoff.kernels.threads import share_out
 
-MOST_TOKENS = 10  # from here on dequantizing once is faster than multiplying token by token
 DTYPES = (torch.float32, torch.bfloat16)
 
+_MOST_TOKENS = 96  # beyond, dequantizing is faster: found by benchmarks/switch.py
+_MOST_TOKENS_BFLOAT16 = 16  # where the CPU multiplies bfloat16 itself; from another CPU's figures
 _LEAST_NBYTES = 1 << 17  # packed bytes that are worth a thread
 _LEAST_NUMBERS = 1 << 16  # activations that are
 _SCRATCH_NBYTES = 8 << 20  # of dequantized rows at a time
@@ -25,6 +32,13 @@ _SCRATCH_NBYTES = 8 << 20  # of dequantized rows at a time
 def fastest() -> str:
     """Return the instruction set that is used where none is named."""
     return usable_isas()[0]
+
+
+def most_tokens(dtype: torch.dtype) -> int:
+    """Return up to how many tokens `multiply` is faster than dequantizing first."""
+    if dtype == torch.bfloat16 and has_bfloat16():
+        return _MOST_TOKENS_BFLOAT16
+    return _MOST_TOKENS
 
 
 def multiply(matrix: Packed, x: Tensor, *, isa: str | None = None, spared: int = 0) -> Tensor:
@@ -89,17 +103,19 @@ def multiply_dequantized(matrix: Packed, x: Tensor, *, isa: str | None = None) -
     """Return x W^T in x's type, float32 or bfloat16, [T, K] -> [T, N]: for many tokens.
 
     Rows are dequantized a few at a time, so that they are still in the CPU's cache when the matrix
-    library takes them.
+    library takes them: in float32 for bfloat16, too, where the CPU doesn't multiply that itself.
     """
+    dtype = x.dtype if has_bfloat16() else torch.float32
+    given = x.to(dtype)
     blocks, rows = matrix.form.blocks, matrix.packed_rows
-    height = max(1, min(rows, _SCRATCH_NBYTES // (blocks * matrix.columns * x.dtype.itemsize)))
-    scratch = torch.empty(blocks * height, matrix.columns, dtype=x.dtype)
+    height = max(1, min(rows, _SCRATCH_NBYTES // (blocks * matrix.columns * dtype.itemsize)))
+    scratch = torch.empty(blocks * height, matrix.columns, dtype=dtype)
     out = torch.empty(len(x), blocks, rows, dtype=x.dtype)
     for first in range(0, rows, height):
         count = min(height, rows - first)
         part = scratch[: blocks * count]
         _expand(matrix, part, first, count, isa or fastest())
-        product = torch.nn.functional.linear(x, part)  # [T, blocks * count]
+        product = torch.nn.functional.linear(given, part)  # [T, blocks * count]
         out[:, :, first : first + count] = product.view(len(x), blocks, count)
     return out.view(len(x), -1)[:, : matrix.rows]
 
