@@ -11,7 +11,7 @@ decoding does. Printed: median, least and most of a round, bytes read over the m
 share of the read bandwidth measured in the same rounds, and the time over hqq's at the same bits.
 The error is the largest one beside the largest result, against float64 products of the same
 dequantized weights, on a slice of a matrix. hqq is its default (PYTORCH) backend in float32, on one
-copy, since it is far from the bus. ``--tokens`` above 10 measures what dequantizes first.
+copy, since it is far from the bus. ``--tokens`` above 96 measures what dequantizes first.
 
 ``--peers`` adds ggml, as its libraries compute it from a file's weights and from those that it
 arranges anew, and bitsandbytes: each waits in a process of its own for its turn, and tells what it
@@ -32,14 +32,13 @@ from peers.experts import Peer, expert_peers
 from mixoff.kernels import kernels_named
 from mixoff.kernels.choice import as_packed
 from mixoff.kernels.compile import usable_isas
-from mixoff.kernels.cpu import multiply, multiply_dequantized
+from mixoff.kernels.cpu import most_tokens, multiply, multiply_dequantized
 from mixoff.quantization import HQQ, HQQAxis0, QuantizedTensor
 
 HIDDEN, INNER = 4096, 14336
 SHAPES = ((2 * INNER, HIDDEN), (HIDDEN, INNER))
 AXIS0 = (HQQAxis0(2, 16, 128), HQQAxis0(4, 64, 256))  # as mixtral-offloading released
 SCHEMES = (HQQ(2, 16, 8), HQQ(3, 64), HQQ(4, 64), HQQ(8, 64), *AXIS0)
-MOST_FOR_PACKED = 10
 
 
 @dataclass
@@ -86,7 +85,8 @@ def ours(scheme: HQQ | HQQAxis0, isa: str, copies: int, tokens: int) -> Arm:
     """Return our kernels on an instruction set."""
     experts = [[random_matrix(scheme, s, 7 * n) for s in SHAPES] for n in range(copies)]
     inputs = [torch.randn(tokens, s[1]) for s in SHAPES]
-    operation = multiply if tokens <= MOST_FOR_PACKED else multiply_dequantized
+    most = most_tokens(torch.float32, type(as_packed(experts[0][0])))
+    operation = multiply if tokens <= most else multiply_dequantized
 
     def run(number: int) -> None:
         for matrix, x in zip(experts[number % copies], inputs, strict=True):

@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 from mixoff.buffers import Buffer, chunks
 from mixoff.devices import Device, Event, Stream
 from mixoff.events import Span
@@ -71,7 +73,8 @@ class LinkedDevice:
 
     def allocate(self) -> Buffer:
         """Return a new buffer of the device."""
-        return Buffer(self._device.allocate(align(self._nbytes, PAGE) + PAGE))
+        with torch.inference_mode(False):  # transfers write into it from outside such a mode
+            return Buffer(self._device.allocate(align(self._nbytes, PAGE) + PAGE))
 
     def nbytes(self, key: Key) -> int:
         """Return the bytes of a record."""

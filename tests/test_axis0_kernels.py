@@ -156,6 +156,10 @@ def test_threads_never_change_a_bit(isa, count, team, monkeypatch):
 # ---- who multiplies
 
 
+def test_dequantizing_begins_earlier_than_for_groups_along_the_inputs():
+    assert cpu.most_tokens(torch.float32, PackedAxis0) < cpu.most_tokens(torch.float32)
+
+
 def test_words_and_groups_that_cut_a_column_in_two_have_no_kernels():
     assert as_packed(random_matrix(HQQAxis0(3, 16, 8), 32, 64)) is None
     assert as_packed(random_matrix(HQQAxis0(2, 16, 8), 24, 64)) is None

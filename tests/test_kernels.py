@@ -106,10 +106,29 @@ def test_many_tokens_are_multiplied_by_rows_that_are_dequantized_a_few_at_a_time
     for nbits in (8, 4, 3, 2):
         matrix = random_matrix(HQQ(nbits, 16, 8), 61, 336, nbits)
         x = torch.randn(33, 336).to(dtype)
-        expected = torch.nn.functional.linear(x, matrix.dequantize(dtype))
+        expected = x.double() @ matrix.dequantize().double().T
         found = cpu.multiply_dequantized(packed(matrix), x, isa=isa)
         assert found.dtype is dtype
-        assert torch.allclose(found, expected, rtol=1e-2, atol=1e-4)
+        bound = 1e-5 if dtype is torch.float32 else 2e-2
+        assert (found - expected).abs().max() <= bound * expected.abs().max()
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_is_multiplied_in_float32_where_the_cpu_cannot(native, monkeypatch):
+    monkeypatch.setattr(cpu, "has_bfloat16", lambda: native)
+    matrix, taken = random_matrix(HQQ(4, 64), 64, 256, 0), []
+    linear = torch.nn.functional.linear
+
+    def watched(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        taken.append((x.dtype, weight.dtype))
+        return linear(x, weight)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", watched)
+    y = cpu.multiply_dequantized(packed(matrix), torch.randn(20, 256).bfloat16())
+    assert y.dtype is torch.bfloat16
+    assert {*taken} == {(torch.bfloat16 if native else torch.float32,) * 2}
+    assert cpu.most_tokens(torch.float32) == cpu.most_tokens(torch.float16)
+    assert (cpu.most_tokens(torch.bfloat16) < cpu.most_tokens(torch.float32)) is native
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from fake_device import FakeDevice, FakeEvent, FakeStream
 from stamped import LAYOUT, Files, is_right
 
@@ -150,6 +151,16 @@ class Deaf(FakeStream):
 class Hasty(FakeEvent):
     def wait(self) -> None:
         pass
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_cache_made_in_inference_mode_is_written_to_by_other_threads(files, tier):
+    with torch.inference_mode():
+        run = Run(files, FakeDevice(0), tier, threads=1)
+    run.go(20, seed=0)
+    run.cache.close()
+    assert run.used
+    assert not run.wrong
 
 
 @pytest.mark.parametrize("stream", ["compute", "inward", "outward"])

@@ -65,7 +65,7 @@ class PackedKernels(Kernels):
     def __init__(self, operations: Any, device: str) -> None:
         self._multiply = operations.multiply  # a module can't be copied with its model
         self._multiply_dequantized = operations.multiply_dequantized
-        self._most_tokens: int = operations.MOST_TOKENS
+        self._most_tokens: Callable[[torch.dtype, type], int] = operations.most_tokens
         self._dtypes: tuple[torch.dtype, ...] = operations.DTYPES
         self._matrices: tuple[type, ...] = operations.MATRICES
         self._device = device
@@ -80,7 +80,7 @@ class PackedKernels(Kernels):
         if packed.codes.device != x.device:
             return self._torch.piece(matrix, x)
         rows = x.reshape(-1, x.shape[-1])  # [T, K]
-        if len(rows) <= self._most_tokens:
+        if len(rows) <= self._most_tokens(x.dtype, type(packed)):
             spared = self.busy()
             given = {"spared": spared} if spared else {}
             y: Tensor = self._multiply(packed, rows, **given).to(x.dtype)

@@ -37,14 +37,20 @@ def usable_isas() -> tuple[str, ...]:
 
 
 @cache
+def has_bfloat16() -> bool:
+    """Return whether this CPU has instructions for products of bfloat16."""
+    return any(_features().get(name) for name in ("avx512bf16", "amx-bf16", "bf16"))
+
+
+@cache
 def _features() -> dict[str, bool]:
     return dict(binding.get_host_cpu_features())
 
 
 @cache
-def multiply_worker(form: Form, isa: str) -> Worker:
+def multiply_worker(form: Form, isa: str, *, together: bool) -> Worker:
     """Return what does parts of `mixoff.kernels.multiply.add_multiply`'s work."""
-    return _worker(lambda module: multiply.add_multiply(module, form, isa), isa)
+    return _worker(lambda module: multiply.add_multiply(module, form, isa, together=together), isa)
 
 
 @cache
@@ -66,28 +72,23 @@ def axis0_expand_worker(form: CodeForm, isa: str, *, halves: bool) -> Worker:
 
 
 @cache
-def prepare_kernel(unit: int, lane: int, isa: str) -> Callable[..., None]:
-    """Return `mixoff.kernels.activations.add_prepare`'s function."""
-    module = ir.Module("prepare")
-    function = activations.add_prepare(module, unit, lane)
-    kinds = [ctypes.c_void_p] * len(function.buffers) + [ctypes.c_int64] * len(function.numbers)
-    address = _compile(module, isa, function.name)
-    kernel: Callable[..., None] = ctypes.CFUNCTYPE(None, *kinds)(address)
-    return kernel
+def prepare_worker(unit: int, lane: int, isa: str) -> Worker:
+    """Return what does parts of `mixoff.kernels.activations.add_prepare`'s work."""
+    return _worker(lambda module: activations.add_prepare(module, unit, lane), isa)
 
 
 def _worker(write: _Write, isa: str) -> Worker:
     module = ir.Module(NAME)
     add_parts(module, write(module))
-    address = _compile(module, isa, NAME)
+    address = _compile(module, isa)
     return Worker(ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address), address)
 
 
 _engines: list[Any] = []  # code lives as long as its engine
 
 
-def _compile(module: ir.Module, isa: str, name: str) -> int:
-    """Return the address of one of a module's functions."""
+def _compile(module: ir.Module, isa: str) -> int:
+    """Return the address of a module's function for parts."""
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     module.triple = binding.get_process_triple()
@@ -105,7 +106,7 @@ def _compile(module: ir.Module, isa: str, name: str) -> int:
     engine = binding.create_mcjit_compiler(parsed, machine)
     engine.finalize_object()
     _engines.append(engine)
-    return int(engine.get_function_address(name))
+    return int(engine.get_function_address(NAME))
 
 
 def _features_for(isa: str) -> str:

@@ -13,25 +13,38 @@ from mixoff.kernels.compile import (
     axis0_expand_worker,
     axis0_multiply_worker,
     expand_worker,
+    has_bfloat16,
     multiply_worker,
-    prepare_kernel,
+    prepare_worker,
     usable_isas,
 )
 from mixoff.kernels.dot import WIDTH
-from mixoff.kernels.layout import Packed, PackedAxis0
+from mixoff.kernels.layout import Form, Packed, PackedAxis0
+from mixoff.kernels.multiply import TOGETHER
 from mixoff.kernels.threads import share_out
 
-MOST_TOKENS = 10  # from here on dequantizing once is faster than multiplying token by token
 DTYPES = (torch.float32, torch.bfloat16)
 MATRICES = (Packed, PackedAxis0)
 
+_MOST_TOKENS = 96  # beyond, dequantizing is faster: found by benchmarks/switch.py
+_MOST_TOKENS_AXIS0 = 32  # where AVX2 is about as fast either way; AVX-512 gains until 48 and on
+_MOST_TOKENS_BFLOAT16 = 16  # where the CPU multiplies bfloat16 itself; from another CPU's figures
 _LEAST_NBYTES = 1 << 17  # packed bytes that are worth a thread
+_LEAST_NUMBERS = 1 << 16  # activations that are
 _SCRATCH_NBYTES = 8 << 20  # of dequantized rows at a time
 
 
 def fastest() -> str:
     """Return the instruction set that is used where none is named."""
     return usable_isas()[0]
+
+
+def most_tokens(dtype: torch.dtype, kind: type = Packed) -> int:
+    """Return up to how many tokens `multiply` is faster than dequantizing such a matrix first."""
+    most = _MOST_TOKENS_AXIS0 if kind is PackedAxis0 else _MOST_TOKENS
+    if dtype == torch.bfloat16 and has_bfloat16():
+        return min(most, _MOST_TOKENS_BFLOAT16)
+    return most
 
 
 def multiply(
@@ -45,29 +58,48 @@ def multiply(
     isa = isa or fastest()
     if isinstance(matrix, PackedAxis0):
         return _multiply_axis0(matrix, x, isa, spared)
-    tokens, columns = x.shape
-    unit = matrix.form.unit
-    padded = -(-columns // WIDTH) * WIDTH
-    given = x.float().contiguous()
-    bytes_ = tokens * padded  # of high, and of low; then float32 steps and sums
-    room = torch.empty(2 * bytes_ + 4 * (bytes_ // WIDTH + bytes_ // unit), dtype=torch.uint8)
-    starts = (0, bytes_, 2 * bytes_, 2 * bytes_ + 4 * (bytes_ // WIDTH))
-    prepared = [room.data_ptr() + start for start in starts]
-    prepare_kernel(unit, matrix.form.lane, isa)(
-        given.data_ptr(), *prepared, 0, tokens, columns, padded
-    )
-    out = torch.empty(tokens, matrix.rows)
+    count, columns = x.shape
+    together = count >= TOGETHER
+    tokens = -(-count // TOGETHER) * TOGETHER if together else count
+    given = torch.nn.functional.pad(x.float(), (0, 0, 0, tokens - count)).contiguous()
+    prepared, room = _prepare(matrix.form, given, isa)
+    del given
+    out = torch.zeros(tokens, matrix.rows) if together else torch.empty(tokens, matrix.rows)
     buffers = [*_buffers(matrix), *prepared, out.data_ptr()]
-    sizes = (matrix.packed_rows, matrix.rows, columns, tokens, padded, matrix.rows)
+    sizes = (matrix.packed_rows, matrix.rows, columns, tokens, _padded(columns), matrix.rows)
     share_out(
-        multiply_worker(matrix.form, isa),
+        multiply_worker(matrix.form, isa, together=together),
         [*buffers, *sizes],
         first=0,
         count=matrix.packed_rows,
         least=_least(matrix),
         spared=spared,
     )
-    return out
+    del room  # was read until now
+    return out[:count]
+
+
+def _prepare(form: Form, x: Tensor, isa: str) -> tuple[list[int], Tensor]:
+    """Return where the integers of float32 x [T, K] lie, and the memory that they lie in."""
+    tokens, columns = x.shape
+    padded, unit = _padded(columns), form.unit
+    bytes_ = tokens * padded  # of high, and of low; then float32 steps and sums
+    room = torch.empty(2 * bytes_ + 4 * (bytes_ // WIDTH + bytes_ // unit), dtype=torch.uint8)
+    starts = (0, bytes_, 2 * bytes_, 2 * bytes_ + 4 * (bytes_ // WIDTH))
+    prepared = [room.data_ptr() + start for start in starts]
+    share_out(
+        prepare_worker(unit, form.lane, isa),
+        [x.data_ptr(), *prepared, columns, padded],
+        first=0,
+        count=tokens,
+        least=-(-_LEAST_NUMBERS // max(1, columns)),
+    )
+    return prepared, room
+
+
+def _padded(columns: int) -> int:
+    """Return K as activations pad it."""
+    return -(-columns // WIDTH) * WIDTH
 
 
 def dequantize(
@@ -85,17 +117,19 @@ def multiply_dequantized(
     """Return x W^T in x's type, float32 or bfloat16, [T, K] -> [T, N]: for many tokens.
 
     Rows are dequantized a few at a time, so that they are still in the CPU's cache when the matrix
-    library takes them.
+    library takes them: in float32 for bfloat16, too, where the CPU doesn't multiply that itself.
     """
+    dtype = x.dtype if has_bfloat16() else torch.float32
+    given = x.to(dtype)
     blocks, rows = matrix.form.blocks, matrix.packed_rows
-    height = max(1, min(rows, _SCRATCH_NBYTES // (blocks * matrix.columns * x.dtype.itemsize)))
-    scratch = torch.empty(blocks * height, matrix.columns, dtype=x.dtype)
+    height = max(1, min(rows, _SCRATCH_NBYTES // (blocks * matrix.columns * dtype.itemsize)))
+    scratch = torch.empty(blocks * height, matrix.columns, dtype=dtype)
     out = torch.empty(len(x), blocks, rows, dtype=x.dtype)
     for first in range(0, rows, height):
         count = min(height, rows - first)
         part = scratch[: blocks * count]
         _expand(matrix, part, first, count, isa or fastest())
-        product = torch.nn.functional.linear(x, part)  # [T, blocks * count]
+        product = torch.nn.functional.linear(given, part)  # [T, blocks * count]
         out[:, :, first : first + count] = product.view(len(x), blocks, count)
     return out.view(len(x), -1)[:, : matrix.rows]
 

@@ -18,10 +18,12 @@ from mixoff.kernels.layout import Form, Packed
 from mixoff.kernels.triton_expand import expand_kernel
 from mixoff.kernels.triton_multiply import multiply_kernel
 
-MOST_TOKENS = 16  # from here on the matrix library is faster
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MATRICES = (Packed,)
 
+_MOST_TOKENS = (
+    16  # that are multiplied straight from packed weights; nobody measured where to switch
+)
 _ROWS = 8  # that a program has at most, and of three bits always
 _PROGRAMS = 512  # that keep a large GPU busy
 _TOKENS = 4  # that a program takes at once
@@ -47,6 +49,12 @@ def failure(device: torch.device) -> str | None:
     except (TritonError, SubprocessError, OSError, RuntimeError) as error:
         return " ".join(str(error).split()) or type(error).__name__
     return None if right else "a product came out wrong"
+
+
+def most_tokens(dtype: torch.dtype, kind: type = Packed) -> int:
+    """Return up to how many tokens `multiply` is taken, and dequantizing first beyond."""
+    del dtype, kind
+    return _MOST_TOKENS
 
 
 def multiply(matrix: Packed, x: Tensor) -> Tensor:

@@ -80,6 +80,14 @@ class Function:
         """Return a quotient of 64-bit numbers, rounded down."""
         return self.build.udiv(value, self.number(by))
 
+    def smaller(self, a: Value, b: Value) -> Value:
+        """Return the smaller one of two 64-bit numbers."""
+        return self.build.select(self.build.icmp_signed("<", a, b), a, b)
+
+    def larger(self, a: Value, b: Value) -> Value:
+        """Return the larger one of two 64-bit numbers."""
+        return self.build.select(self.build.icmp_signed(">", a, b), a, b)
+
     def _fold(self, operation: Callable[..., Value], values: Sequence[Value | int]) -> Value:
         first, *rest = (v if isinstance(v, ir.Value) else self.number(v) for v in values)
         for value in rest:
@@ -99,7 +107,7 @@ class Function:
         self,
         start: Value | int,
         stop: Value | int,
-        step: int,
+        step: Value | int,
         body: Callable[[Value], None],
     ) -> None:
         """Write a loop: `body` is given the counter."""
