@@ -10,7 +10,7 @@ decoding does. Printed: median, least and most of a round, bytes read over the m
 share of the read bandwidth measured in the same rounds, and the time over hqq's at the same bits.
 The error is the largest one beside the largest result, against float64 products of the same
 dequantized weights, on a slice of a matrix. hqq is its default (PYTORCH) backend in float32, on one
-copy, since it is far from the bus. ``--tokens`` above 96 measures what dequantizes first.
+copy, since it is far from the bus. ``--tokens`` above 128 measures what dequantizes first.
 
 ``--peers`` adds ggml, as its libraries compute it from a file's weights and from those that it
 arranges anew, and bitsandbytes: each waits in a process of its own for its turn, and tells what it
@@ -37,7 +37,7 @@ from mixoff.quantization import HQQ, QuantizedTensor
 HIDDEN, INNER = 4096, 14336
 SHAPES = ((2 * INNER, HIDDEN), (HIDDEN, INNER))
 SCHEMES = (HQQ(2, 16, 8), HQQ(3, 64), HQQ(4, 64), HQQ(8, 64))
-MOST_FOR_PACKED = 96
+MOST_FOR_PACKED = 128
 
 
 @dataclass
