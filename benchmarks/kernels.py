@@ -4,7 +4,8 @@ Run it from the root of a clone, on a machine that does nothing else:
 ``.venv/bin/python benchmarks/kernels.py``. It takes about 4 GB of memory and two minutes.
 
 An expert is three matrices of 4096 x 14336 weights: gate and up as one, and down. Weights are
-random codes and scales: what they are changes no time. All arms take turns, round by round, and
+random codes and scales: what they are changes no time. Axis 0 is the layout that mixtral-offloading
+released, with its 2 bits of experts and 4 of attention. All arms take turns, round by round, and
 each goes through ``--copies`` experts one after the other, more than a CPU's cache holds, as
 decoding does. Printed: median, least and most of a round, bytes read over the median, that as a
 share of the read bandwidth measured in the same rounds, and the time over hqq's at the same bits.
@@ -31,13 +32,13 @@ from peers.experts import Peer, expert_peers
 from mixoff.kernels import kernels_named
 from mixoff.kernels.choice import as_packed
 from mixoff.kernels.compile import usable_isas
-from mixoff.kernels.cpu import multiply, multiply_dequantized
-from mixoff.quantization import HQQ, QuantizedTensor
+from mixoff.kernels.cpu import most_tokens, multiply, multiply_dequantized
+from mixoff.quantization import HQQ, HQQAxis0, QuantizedTensor
 
 HIDDEN, INNER = 4096, 14336
 SHAPES = ((2 * INNER, HIDDEN), (HIDDEN, INNER))
-SCHEMES = (HQQ(2, 16, 8), HQQ(3, 64), HQQ(4, 64), HQQ(8, 64))
-MOST_FOR_PACKED = 128
+AXIS0 = (HQQAxis0(2, 16, 128), HQQAxis0(4, 64, 256))  # as mixtral-offloading released
+SCHEMES = (HQQ(2, 16, 8), HQQ(3, 64), HQQ(4, 64), HQQ(8, 64), *AXIS0)
 
 
 @dataclass
@@ -50,7 +51,7 @@ class Arm:
     seconds: list[float]
 
 
-def random_matrix(scheme: HQQ, shape: tuple[int, int], seed: int) -> QuantizedTensor:
+def random_matrix(scheme: HQQ | HQQAxis0, shape: tuple[int, int], seed: int) -> QuantizedTensor:
     """Return random codes and scales, with weights of about 1 in size."""
     generator = torch.Generator().manual_seed(seed)
     parts = {}
@@ -59,11 +60,19 @@ def random_matrix(scheme: HQQ, shape: tuple[int, int], seed: int) -> QuantizedTe
             parts[name] = torch.randint(256, part, dtype=dtype, generator=generator)
         else:
             parts[name] = torch.rand(part, generator=generator).to(dtype)
-    if scheme.scale_nbits == 16:
+    if isinstance(scheme, HQQAxis0):
+        parts["meta.meta_scale.scale"] *= 0.008
+        parts["meta.meta_zero.scale"].fill_((2**scheme.nbits - 1) / 255)
+    elif scheme.scale_nbits == 16:
         parts["zero"] *= 2**scheme.nbits - 1
     else:
         parts["pairs"] *= torch.tensor([0.004, 0.1, 0.004 * 2**scheme.nbits, 0.1])
     return QuantizedTensor(scheme, shape, parts)
+
+
+def label(scheme: HQQ | HQQAxis0) -> str:
+    """Return how a scheme is named in the table."""
+    return f"{scheme.nbits} bits" + (" axis 0" if isinstance(scheme, HQQAxis0) else "")
 
 
 def read_bandwidth(nbytes: int) -> Arm:
@@ -72,20 +81,21 @@ def read_bandwidth(nbytes: int) -> Arm:
     return Arm("read memory", numbers.nbytes, lambda number: numbers.sum(), [])
 
 
-def ours(scheme: HQQ, isa: str, copies: int, tokens: int) -> Arm:
+def ours(scheme: HQQ | HQQAxis0, isa: str, copies: int, tokens: int) -> Arm:
     """Return our kernels on an instruction set."""
     experts = [[random_matrix(scheme, s, 7 * n) for s in SHAPES] for n in range(copies)]
     inputs = [torch.randn(tokens, s[1]) for s in SHAPES]
-    operation = multiply if tokens <= MOST_FOR_PACKED else multiply_dequantized
+    most = most_tokens(torch.float32, type(as_packed(experts[0][0])))
+    operation = multiply if tokens <= most else multiply_dequantized
 
     def run(number: int) -> None:
         for matrix, x in zip(experts[number % copies], inputs, strict=True):
             operation(as_packed(matrix), x, isa=isa)
 
-    return Arm(f"{scheme.nbits} bits, {isa}", sum(m.nbytes for m in experts[0]), run, [])
+    return Arm(f"{label(scheme)}, {isa}", sum(m.nbytes for m in experts[0]), run, [])
 
 
-def torch_path(scheme: HQQ, tokens: int) -> Arm:
+def torch_path(scheme: HQQ | HQQAxis0, tokens: int) -> Arm:
     """Return plain torch on the same bytes."""
     kernels, expert = kernels_named("torch"), [random_matrix(scheme, s, 0) for s in SHAPES]
     inputs = [torch.randn(tokens, s[1]) for s in SHAPES]
@@ -94,14 +104,15 @@ def torch_path(scheme: HQQ, tokens: int) -> Arm:
         for matrix, x in zip(expert, inputs, strict=True):
             kernels.matmul(matrix, x)
 
-    return Arm(f"{scheme.nbits} bits, mixoff torch", sum(m.nbytes for m in expert), run, [])
+    return Arm(f"{label(scheme)}, mixoff torch", sum(m.nbytes for m in expert), run, [])
 
 
-def hqq_path(scheme: HQQ, tokens: int) -> Arm:
+def hqq_path(scheme: HQQ | HQQAxis0, tokens: int) -> Arm:
     """Return hqq's own layer, of random weights that it quantized without its solver."""
     from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
 
-    settings = BaseQuantizeConfig(nbits=scheme.nbits, group_size=scheme.group_size, axis=1)
+    axis = 0 if isinstance(scheme, HQQAxis0) else 1
+    settings = BaseQuantizeConfig(nbits=scheme.nbits, group_size=scheme.group_size, axis=axis)
     settings["weight_quant_params"]["optimize"] = False
     layers = []
     for rows, columns in SHAPES:
@@ -115,7 +126,7 @@ def hqq_path(scheme: HQQ, tokens: int) -> Arm:
                 layer(x)
 
     nbytes = sum(layer.W_q.nbytes for layer in layers)
-    return Arm(f"{scheme.nbits} bits, hqq", nbytes, run, [])
+    return Arm(f"{label(scheme)}, hqq", nbytes, run, [])
 
 
 def torch_int4(tokens: int) -> Arm:
@@ -141,7 +152,7 @@ def peer_arm(peer: Peer) -> Arm:
     return Arm(peer.name, peer.nbytes, peer.worker.turn, [])
 
 
-def error(scheme: HQQ, isa: str) -> float:
+def error(scheme: HQQ | HQQAxis0, isa: str) -> float:
     """Return the largest error of a slice's results over the largest result."""
     matrix = random_matrix(scheme, (512, HIDDEN), 3)
     x = torch.randn(4, HIDDEN, generator=torch.Generator().manual_seed(3))
@@ -206,7 +217,7 @@ def main() -> None:
     report(measured, options.tokens)
     for scheme in SCHEMES:
         for isa in usable_isas():
-            print(f"error, {scheme.nbits} bits, {isa}: {error(scheme, isa):.1e}")
+            print(f"error, {label(scheme)}, {isa}: {error(scheme, isa):.1e}")
 
 
 if __name__ == "__main__":

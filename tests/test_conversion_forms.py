@@ -138,7 +138,7 @@ def test_a_layer_that_is_not_there_is_refused(tiny_mixtral, tmp_path):
 def repacked(tmp_path_factory: pytest.TempPathFactory) -> Any:
     target = tmp_path_factory.mktemp("repacked") / "model"
     quantize_checkpoint(RELEASED, target, progress=False)
-    return build_model(target, OffloadConfig(offload_per_layer=4))[0]
+    return build_model(target, OffloadConfig(offload_per_layer=4), kernels="torch")[0]
 
 
 @torch.no_grad()

@@ -63,8 +63,11 @@ WRITTEN: dict[str, dict[str, Any]] = {
 }
 
 
-def build(folder: Path = FOLDER, offload: int = 4) -> tuple[PreTrainedModel, ExpertCache]:
-    return build_model(folder, OffloadConfig(offload_per_layer=offload))
+def build(
+    folder: Path = FOLDER, offload: int = 4, kernels: str = "torch"
+) -> tuple[PreTrainedModel, ExpertCache]:
+    """Return a model whose weights are dequantized, or that multiplies with other kernels."""
+    return build_model(folder, OffloadConfig(offload_per_layer=offload), kernels=kernels)
 
 
 @torch.no_grad()
@@ -102,8 +105,9 @@ def test_logits_are_those_of_the_same_codes_in_stock_transformers():
     assert torch.allclose(logits_of(build()[0]), expected, rtol=0, atol=1e-4)
 
 
-def test_greedy_tokens_are_those_of_the_same_codes_in_stock_transformers():
-    model, _ = build()
+@pytest.mark.parametrize("kernels", ["torch", "auto"])
+def test_greedy_tokens_are_those_of_the_same_codes_in_stock_transformers(kernels):
+    model, _ = build(kernels=kernels)
     ids = model.generate(REFERENCE["input_ids"], max_new_tokens=24, do_sample=False)
     assert ids[0, 24:].tolist() == REFERENCE_FLOAT32["greedy"].tolist()
 
@@ -129,9 +133,11 @@ def test_hits_and_misses_are_those_that_the_original_cache_counted():
     ]
 
 
+@pytest.mark.parametrize("kernels", ["torch", "auto"])
 @pytest.mark.parametrize("offload", range(8))
-def test_logits_do_not_depend_on_how_many_experts_are_outside(offload):
-    assert torch.equal(logits_of(build(offload=offload)[0]), logits_of(build(offload=0)[0]))
+def test_logits_do_not_depend_on_how_many_experts_are_outside(offload, kernels):
+    found, expected = (logits_of(build(FOLDER, n, kernels)[0]) for n in (offload, 0))
+    assert torch.equal(found, expected)
 
 
 # ---- what another writer of this layout wrote

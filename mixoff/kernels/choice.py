@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mixoff.errors import ConfigError
-from mixoff.kernels.layout import Form, Packed
-from mixoff.quantization import HQQ, PackedMatrix, QuantizedTensor
+from mixoff.kernels.layout import CodeForm, Form, Packed, PackedAxis0
+from mixoff.quantization import HQQ, HQQAxis0, PackedMatrix, QuantizedTensor
 
 KERNELS = ("auto", "cpu", "torch", "triton")
 
@@ -57,7 +57,7 @@ class PackedKernels(Kernels):
     ----------
     operations
         The module `mixoff.kernels.cpu`, which needs llvmlite, or `mixoff.kernels.cuda`, which needs
-        Triton.
+        Triton and has nothing for groups along the outputs.
     device
         Where tensors have to lie, as "cpu" or "cuda".
     """
@@ -65,8 +65,9 @@ class PackedKernels(Kernels):
     def __init__(self, operations: Any, device: str) -> None:
         self._multiply = operations.multiply  # a module can't be copied with its model
         self._multiply_dequantized = operations.multiply_dequantized
-        self._most_tokens: Callable[[torch.dtype], int] = operations.most_tokens
+        self._most_tokens: Callable[[torch.dtype, type], int] = operations.most_tokens
         self._dtypes: tuple[torch.dtype, ...] = operations.DTYPES
+        self._matrices: tuple[type, ...] = operations.MATRICES
         self._device = device
         self._torch = TorchKernels()
 
@@ -74,10 +75,12 @@ class PackedKernels(Kernels):
         """Return x W^T, [..., K] -> [..., N], in x's type."""
         here = x.device.type == self._device and x.dtype in self._dtypes
         packed = as_packed(matrix) if here else None
-        if packed is None or packed.codes.device != x.device:
+        if packed is None or not isinstance(packed, self._matrices):
+            return self._torch.piece(matrix, x)
+        if packed.codes.device != x.device:
             return self._torch.piece(matrix, x)
         rows = x.reshape(-1, x.shape[-1])  # [T, K]
-        if len(rows) <= self._most_tokens(x.dtype):
+        if len(rows) <= self._most_tokens(x.dtype, type(packed)):
             spared = self.busy()
             given = {"spared": spared} if spared else {}
             y: Tensor = self._multiply(packed, rows, **given).to(x.dtype)
@@ -86,17 +89,36 @@ class PackedKernels(Kernels):
         return y.reshape(*x.shape[:-1], matrix.shape[0])
 
 
-def as_packed(matrix: QuantizedTensor) -> Packed | None:
+def as_packed(matrix: QuantizedTensor) -> Packed | PackedAxis0 | None:
     """Return a matrix as kernels take it; None if there are none for it."""
     scheme, parts = matrix.quantization, matrix.parts
+    rows, columns = matrix.shape
+    if isinstance(scheme, HQQAxis0):
+        return _as_packed_axis0(scheme, matrix)
     if not isinstance(scheme, HQQ):
         return None
     form = Form(scheme.nbits, scheme.group_size, scheme.scale_nbits == 8)
     if not form.is_supported:
         return None
-    rows, columns = matrix.shape
     scales = (parts["scale"], parts["zero"], parts.get("pairs"))
     return Packed(form, rows, columns, parts["W_q"], *scales)
+
+
+def _as_packed_axis0(scheme: HQQAxis0, matrix: QuantizedTensor) -> PackedAxis0 | None:
+    rows, columns = matrix.shape
+    if scheme.nbits == 3 or rows % scheme.group_size:  # words, or groups that cut columns
+        return None
+    names = (
+        "W_q",
+        "meta.scale_q",
+        "meta.zero_q",
+        "meta.meta_scale.scale",
+        "meta.meta_scale.zero",
+        "meta.meta_zero.scale",
+        "meta.meta_zero.zero",
+    )
+    parts = [matrix.parts[name] for name in names]
+    return PackedAxis0(CodeForm(scheme.nbits), scheme.group_size, rows, columns, *parts)
 
 
 def kernels_named(name: str, device: torch.device | str = "cpu") -> Kernels:

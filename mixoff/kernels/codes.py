@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from mixoff.kernels.dot import LANES, WIDTH
 from mixoff.kernels.ir import F16, F32, I8, I32, Function, Value, fill, vector
-from mixoff.kernels.layout import GROUPS_PER_PAIR, Form
+from mixoff.kernels.layout import GROUPS_PER_PAIR, CodeForm, Form
 
 _AHEAD = 2048  # bytes of codes, which are read once: memory is far
 _SCALES_AHEAD = 256
@@ -38,7 +38,7 @@ class Codes:
     def __init__(
         self,
         function: Function,
-        form: Form,
+        form: CodeForm,
         row: Value,
         rows: Value,
         columns: Value,

@@ -10,9 +10,9 @@ from typing import Any
 
 from llvmlite import binding, ir
 
-from mixoff.kernels import activations, expand, multiply
+from mixoff.kernels import activations, axis0_expand, axis0_multiply, expand, multiply
 from mixoff.kernels.ir import Function
-from mixoff.kernels.layout import Form
+from mixoff.kernels.layout import CodeForm, Form
 from mixoff.kernels.parts import NAME, add_parts
 from mixoff.kernels.threads import Worker
 
@@ -57,6 +57,18 @@ def multiply_worker(form: Form, isa: str, *, together: bool) -> Worker:
 def expand_worker(form: Form, isa: str, *, halves: bool) -> Worker:
     """Return what does parts of `mixoff.kernels.expand.add_expand`'s work."""
     return _worker(lambda module: expand.add_expand(module, form, halves=halves), isa)
+
+
+@cache
+def axis0_multiply_worker(form: CodeForm, isa: str) -> Worker:
+    """Return what does parts of `mixoff.kernels.axis0_multiply.add_multiply`'s work."""
+    return _worker(lambda module: axis0_multiply.add_multiply(module, form, isa), isa)
+
+
+@cache
+def axis0_expand_worker(form: CodeForm, isa: str, *, halves: bool) -> Worker:
+    """Return what does parts of `mixoff.kernels.axis0_expand.add_expand`'s work."""
+    return _worker(lambda module: axis0_expand.add_expand(module, form, halves=halves), isa)
 
 
 @cache

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mixoff.kernels.axis0_expand import WIDE
 from mixoff.kernels.compile import (
+    axis0_expand_worker,
+    axis0_multiply_worker,
     expand_worker,
     has_bfloat16,
     multiply_worker,
@@ -16,14 +19,16 @@ from mixoff.kernels.compile import (
     usable_isas,
 )
 from mixoff.kernels.dot import WIDTH
-from mixoff.kernels.layout import Form, Packed
+from mixoff.kernels.layout import Form, Packed, PackedAxis0
 from mixoff.kernels.multiply import TOGETHER
 from mixoff.kernels.threads import share_out
 
 DTYPES = (torch.float32, torch.bfloat16)
+MATRICES = (Packed, PackedAxis0)
 
 _MOST_TOKENS = 128  # beyond, dequantizing is faster: found by benchmarks/switch.py on 2 cores
 _MOST_TOKENS_BFLOAT16 = 24  # where the CPU multiplies bfloat16 itself: on 16 cores with AMX
+_MOST_TOKENS_AXIS0 = 32  # where AVX2 is about as fast either way; AVX-512 gains until 48 and on
 _LEAST_NBYTES = 1 << 17  # packed bytes that are worth a thread
 _LEAST_NUMBERS = 1 << 16  # activations that are
 _SCRATCH_NBYTES = 8 << 20  # of dequantized rows at a time
@@ -34,20 +39,25 @@ def fastest() -> str:
     return usable_isas()[0]
 
 
-def most_tokens(dtype: torch.dtype) -> int:
-    """Return up to how many tokens `multiply` is faster than dequantizing first."""
+def most_tokens(dtype: torch.dtype, kind: type = Packed) -> int:
+    """Return up to how many tokens `multiply` is faster than dequantizing such a matrix first."""
+    most = _MOST_TOKENS_AXIS0 if kind is PackedAxis0 else _MOST_TOKENS
     if dtype == torch.bfloat16 and has_bfloat16():
-        return _MOST_TOKENS_BFLOAT16
-    return _MOST_TOKENS
+        return min(most, _MOST_TOKENS_BFLOAT16)
+    return most
 
 
-def multiply(matrix: Packed, x: Tensor, *, isa: str | None = None, spared: int = 0) -> Tensor:
+def multiply(
+    matrix: Packed | PackedAxis0, x: Tensor, *, isa: str | None = None, spared: int = 0
+) -> Tensor:
     """Return x W^T in float32 straight from packed weights, [T, K] -> [T, N].
 
     As many threads are `spared` for something else. Products are exact in activations of 16 bits
     (`mixoff.kernels.activations`), so the error is about 3e-5 of the result.
     """
     isa = isa or fastest()
+    if isinstance(matrix, PackedAxis0):
+        return _multiply_axis0(matrix, x, isa, spared)
     count, columns = x.shape
     together = count >= TOGETHER
     tokens = -(-count // TOGETHER) * TOGETHER if together else count
@@ -92,14 +102,18 @@ def _padded(columns: int) -> int:
     return -(-columns // WIDTH) * WIDTH
 
 
-def dequantize(matrix: Packed, dtype: torch.dtype, *, isa: str | None = None) -> Tensor:
+def dequantize(
+    matrix: Packed | PackedAxis0, dtype: torch.dtype, *, isa: str | None = None
+) -> Tensor:
     """Return the [N, K] matrix in float32 or bfloat16."""
     out = torch.empty(matrix.form.blocks * matrix.packed_rows, matrix.columns, dtype=dtype)
     _expand(matrix, out, 0, matrix.packed_rows, isa or fastest())
     return out[: matrix.rows]
 
 
-def multiply_dequantized(matrix: Packed, x: Tensor, *, isa: str | None = None) -> Tensor:
+def multiply_dequantized(
+    matrix: Packed | PackedAxis0, x: Tensor, *, isa: str | None = None
+) -> Tensor:
     """Return x W^T in x's type, float32 or bfloat16, [T, K] -> [T, N]: for many tokens.
 
     Rows are dequantized a few at a time, so that they are still in the CPU's cache when the matrix
@@ -120,17 +134,51 @@ def multiply_dequantized(matrix: Packed, x: Tensor, *, isa: str | None = None) -
     return out.view(len(x), -1)[:, : matrix.rows]
 
 
-def _expand(matrix: Packed, out: Tensor, first: int, count: int, isa: str) -> None:
+def _expand(matrix: Packed | PackedAxis0, out: Tensor, first: int, count: int, isa: str) -> None:
     """Dequantize `count` packed rows into out [blocks * count, K]."""
-    buffers = [*_buffers(matrix), out.data_ptr()]
-    sizes = (matrix.packed_rows, matrix.rows, matrix.columns, first, count)
+    halves = out.dtype == torch.bfloat16
+    if isinstance(matrix, PackedAxis0):
+        parts = _axis0_parts(matrix)
+        buffers = [part.data_ptr() for part in parts]
+        worker, sizes = axis0_expand_worker(matrix.form, isa, halves=halves), _axis0_sizes(matrix)
+    else:
+        buffers, sizes = [*_buffers(matrix)], [matrix.packed_rows, matrix.rows, matrix.columns]
+        worker = expand_worker(matrix.form, isa, halves=halves)
+    least = _least(matrix)
+    arguments = [*buffers, out.data_ptr(), *sizes, first, count]
+    share_out(worker, arguments, first=first, count=count, least=least)
+
+
+def _multiply_axis0(matrix: PackedAxis0, x: Tensor, isa: str, spared: int) -> Tensor:
+    """Return x W^T, as `multiply`."""
+    given, parts = x.float().contiguous(), _axis0_parts(matrix)
+    out = torch.zeros(len(x), matrix.rows)
+    buffers = [part.data_ptr() for part in (*parts, given, out)]
     share_out(
-        expand_worker(matrix.form, isa, halves=out.dtype == torch.bfloat16),
-        [*buffers, *sizes],
-        first=first,
-        count=count,
-        least=_least(matrix),
+        axis0_multiply_worker(matrix.form, isa),
+        [*buffers, *_axis0_sizes(matrix), len(x)],
+        first=0,
+        count=matrix.bundles,
+        least=-(-_least(matrix) * matrix.bundles // matrix.packed_rows),
+        spared=spared,
     )
+    return out
+
+
+def _axis0_parts(matrix: PackedAxis0) -> Sequence[Tensor]:
+    """Return a matrix's parts as kernels take them."""
+    step, zero = matrix.scale_step.float().flatten(), matrix.scale_zero.float().flatten()
+    if matrix.columns % WIDE or len(step) % WIDE:  # else no vector goes on from the start
+        again = torch.arange(len(step) + WIDE) % len(step)
+        step, zero = step[again], zero[again]
+    numbers = (matrix.zero_step.float(), matrix.zero_zero.float())
+    return (matrix.codes, matrix.scale, matrix.zero, step, zero, *numbers)
+
+
+def _axis0_sizes(matrix: PackedAxis0) -> Sequence[int]:
+    """Return R, B, K, S."""
+    period = matrix.scale_step.numel()
+    return (matrix.packed_rows, matrix.bundles, matrix.columns, period)
 
 
 def _buffers(matrix: Packed) -> Sequence[int]:
@@ -139,6 +187,6 @@ def _buffers(matrix: Packed) -> Sequence[int]:
     return [0 if part is None else part.data_ptr() for part in parts]
 
 
-def _least(matrix: Packed) -> int:
+def _least(matrix: Packed | PackedAxis0) -> int:
     """Return how many packed rows are worth a thread."""
     return max(1, _LEAST_NBYTES * matrix.packed_rows // max(1, matrix.codes.nbytes))

@@ -19,6 +19,7 @@ from mixoff.kernels.triton_expand import expand_kernel
 from mixoff.kernels.triton_multiply import multiply_kernel
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MATRICES = (Packed,)
 
 _MOST_TOKENS = (
     16  # that are multiplied straight from packed weights; nobody measured where to switch
@@ -50,9 +51,9 @@ def failure(device: torch.device) -> str | None:
     return None if right else "a product came out wrong"
 
 
-def most_tokens(dtype: torch.dtype) -> int:
+def most_tokens(dtype: torch.dtype, kind: type = Packed) -> int:
     """Return up to how many tokens `multiply` is taken, and dequantizing first beyond."""
-    del dtype
+    del dtype, kind
     return _MOST_TOKENS
 
 

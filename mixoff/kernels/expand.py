@@ -64,21 +64,27 @@ class _Expand:
                 q = f.pick(own, range(first, first + _PIECE))
                 q = f.build.uitofp(q, vector(F32, _PIECE))
                 weight = f.build.fmul(f.build.fsub(q, f.pick(zero, lanes)), f.pick(scale, lanes))
-                self._store(weight, f.add(start, k, first), first, rest)
+                left = None if rest is None else f.build.sub(rest, f.number(first))
+                store_weights(f, weight, f.add(start, k, first), left, halves=self._halves)
 
-    def _store(self, weight: Value, index: Value, first: int, rest: Value | None) -> None:
-        f = self._f
-        value = self._rounded(weight) if self._halves else weight
-        at = f.mul(index, 2 if self._halves else 4)
-        if rest is None:
-            f.store(value, f["out"], at, align=2 if self._halves else 4)
-        else:
-            f.store_first(value, f["out"], at, f.build.sub(rest, f.number(first)))
 
-    def _rounded(self, weight: Value) -> Value:
-        """Return bfloat16, rounded to nearest, ties to even; weights are finite."""
-        build, kind = self._f.build, vector(I32, _PIECE)
-        bits = build.bitcast(weight, kind)
-        odd = build.and_(build.lshr(bits, fill(I32, _PIECE, 16)), fill(I32, _PIECE, 1))
-        bits = build.add(build.add(bits, odd), fill(I32, _PIECE, 0x7FFF))
-        return build.trunc(build.lshr(bits, fill(I32, _PIECE, 16)), vector(I16, _PIECE))
+def store_weights(
+    function: Function, weight: Value, index: Value, count: Value | None, *, halves: bool
+) -> None:
+    """Write <16 x float> to out, as bfloat16 if `halves`; only the first `count` if it is given."""
+    value = _rounded(function, weight) if halves else weight
+    itemsize = 2 if halves else 4
+    at = function.mul(index, itemsize)
+    if count is None:
+        function.store(value, function["out"], at, align=itemsize)
+    else:
+        function.store_first(value, function["out"], at, count)
+
+
+def _rounded(function: Function, weight: Value) -> Value:
+    """Return bfloat16, rounded to nearest, ties to even; weights are finite."""
+    build, kind = function.build, vector(I32, _PIECE)
+    bits = build.bitcast(weight, kind)
+    odd = build.and_(build.lshr(bits, fill(I32, _PIECE, 16)), fill(I32, _PIECE, 1))
+    bits = build.add(build.add(bits, odd), fill(I32, _PIECE, 0x7FFF))
+    return build.trunc(build.lshr(bits, fill(I32, _PIECE, 16)), vector(I16, _PIECE))

@@ -1,6 +1,7 @@
 """What a packed matrix looks like to a kernel: its bits, its groups, the form of its scales.
 
-Letters: N rows (outputs), K columns (inputs), G groups a row, R packed rows of a block.
+Letters: N rows (outputs), K columns (inputs), G groups a row, R packed rows of a block; of groups
+along the outputs, B bundles of rows (`PackedAxis0`).
 Packed rows are those of `mixoff.packing`: byte [r, k] has codes of rows r, r + R and so on.
 """
 
@@ -16,8 +17,26 @@ _BLOCKS = {8: 1, 4: 2, 3: 8, 2: 4}  # rows that share a packed row
 
 
 @dataclass(frozen=True)
-class Form:
-    """What a kernel is compiled for.
+class CodeForm:
+    """How codes lie in bytes: all that a kernel for groups along the outputs is compiled for.
+
+    Parameters
+    ----------
+    nbits
+        Bits of a code: 8, 4, 3 or 2.
+    """
+
+    nbits: int
+
+    @property
+    def blocks(self) -> int:
+        """Rows whose codes share a packed row of the first plane that is read."""
+        return _BLOCKS[self.nbits]
+
+
+@dataclass(frozen=True)
+class Form(CodeForm):
+    """What a kernel for groups along the inputs is compiled for.
 
     Parameters
     ----------
@@ -29,7 +48,6 @@ class Form:
         Whether scales and zeros are bytes with float32 pairs, or float16.
     """
 
-    nbits: int
     group_size: int
     byte_scales: bool
 
@@ -49,15 +67,10 @@ class Form:
         """Neighbours of one group whose products a vector's lane adds up."""
         return min(self.group_size, _LARGEST_LANE)
 
-    @property
-    def blocks(self) -> int:
-        """Rows whose codes share a packed row of the first plane that is read."""
-        return _BLOCKS[self.nbits]
-
 
 @dataclass(frozen=True)
 class Packed:
-    """An [N, K] matrix as kernels take it.
+    """An [N, K] matrix with groups along the inputs (axis 1), as kernels take it.
 
     Parameters
     ----------
@@ -85,3 +98,52 @@ class Packed:
     def packed_rows(self) -> int:
         """R: packed rows that a kernel goes through."""
         return -(-self.rows // 8) * 8 // self.form.blocks
+
+
+@dataclass(frozen=True)
+class PackedAxis0:
+    """An [N, K] matrix with groups along the outputs (axis 0), as kernels take it.
+
+    Rows b, b + B, b + 2 B and so on, `group_size` of them, are bundle b: each of its columns is a
+    group. Since N is a multiple of `group_size`, codes lie in packed rows as those of `Packed` do,
+    and all rows of packed row r are of bundle r mod B.
+
+    Parameters
+    ----------
+    form
+        What it is compiled for: 8, 4 or 2 bits.
+    group_size
+        Rows of a bundle: a multiple of 8.
+    rows, columns
+        N, K.
+    codes
+        Packed bytes, uint8.
+    scale, zero
+        uint8 with B * K numbers.
+    scale_step, scale_zero
+        float16 with S numbers: scale i is (scale[i] - scale_zero[i mod S]) * scale_step[i mod S].
+    zero_step, zero_zero
+        float16 with one number each: zero i is (zero[i] - zero_zero) * zero_step.
+    """
+
+    form: CodeForm
+    group_size: int
+    rows: int
+    columns: int
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+    scale_step: Tensor
+    scale_zero: Tensor
+    zero_step: Tensor
+    zero_zero: Tensor
+
+    @property
+    def packed_rows(self) -> int:
+        """R: packed rows that a kernel goes through."""
+        return self.rows // self.form.blocks
+
+    @property
+    def bundles(self) -> int:
+        """B: sets of rows that share their scales."""
+        return self.rows // self.group_size
