@@ -11,7 +11,7 @@ decoding does. Printed: median, least and most of a round, bytes read over the m
 share of the read bandwidth measured in the same rounds, and the time over hqq's at the same bits.
 The error is the largest one beside the largest result, against float64 products of the same
 dequantized weights, on a slice of a matrix. hqq is its default (PYTORCH) backend in float32, on one
-copy, since it is far from the bus. ``--tokens`` above 96, or 32 for
+copy, since it is far from the bus. ``--tokens`` above 128, or 32 for
 axis 0, measures what dequantizes first.
 
 ``--peers`` adds ggml, as its libraries compute it from a file's weights and from those that it

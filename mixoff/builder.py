@@ -41,7 +41,7 @@ from mixoff.documents import read_json, shortened
 from mixoff.errors import CheckpointError, ConfigError, MixoffError
 from mixoff.formats import AnyCheckpoint, open_checkpoint
 from mixoff.hub import named_checkpoint
-from mixoff.kernels import Kernels, kernels_named
+from mixoff.kernels import Kernels, kernels_beside, kernels_named
 from mixoff.mixtral import SETTINGS
 from mixoff.plan import MemoryPlan, compute_dtype, plan_memory
 from mixoff.settings import QUANT_METHOD, quantization_settings, scheme_from_settings
@@ -96,7 +96,7 @@ def build_model(
         "plan": plan,
         "dtype": dtype,
         "kernels": kernels_named(kernels, device),
-        "kernels_beside": kernels_named(kernels, "cpu"),
+        "kernels_beside": kernels_beside(kernels),
     }
     options: dict[str, Any] = {"dtype": dtype} if dtype is not None else {}
     if device.type != "cpu":

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mixoff import OffloadConfig, build_model, demo_path
 from mixoff.errors import ConfigError
-from mixoff.kernels import TorchKernels, kernels_named
+from mixoff.kernels import KERNELS, TorchKernels, kernels_beside, kernels_named
 from mixoff.kernels.choice import PackedKernels, as_packed
 from mixoff.quantization import HQQ, HQQAxis0, QuantizedTensor, StackedRows, Unquantized
 
@@ -224,6 +224,17 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretend that kernels are compiled for a GPU of today, whether there is one or not."""
     monkeypatch.setattr(cuda, "interpreted", lambda: False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_beside_a_gpu_the_cpu_has_kernels_whatever_the_gpu_has(name, monkeypatch):
+    compiled(monkeypatch)  # nothing of Triton's runs on a CPU then
+    beside = kernels_beside(name)
+    assert isinstance(beside, TorchKernels) is (name == "torch")
+    on_device = random_matrix(HQQ(4, 64), 8, 64)
+    parts = {name: part.cpu() for name, part in on_device.parts.items()}
+    matrix = QuantizedTensor(on_device.quantization, on_device.shape, parts)
+    assert beside.matmul(matrix, torch.randn(1, 64)).shape == (1, 8)
 
 
 def test_a_gpu_is_served_by_triton(monkeypatch):

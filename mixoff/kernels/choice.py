@@ -144,6 +144,11 @@ def kernels_named(name: str, device: torch.device | str = "cpu") -> Kernels:
         raise ConfigError(f"kernels={name!r}: {error}: {error.way_out}.") from error
 
 
+def kernels_beside(name: str) -> Kernels:
+    """Return who multiplies on the CPU beside a device that has the kernels of a name."""
+    return kernels_named("torch" if name == "torch" else "auto", "cpu")
+
+
 class _Unusable(Exception):
     """Why kernels can't be had, how much that matters, and what to do about it."""
 

@@ -26,9 +26,9 @@ from mixoff.kernels.threads import share_out
 DTYPES = (torch.float32, torch.bfloat16)
 MATRICES = (Packed, PackedAxis0)
 
-_MOST_TOKENS = 96  # beyond, dequantizing is faster: found by benchmarks/switch.py
+_MOST_TOKENS = 128  # beyond, dequantizing is faster: found by benchmarks/switch.py on 2 cores
+_MOST_TOKENS_BFLOAT16 = 24  # where the CPU multiplies bfloat16 itself: on 16 cores with AMX
 _MOST_TOKENS_AXIS0 = 32  # where AVX2 is about as fast either way; AVX-512 gains until 48 and on
-_MOST_TOKENS_BFLOAT16 = 16  # where the CPU multiplies bfloat16 itself; from another CPU's figures
 _LEAST_NBYTES = 1 << 17  # packed bytes that are worth a thread
 _LEAST_NUMBERS = 1 << 16  # activations that are
 _SCRATCH_NBYTES = 8 << 20  # of dequantized rows at a time
