@@ -8,7 +8,7 @@ Ways take turns, round by round, over the same tokens, drawn at random: what eac
 for is the same in all. *resident* has every expert on the device; the others keep 4 of 8 a layer
 there, and the rest in pinned host memory: misses are fetched or computed where they lie. Printed:
 milliseconds a token and layer, median, least and most of the rounds; hit rate; MB moved a token.
-Text and head cost the same in all and are part of it.
+Embeddings and head cost the same in all and are part of it.
 """
 
 import argparse

@@ -63,7 +63,6 @@ def multiply(
     tokens = -(-count // TOGETHER) * TOGETHER if together else count
     given = torch.nn.functional.pad(x.float(), (0, 0, 0, tokens - count)).contiguous()
     prepared, room = _prepare(matrix.form, given, isa)
-    del given
     out = torch.zeros(tokens, matrix.rows) if together else torch.empty(tokens, matrix.rows)
     buffers = [*_buffers(matrix), *prepared, out.data_ptr()]
     sizes = (matrix.packed_rows, matrix.rows, columns, tokens, _padded(columns), matrix.rows)

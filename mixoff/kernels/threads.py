@@ -59,7 +59,7 @@ def share_out(
     least
         A thread gets no fewer than these at a time, since waking one takes time, too.
     spared
-        How many threads fewer there are than torch is set to, but one.
+        How many threads fewer there are than torch is set to; one is always left.
     """
     most = count // max(1, least)
     threads = max(1, min(torch.get_num_threads() - spared, most))
