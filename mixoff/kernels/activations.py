@@ -4,15 +4,16 @@ A block of 64 neighbours of a token shares a step: x = step * q with q from -326
 q = 256 * high + low, both signed bytes. The rounding is at most a 65,278th of the block's largest
 activation. With them stand the sums of step * q over the units that kernels need (`layout`).
 
-Activations for 16 lanes (`layout.Form.lane`) lie by dwords: the first four of each lane, then the
-next four of each, so that lanes add up neighbours. What is left of a token lies as it is.
+Activations for 16 lanes (`layout.Form.lane`) lie by dwords (`dot.by_lane`): the first four of each
+lane, then the next four of each, so that lanes add up neighbours. What is left of a token lies as
+it is.
 """
 
 from collections.abc import Sequence
 
 from llvmlite import ir
 
-from mixoff.kernels.dot import LANES, WIDTH
+from mixoff.kernels.dot import LANES, WIDTH, by_lane
 from mixoff.kernels.ir import F32, I8, I16, I32, Function, Value, fill, vector
 
 LARGEST = 127 * 256 + 127
@@ -55,14 +56,12 @@ class _Prepare:
 
     def _lanes(self, k: Value, blocks: int) -> None:
         """Write what 16 lanes add up, by dwords."""
-        f, each = self._f, LANES // blocks  # lanes of a block
-        for block in range(blocks):
-            at = f.add(k, block * WIDTH)
-            for name, values in zip(("high", "low"), self._integers(at), strict=True):
-                for dword in range(blocks):
-                    lanes = [4 * (n * blocks + dword) + i for n in range(each) for i in range(4)]
-                    place = f.add(self._start, k, 4 * (dword * LANES + block * each))
-                    f.store(f.pick(values, lanes), f[name], place)
+        f = self._f
+        starts = [f.add(k, block * WIDTH) for block in range(blocks)]
+        integers = [self._integers(start) for start in starts]
+        for name, values in zip(("high", "low"), zip(*integers, strict=True), strict=True):
+            for start, value in zip(starts, by_lane(f, values), strict=True):
+                f.store(value, f[name], f.add(self._start, start))
 
     def _block(self, k: Value, rest: Value | None = None) -> None:
         """Write a block, or the `rest` activations of a last one, as they lie."""

@@ -193,7 +193,7 @@ class _Multiply:
             high, low = ([self._bytes(name, n) for n in at] for name in ("high", "low"))
             steps = f.mul(f.div(place, WIDE), 4 * LANES)
             factor = f.load(self._base("steps"), steps, vector(F32, LANES), align=WIDTH)
-            products = dots(f, self._isa, list(zip(*read, strict=True)), high, low)
+            products = dots(f, self._isa, [*zip(*read, strict=True)], high, low)
             for product, total in zip(products, self._sums, strict=True):
                 value = build.sitofp(product, vector(F32, LANES))
                 build.store(f.fma(factor, value, build.load(total)), total)

@@ -3,7 +3,7 @@
 A position is a byte offset into a row, the same in every plane.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from mixoff.kernels.dot import LANES, WIDTH
 from mixoff.kernels.ir import F16, F32, I8, I32, Function, Value, fill, vector
@@ -64,13 +64,19 @@ class Codes:
 
     def read(self, position: Value, count: Value | None = None) -> list[Value]:
         """Return <64 x i8> for each row; of a last, shorter vector only `count` lanes."""
-        planes = self.planes(position, count)
-        return self.fields(planes)
+        planes = self.planes(position, range(self._form.blocks), count)
+        return [self.row(planes, block) for block in range(self._form.blocks)]
 
-    def planes(self, position: Value, count: Value | None = None) -> list[Value]:
-        """Return <64 x i8> of packed bytes of each plane."""
+    def planes(
+        self, position: Value, blocks: Iterable[int], count: Value | None = None
+    ) -> list[Value | None]:
+        """Return <64 x i8> of packed bytes of each plane that has codes of some rows."""
         f, planes = self._f, []
-        for start in self._starts:
+        needed = {plane for block in blocks for plane in self._form.planes(block)}
+        for plane, start in enumerate(self._starts):
+            if plane not in needed:
+                planes.append(None)
+                continue
             at = f.add(start, position)
             if count is None:
                 f.prefetch(f["codes"], f.add(at, _AHEAD))
@@ -79,21 +85,16 @@ class Codes:
                 planes.append(f.load_first(f["codes"], at, _BYTES, count))
         return planes
 
-    def fields(self, planes: Sequence[Value]) -> list[Value]:
-        """Return the codes <64 x i8> of each row, in the order of the bytes of the planes."""
-        nbits = self._form.nbits
+    def row(self, planes: Sequence[Value], block: int) -> Value:
+        """Return the codes <64 x i8> of one row, in the order of the bytes of the planes."""
+        nbits, (field, place) = self._form.nbits, self._places[block]
         if nbits == 8:
-            return [*planes]
-        rows = []
-        for block, (field, place) in enumerate(self._places):
-            if nbits == 3:
-                low = self._masked(planes[block % 2], field - place, 3 << place)
-                high = self._masked(planes[2], 5 - block - place, 4 << place)
-                rows.append(self._f.build.or_(low, high))
-            else:
-                mask = ((1 << nbits) - 1) << place
-                rows.append(self._masked(planes[0], field - place, mask))
-        return rows
+            return planes[0]
+        if nbits != 3:
+            return self._masked(planes[0], field - place, ((1 << nbits) - 1) << place)
+        low, high = (planes[plane] for plane in self._form.planes(block))
+        low = self._masked(low, field - place, 3 << place)
+        return self._f.build.or_(low, self._masked(high, 5 - block - place, 4 << place))
 
     def _field(self, block: int) -> int:
         """Return where in its byte a block's code begins; of three bits, the low two."""

@@ -3,8 +3,10 @@
 Codes are 64 unsigned bytes. An activation is 256 * high + low, both signed bytes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
+
+from llvmlite import ir
 
 from mixoff.kernels.ir import I8, I16, I32, Function, Value, fill, vector
 
@@ -25,10 +27,54 @@ def largest_code(isa: str, nbits: int, vectors: int) -> int:
     return (2**15 - 1) // (2 * 128 * vectors)
 
 
+def runs_of_lanes(length: int) -> list[int]:
+    """Return which run of neighbours each lane has after `by_lane`, for runs of so many bytes."""
+    vectors, each = length // 4, 16 // length  # runs of a quarter of a vector
+    return [
+        vector * WIDTH // length + quarter * each + run
+        for quarter in range(4)
+        for vector in range(vectors)
+        for run in range(each)
+    ]
+
+
+def by_lane(function: Function, vectors: Sequence[Value]) -> list[Value]:
+    """Return vectors <64 x i8> of which the n-th has each run's n-th dword in the run's lane.
+
+    A run is as many neighbours as there are dwords in vectors, 16 or 8 bytes. Quarters of vectors
+    stay quarters: what crosses them takes a processor two or three times as long.
+    """
+    rows = [[function.build.bitcast(v, _SUMS)] for v in vectors]
+    width = len(rows)  # dwords of a run that stand side by side
+    while width > 1:
+        rows = [
+            [
+                _halves(function, a, b, width, side)
+                for a, b in zip(*pair, strict=True)
+                for side in (0, width // 2)
+            ]
+            for pair in zip(rows[::2], rows[1::2], strict=True)
+        ]
+        width //= 2
+    return [function.build.bitcast(v, vector(I8, WIDTH)) for v in rows[0]]
+
+
+def _halves(function: Function, a: Value, b: Value, width: int, side: int) -> Value:
+    """Return the first or second half of each run's dwords: of a quarter of a, then of b."""
+    dwords = [run + side + n for run in range(0, 4, width) for n in range(width // 2)]
+    lanes = [
+        quarter + dword + other
+        for quarter in range(0, LANES, 4)
+        for other in (0, LANES)
+        for dword in dwords
+    ]
+    return function.build.shuffle_vector(a, b, ir.Constant(_SUMS, lanes))
+
+
 def dots(
     function: Function,
     isa: str,
-    codes: Sequence[Sequence[Value]],
+    codes: Sequence[Iterable[Value]],
     high: Sequence[Value],
     low: Sequence[Value],
 ) -> list[Value]:
@@ -39,7 +85,8 @@ def dots(
     isa
         "avx512-vnni", "avx2" (whose codes are below 2**7), "avx2-bytes" (for any) or "generic".
     codes
-        Some <64 x i8> of each row, bytes up to `largest_code`.
+        Some <64 x i8> of each row, bytes up to `largest_code`. They are asked for where they are
+        used: what is written earlier than that has to be kept.
     high, low
         As many <64 x i8> as a row has.
     """
@@ -50,15 +97,15 @@ def dots(
             for total in _vnni(function, codes[first : first + _ROWS_AT_A_TIME], high, low)
         ]
     if isa == "avx2":
-        return [_avx2(function, own, high, low) for own in codes]
+        return [_avx2(function, [*own], high, low) for own in codes]
     if isa == "avx2-bytes":
-        return [_avx2_bytes(function, own, high, low) for own in codes]
-    return [_generic(function, own, high, low) for own in codes]
+        return [_avx2_bytes(function, [*own], high, low) for own in codes]
+    return [_generic(function, [*own], high, low) for own in codes]
 
 
 def _vnni(
     function: Function,
-    codes: Sequence[Sequence[Value]],
+    codes: Sequence[Iterable[Value]],
     high: Sequence[Value],
     low: Sequence[Value],
 ) -> list[Value]:
@@ -66,10 +113,11 @@ def _vnni(
     multiply = function.intrinsic("llvm.x86.avx512.vpdpbusd.512", _SUMS, [_SUMS] * 3)
     build, nothing = function.build, fill(I32, LANES, 0)
     sums = [[nothing, nothing] for _ in codes]
-    for number, bytes_ in enumerate(zip(high, low, strict=True)):
+    rows = [iter(own) for own in codes]
+    for bytes_ in zip(high, low, strict=True):
         activations = [build.bitcast(value, _SUMS) for value in bytes_]
-        for own, total in zip(codes, sums, strict=True):
-            words = build.bitcast(own[number], _SUMS)
+        for own, total in zip(rows, sums, strict=True):
+            words = build.bitcast(next(own), _SUMS)
             for half in (0, 1):
                 arguments = [total[half], words, activations[half]]
                 total[half] = build.call(multiply, arguments)

@@ -33,6 +33,10 @@ class CodeForm:
         """Rows whose codes share a packed row of the first plane that is read."""
         return _BLOCKS[self.nbits]
 
+    def planes(self, block: int) -> tuple[int, ...]:
+        """Return which planes have a block's codes: of three bits the low two and the high one."""
+        return (block % 2, 2) if self.nbits == 3 else (0,)
+
 
 @dataclass(frozen=True)
 class Form(CodeForm):

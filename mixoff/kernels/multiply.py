@@ -16,7 +16,7 @@ from functools import partial
 from llvmlite import ir
 
 from mixoff.kernels.codes import Codes, Scales, existing_row
-from mixoff.kernels.dot import LANES, WIDTH, dots, largest_code
+from mixoff.kernels.dot import LANES, WIDTH, by_lane, dots, largest_code, runs_of_lanes
 from mixoff.kernels.ir import F32, I8, I32, Function, Value, fill, vector
 from mixoff.kernels.layout import Form
 
@@ -47,8 +47,11 @@ class _Multiply:
             self._isa = "avx2-bytes"
         self._largest = largest_code(self._isa, form.nbits, form.lane // 4)
         self._groups = function.div(function["columns"], form.group_size)
-        kind = vector(F32, LANES)
-        self._sums = [[function.variable(kind) for _ in range(form.blocks)] for _ in range(tokens)]
+        # Rows whose codes share planes: registers have no room for more.
+        by_planes = itertools.groupby(sorted(range(form.blocks), key=form.planes), form.planes)
+        self._passes = [[*blocks] for _, blocks in by_planes]
+        kind, rows = vector(F32, LANES), len(self._passes[0])
+        self._sums = [[function.variable(kind) for _ in range(rows)] for _ in range(tokens)]
         self._wide = {LANES * form.lane, WIDTH}  # columns of steps
         if tokens == 1:
             self._wide.add(LANES * form.unit)  # fewer loads of scales; too much code for more
@@ -86,18 +89,19 @@ class _Multiply:
     def _row(self, r: Value, token: Value, start: Value, end: Value) -> None:
         """Go through some columns of the rows of a packed row, for one token or those together."""
         f, form = self._f, self._form
-        rows = [f.add(r, f.mul(f["packed_rows"], b)) for b in range(form.blocks)]
         self._codes = Codes(f, form, r, f["packed_rows"], f["columns"], largest=self._largest)
-        places = [existing_row(f, n) for n in rows]
-        self._scales = [Scales(f, form, n, self._groups, fused=True) for n in places]
         tokens = [f.add(token, n) for n in range(len(self._sums))]
         self._starts = [f.mul(t, f["padded"]) for t in tokens]  # bytes of a plane of activations
-        for place in itertools.chain(*self._sums):
-            f.build.store(fill(F32, LANES, 0.0), place)
-        self._columns(start, end)
-        for t, sums in zip(tokens, self._sums, strict=True):
-            for n, place in zip(rows, sums, strict=True):
-                self._store(f.sum_lanes(f.build.load(place)), t, n)
+        for self._blocks in self._passes:
+            rows = [f.add(r, f.mul(f["packed_rows"], block)) for block in self._blocks]
+            places = [existing_row(f, n) for n in rows]
+            self._scales = [Scales(f, form, n, self._groups, fused=True) for n in places]
+            for place in itertools.chain(*self._sums):
+                f.build.store(fill(F32, LANES, 0.0), place)
+            self._columns(start, end)
+            for t, sums in zip(tokens, self._sums, strict=True):
+                for n, place in zip(rows, sums, strict=True):
+                    self._store(f.sum_lanes(f.build.load(place)), t, n)
 
     def _columns(self, start: Value, end: Value) -> None:
         f, unit, done = self._f, self._form.unit, start
@@ -129,10 +133,11 @@ class _Multiply:
         factors = self._factors(k, units, rest)
         if units * unit < wide:
             lanes = [4 * lane // unit for lane in range(LANES)]
-            self._add(factors, lanes, [[own] for own in self._codes.read(k, rest)], k)
+            self._add(factors, lanes, [self._codes.planes(k, self._blocks, rest)], k)
             return
+        runs = runs_of_lanes(self._form.lane)
         for first in range(0, units * unit, wide):
-            lanes = [(first + lane * self._form.lane) // unit for lane in range(LANES)]
+            lanes = [(first + run * self._form.lane) // unit for run in runs]
             at = f.add(k, first)
             self._add(factors, lanes, self._sorted(at), at)
 
@@ -155,7 +160,8 @@ class _Multiply:
             sums = self._widened(self._floats("sums", f.div(at, unit), units))
             for offset, place in zip(offsets, places, strict=True):
                 f.build.store(f.fma(offset, sums, f.build.load(place)), place)
-            fractions = [fill(F32, units, 1 / factor) for factor in self._codes.factors]  # exact
+            every = [1 / self._codes.factors[block] for block in self._blocks]  # exact
+            fractions = [fill(F32, units, fraction) for fraction in every]
             factors.append(
                 [
                     f.build.fmul(scale, f.build.fmul(steps, fraction))
@@ -165,55 +171,29 @@ class _Multiply:
         return factors
 
     def _sorted(self, k: Value) -> list[Sequence[Value]]:
-        """Return each row's codes of 16 lanes: activations lie in this order already."""
+        """Return vectors of packed bytes by lanes: activations lie in this order already."""
         f, vectors = self._f, self._form.lane // 4
-        parts = [self._codes.planes(f.add(k, n * WIDTH)) for n in range(vectors)]
-        planes = [self._by_lane(plane) for plane in zip(*parts, strict=True)]
-        codes = [self._codes.fields(own) for own in zip(*planes, strict=True)]  # [vectors][rows]
-        return list(zip(*codes, strict=True))
+        parts = [self._codes.planes(f.add(k, n * WIDTH), self._blocks) for n in range(vectors)]
+        planes = [by_lane(f, own) if own[0] else own for own in zip(*parts, strict=True)]
+        return list(zip(*planes, strict=True))  # [vectors][planes]
 
     def _add(
         self,
         factors: list[list[Value]],
         lanes: list[int],
-        codes: Sequence[Sequence[Value]],
+        vectors: Sequence[Sequence[Value]],
         k: Value,
     ) -> None:
         """Add each token's and row's factors, some lanes of them, times the products of codes."""
         f = self._f
-        every = zip(self._starts, factors, self._sums, strict=True)
-        for start, own, places in every:
-            activations = self._activations(f.add(start, k), len(codes[0]))
+        for start, own, places in zip(self._starts, factors, self._sums, strict=True):
+            activations = self._activations(f.add(start, k), len(vectors))
+            codes = [map(partial(self._codes.row, block=n), vectors) for n in self._blocks]
             products = dots(f, self._isa, codes, *activations)
             for product, factor, place in zip(products, own, places, strict=True):
                 product = f.build.sitofp(product, vector(F32, LANES))
                 total = f.fma(f.pick(factor, lanes), product, f.build.load(place))
                 f.build.store(total, place)
-
-    def _by_lane(self, vectors: Sequence[Value]) -> list[Value]:
-        """Return <64 x i8> whose dwords m of all lanes stand side by side, for each m."""
-        f = self._f
-        runs = [[f.build.bitcast(v, vector(I32, LANES))] for v in vectors]
-        width = len(runs)  # dwords of a lane that stand side by side
-        while width > 1:
-            halves = (0, width // 2)
-            runs = [
-                [
-                    self._halves(a, b, width, side)
-                    for a, b in zip(*pair, strict=True)
-                    for side in halves
-                ]
-                for pair in zip(runs[::2], runs[1::2], strict=True)
-            ]
-            width //= 2
-        return [f.build.bitcast(v, vector(I8, WIDTH)) for v in runs[0]]
-
-    def _halves(self, a: Value, b: Value, width: int, side: int) -> Value:
-        """Return the first or second half of each lane's dwords of two vectors."""
-        units = range(0, LANES, width)
-        lanes = [unit + side + n for unit in units for n in range(width // 2)]
-        lanes += [LANES + lane for lane in lanes]
-        return self._f.build.shuffle_vector(a, b, ir.Constant(vector(I32, LANES), lanes))
 
     def _activations(self, start: Value, vectors: int) -> tuple[list[Value], list[Value]]:
         f, bytes_ = self._f, vector(I8, WIDTH)
