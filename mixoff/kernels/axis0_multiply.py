@@ -7,7 +7,7 @@ that products are exact; a step is for 16 of them: the four neighbours of a lane
 """
 
 from collections.abc import Sequence
-from functools import reduce
+from functools import partial, reduce
 
 from llvmlite import ir
 
@@ -181,19 +181,21 @@ class _Multiply:
         f, build, vectors = self._f, self._f.build, wide // WIDTH
         largest = largest_code(self._isa, self._form.nbits, WIDE // WIDTH)
         sizes = (f["packed_rows"], f["columns"])
-        codes = Codes(f, self._form, r, *sizes, largest=largest)
+        codes = Codes(f, self._form, r, *sizes, largest=largest, ahead=_CHUNK)
         self._factors = codes.factors
         for place in self._sums:
             build.store(fill(F32, LANES, 0.0), place)
 
         def step(k: Value) -> None:
             place = build.sub(k, start)
-            read = [codes.read(f.add(k, n * WIDTH), left) for n in range(vectors)]
+            blocks = range(self._form.blocks)
+            read = [codes.planes(f.add(k, n * WIDTH), blocks, left) for n in range(vectors)]
+            rows = [map(partial(codes.row, block=block), read) for block in blocks]
             at = [f.add(place, n * WIDTH) for n in range(vectors)]
             high, low = ([self._bytes(name, n) for n in at] for name in ("high", "low"))
             steps = f.mul(f.div(place, WIDE), 4 * LANES)
             factor = f.load(self._base("steps"), steps, vector(F32, LANES), align=WIDTH)
-            products = dots(f, self._isa, [*zip(*read, strict=True)], high, low)
+            products = dots(f, self._isa, rows, high, low)
             for product, total in zip(products, self._sums, strict=True):
                 value = build.sitofp(product, vector(F32, LANES))
                 build.store(f.fma(factor, value, build.load(total)), total)

@@ -9,8 +9,8 @@ from mixoff.kernels.dot import LANES, WIDTH
 from mixoff.kernels.ir import F16, F32, I8, I32, Function, Value, fill, vector
 from mixoff.kernels.layout import GROUPS_PER_PAIR, CodeForm, Form
 
-_AHEAD = 2048  # bytes of codes, which are read once: memory is far
-_SCALES_AHEAD = 256
+_AHEAD = 16384  # bytes of codes, which are read once: memory is far
+_SCALES_AHEAD = 1024
 
 _BYTES = vector(I8, WIDTH)
 _WORDS = vector(I32, LANES)
@@ -33,6 +33,8 @@ class Codes:
         K.
     largest
         The largest byte that may come out; 0 for the codes themselves.
+    ahead
+        How many bytes before they are read codes are asked for.
     """
 
     def __init__(
@@ -44,8 +46,9 @@ class Codes:
         columns: Value,
         *,
         largest: int = 0,
+        ahead: int = _AHEAD,
     ) -> None:
-        self._f, self._form = function, form
+        self._f, self._form, self._ahead = function, form, ahead
         at = function.mul(row, columns)
         self._starts = [at]
         if form.nbits == 3:  # two packed rows of the low bits, then one of the high bit
@@ -79,7 +82,7 @@ class Codes:
                 continue
             at = f.add(start, position)
             if count is None:
-                f.prefetch(f["codes"], f.add(at, _AHEAD))
+                f.prefetch(f["codes"], f.add(at, self._ahead))
                 planes.append(f.load(f["codes"], at, _BYTES))
             else:
                 planes.append(f.load_first(f["codes"], at, _BYTES, count))

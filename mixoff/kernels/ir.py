@@ -170,9 +170,12 @@ class Function:
         return self.build.icmp_signed("<", numbers, self.splat(count, lanes))
 
     def prefetch(self, base: Value, offset: Value) -> None:
-        """Ask for a cache line, which may lie behind the end."""
+        """Ask for a cache line, which may lie behind the end, in the second cache.
+
+        More lines can be on their way there than to the first one, which fetches it from there.
+        """
         fetch = self.intrinsic("llvm.prefetch.p0", VOID, [BYTES, I32, I32, I32])
-        hints = [ir.Constant(I32, n) for n in (0, 3, 1)]  # to read, in all caches, data
+        hints = [ir.Constant(I32, n) for n in (0, 2, 1)]  # to read, not in the first cache, data
         self.build.call(fetch, [self.build.gep(base, [offset]), *hints])
 
     # ---- vectors
