@@ -34,7 +34,8 @@ from mixoff.kernels import kernels_named
 from mixoff.kernels.choice import as_packed
 from mixoff.kernels.compile import usable_isas
 from mixoff.kernels.cpu import most_tokens, multiply, multiply_dequantized
-from mixoff.quantization import HQQ, HQQAxis0, QuantizedTensor
+from mixoff.quantization import HQQ, HQQAxis0, PackedMatrix, QuantizedTensor
+from mixoff.records import RecordLayout, aligned_buffer
 
 HIDDEN, INNER = 4096, 14336
 SHAPES = ((2 * INNER, HIDDEN), (HIDDEN, INNER))
@@ -82,9 +83,19 @@ def read_bandwidth(nbytes: int) -> Arm:
     return Arm("read memory", numbers.nbytes, lambda number: numbers.sum(), [])
 
 
+def resident(scheme: HQQ | HQQAxis0, seed: int) -> list[PackedMatrix]:
+    """Return an expert's matrices as they lie in a slot of the cache."""
+    layout = RecordLayout(scheme, tuple((str(number), s) for number, s in enumerate(SHAPES)))
+    tensors = layout.tensors(aligned_buffer(layout.nbytes))
+    for shape, matrix in zip(SHAPES, tensors.values(), strict=True):
+        for name, part in random_matrix(scheme, shape, seed).parts.items():
+            matrix.pieces[0].parts[name].copy_(part)
+    return [*tensors.values()]
+
+
 def ours(scheme: HQQ | HQQAxis0, isa: str, copies: int, tokens: int) -> Arm:
     """Return our kernels on an instruction set."""
-    experts = [[random_matrix(scheme, s, 7 * n) for s in SHAPES] for n in range(copies)]
+    experts = [resident(scheme, 7 * n) for n in range(copies)]
     inputs = [torch.randn(tokens, s[1]) for s in SHAPES]
     most = most_tokens(torch.float32, type(as_packed(experts[0][0])))
     operation = multiply if tokens <= most else multiply_dequantized

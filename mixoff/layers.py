@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from mixoff.buffers import Expert
 from mixoff.cache import ExpertCache
 from mixoff.kernels import Kernels, TorchKernels
 from mixoff.predictors import Choices, Prefetcher
+from mixoff.quantization import PackedMatrix
 from mixoff.records import RecordLayout
 
 # T tokens, k experts a token, D hidden size
@@ -32,11 +34,22 @@ class QuantizedLinear(nn.Module):
         self.bias = linear.bias
         self.layout = layout
         self.kernels: Kernels = TorchKernels()
+        self._views: tuple[Tensor, PackedMatrix] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x W^T + bias, [..., K] -> [..., N]."""
-        y = self.kernels.matmul(self.layout.tensors(self.weight)["weight"], x)
+        y = self.kernels.matmul(self._matrix(), x)
         return y if self.bias is None else y + self.bias
+
+    def _matrix(self) -> PackedMatrix:
+        """Return the record's matrix, as views that are made again once the record is another."""
+        record = self.weight.data
+        if self._views is None or not record.is_set_to(self._views[0]):
+            self._views = record, self.layout.tensors(record)["weight"]
+        return self._views[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_views": None}  # a copy has a record of its own
 
 
 class OffloadedExperts(nn.Module):

@@ -74,7 +74,7 @@ class Codes:
         self, position: Value, blocks: Iterable[int], count: Value | None = None
     ) -> list[Value | None]:
         """Return <64 x i8> of packed bytes of each plane that has codes of some rows."""
-        f, planes = self._f, []
+        f, planes = self._f, list[Value | None]()
         needed = {plane for block in blocks for plane in self._form.planes(block)}
         for plane, start in enumerate(self._starts):
             if plane not in needed:

@@ -92,8 +92,9 @@ class _Multiply:
         self._codes = Codes(f, form, r, f["packed_rows"], f["columns"], largest=self._largest)
         tokens = [f.add(token, n) for n in range(len(self._sums))]
         self._starts = [f.mul(t, f["padded"]) for t in tokens]  # bytes of a plane of activations
-        for self._blocks in self._passes:
-            rows = [f.add(r, f.mul(f["packed_rows"], block)) for block in self._blocks]
+        for blocks in self._passes:
+            self._blocks = blocks
+            rows = [f.add(r, f.mul(f["packed_rows"], block)) for block in blocks]
             places = [existing_row(f, n) for n in rows]
             self._scales = [Scales(f, form, n, self._groups, fused=True) for n in places]
             for place in itertools.chain(*self._sums):
