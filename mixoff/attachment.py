@@ -1,12 +1,14 @@
 """Mixoff's modules in place of a model's, and what they are given. Knows modules; no files."""
 
 from torch import nn
+from transformers import PreTrainedModel
 
+from mixoff.attention import use_grouped_attention
 from mixoff.cache import ExpertCache
 from mixoff.config import OffloadConfig
 from mixoff.errors import CheckpointError
 from mixoff.formats import AnyCheckpoint
-from mixoff.kernels import Kernels
+from mixoff.kernels import Kernels, TorchKernels
 from mixoff.layers import OffloadedExperts, QuantizedLinear
 from mixoff.predictors import Prefetcher, predictor_named
 
@@ -30,9 +32,13 @@ def _experts_of(block: nn.Module) -> OffloadedExperts | None:
     return next((child for child in children if isinstance(child, OffloadedExperts)), None)
 
 
-def give_kernels(model: nn.Module, cache: ExpertCache, kernels: Kernels, beside: Kernels) -> None:
+def give_kernels(
+    model: PreTrainedModel, cache: ExpertCache, kernels: Kernels, beside: Kernels
+) -> None:
     """Say who multiplies by packed matrices on the model's device, and beside it on the CPU."""
     kernels.busy = beside.busy = cache.busy_cores
+    if cache.device.type == "cpu" and not isinstance(kernels, TorchKernels):
+        use_grouped_attention(model)
     for module in model.modules():
         if isinstance(module, QuantizedLinear | OffloadedExperts):
             module.kernels = kernels

@@ -213,7 +213,9 @@ class MixoffQuantizer(HfQuantizer):
             raise MixoffError("mixoff needs a checkpoint folder to take experts from.")
         return open_checkpoint(Path(checkpoint_files[0]).parent)
 
-    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+    def _process_model_after_weight_loading(
+        self, model: PreTrainedModel, **kwargs: Any
+    ) -> PreTrainedModel:
         settle_parameters(model)
         offload, device = self.quantization_config.offload, next(model.parameters()).device
         cache = expert_cache(self._checkpoint, offload, self._plan, device)

@@ -1,6 +1,7 @@
 """Modules that stand in for the model's own: packed linear layers, and experts behind a cache."""
 
 from collections.abc import Iterable
+from functools import reduce
 from itertools import islice
 from typing import Any
 
@@ -86,16 +87,41 @@ class OffloadedExperts(nn.Module):
         arriving, rows = self._request(hidden_states, top_k_index)
         # Copied before the device has work that the copy would have to wait for.
         beside = _on_host(hidden_states) if arriving.computed else None
+        if len(hidden_states) == 1:
+            return self._forward_one(arriving, rows, hidden_states, beside, top_k_weights)
         results = {}
         for expert, tensors in arriving:
             position, token = (torch.tensor(r, device=hidden_states.device) for r in rows[expert])
             if beside is not None and expert in arriving.computed:
-                found = self._compute(tensors, beside[rows[expert][1]], self.kernels_beside)
-                expert_out = found.to(hidden_states.device, hidden_states.dtype, non_blocking=True)
+                expert_out = self._compute_beside(tensors, beside[rows[expert][1]], hidden_states)
             else:
                 expert_out = self._compute(tensors, hidden_states[token], self.kernels)
             results[expert] = token, expert_out * top_k_weights[token, position, None]
         return _sum_ascending(results.items(), torch.zeros_like(hidden_states))
+
+    def _forward_one(
+        self,
+        arriving: Arriving,
+        rows: dict[int, Rows],
+        x: Tensor,
+        beside: Tensor | None,
+        weights: Tensor,
+    ) -> Tensor:
+        """Return what `forward` does for one token, with fewer steps: nothing is to be gathered."""
+        results = {}
+        for expert, tensors in arriving:
+            if beside is not None and expert in arriving.computed:
+                expert_out = self._compute_beside(tensors, beside, x)
+            else:
+                expert_out = self._compute(tensors, x, self.kernels)
+            (position,), _ = rows[expert]
+            results[expert] = (expert_out * weights[:, position, None]).to(x.dtype)
+        return reduce(torch.add, (results[expert] for expert in sorted(results)))
+
+    def _compute_beside(self, tensors: Expert, x: Tensor, like: Tensor) -> Tensor:
+        """Return what an expert makes of tokens in host memory, where and as another tensor is."""
+        found = self._compute(tensors, x, self.kernels_beside)
+        return found.to(like.device, like.dtype, non_blocking=True)
 
     def _compute(self, tensors: Expert, x: Tensor, kernels: Kernels) -> Tensor:
         """Return what an expert makes of tokens, [t, D] -> [t, D], where both lie."""

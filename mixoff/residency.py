@@ -170,6 +170,11 @@ class Residency:
             entering = missed.copy()
             entering[list(computed)] = False
         self.usage.touch(needed, entering)
+        evictions = self._let_in(needed, entering) if entering.any() else ()
+        return Decision(tuple(hits.tolist()), tuple(np.flatnonzero(missed).tolist()), evictions)
+
+    def _let_in(self, needed: Array, entering: Array) -> tuple[tuple[int, int | None], ...]:
+        """Let experts in, and return them, each with who left for it."""
         turns = admit(
             self._resident[None],
             needed[None],
@@ -178,12 +183,10 @@ class Residency:
             slots=self._slots,
             bypass=self._policy.bypass,
         )
-        evictions = [
+        return tuple(
             (int(newcomer[0]), None if victim[0] < 0 else int(victim[0]))
             for _, newcomer, victim in turns
-        ]
-        misses = tuple(np.flatnonzero(missed).tolist())
-        return Decision(tuple(hits.tolist()), misses, tuple(evictions))
+        )
 
     def resize(self, num_slots: int) -> tuple[int, ...]:
         """Change the number of slots and return the residents that had to leave, first to last."""

@@ -77,6 +77,7 @@ ORDER = (
     "hub",
     "prospects",
     "convert",
+    "attention",
     "attachment",
     "builder",
     "conversations",

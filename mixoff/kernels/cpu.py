@@ -61,7 +61,10 @@ def multiply(
     count, columns = x.shape
     together = count >= TOGETHER
     tokens = -(-count // TOGETHER) * TOGETHER if together else count
-    given = torch.nn.functional.pad(x.float(), (0, 0, 0, tokens - count)).contiguous()
+    given = x.float()
+    if tokens > count:
+        given = torch.nn.functional.pad(given, (0, 0, 0, tokens - count))
+    given = given.contiguous()
     prepared, room = _prepare(matrix.form, given, isa)
     out = torch.zeros(tokens, matrix.rows) if together else torch.empty(tokens, matrix.rows)
     buffers = [*_buffers(matrix), *prepared, out.data_ptr()]
