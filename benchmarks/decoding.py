@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from mixoff import OffloadConfig, build_model, prefetcher_of
+from mixoff.contexts import growing_cache
 from mixoff.kernels import Kernels
 from mixoff.layers import OffloadedExperts, QuantizedLinear
 
@@ -80,7 +80,7 @@ class Run:
 
     def forget(self) -> None:
         """Begin a new context."""
-        self.past = DynamicCache(config=self.model.config)
+        self.past = growing_cache(self.model.config)
 
     def empty(self, slots: int) -> None:
         """Begin with so many slots, and with the residents that a new cache has."""

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from mixoff.builder import build_model
 from mixoff.cache import ExpertCache, cache_of
 from mixoff.config import OffloadConfig
+from mixoff.contexts import growing_cache
 from mixoff.errors import ConfigError
 from mixoff.layers import OffloadedExperts
 from mixoff.stats import CacheStats
@@ -196,7 +197,7 @@ def _decode(
     model: PreTrainedModel, cache: ExpertCache, tokens: Tensor, prompt: int
 ) -> tuple[float, CacheStats]:
     """Return how long it takes to decode what comes after the prompt, and what the cache did."""
-    past = DynamicCache(config=model.config)
+    past = growing_cache(model.config)
     ids = tokens[None].to(model.device)  # [1, T]
     model(input_ids=ids[:, :prompt], past_key_values=past)
     before, began = cache.stats(), time.perf_counter()

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache
 
+from mixoff.contexts import GrowingLayer, growing_cache
 from mixoff.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ class Context:
 
     def _forget(self) -> None:
         self.ids: list[int] = []
-        self._cache = DynamicCache(config=self._model.config)
+        self._cache: DynamicCache = growing_cache(self._model.config)
         self._torn = False
 
     def _crop(self, length: int) -> bool:
@@ -204,7 +205,7 @@ class Context:
         if length == len(self.ids) and not self._torn:
             return True
         layers: list[Any] = self._cache.layers
-        if any(type(layer) is not DynamicLayer for layer in layers):
+        if any(type(layer) is not GrowingLayer for layer in layers):
             return False
         self._torn = True
         self.ids = self.ids[:length]  # before the layers: they may be ahead of the ids, not behind

@@ -80,6 +80,7 @@ ORDER = (
     "attention",
     "attachment",
     "builder",
+    "contexts",
     "conversations",
     "sampling",
     "streaming",

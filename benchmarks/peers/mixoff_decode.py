@@ -9,6 +9,7 @@ from transformers.utils import logging
 from worker import decode
 
 from mixoff import CacheStats, ExpertCache, OffloadConfig, build_model
+from mixoff.contexts import growing_cache
 
 
 @dataclass
@@ -27,7 +28,7 @@ class MixoffSession:
         return int(found.logits[0, -1].argmax())
 
     def reset(self) -> None:
-        self.past = DynamicCache(config=self.model.config)
+        self.past = growing_cache(self.model.config)
 
     def told(self) -> dict[str, Any]:
         after = self.cache.stats()
@@ -42,7 +43,7 @@ def load(given: dict[str, Any]) -> MixoffSession:
     dtype = getattr(torch, given["dtype"]) if given.get("dtype") else None
     offload = OffloadConfig(**given["offload"])
     model, cache = build_model(given["path"], offload, dtype=dtype)
-    return MixoffSession(model, cache, DynamicCache(config=model.config))
+    return MixoffSession(model, cache, growing_cache(model.config))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,86 @@
+"""One token's attention by groups of heads is what transformers' sdpa computes."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from mixoff import attention, builder
+from mixoff.attention import NAME, attend
+
+SIZE = 16
+
+
+def inputs(batch: int, groups: int, share: int, tokens: int, length: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(length)
+    shapes = [(batch, groups * share, tokens), *[(batch, groups, length)] * 2]
+    return [torch.randn(*shape, SIZE, generator=generator) for shape in shapes]
+
+
+def module(share: int) -> SimpleNamespace:
+    return SimpleNamespace(num_key_value_groups=share, is_causal=True)
+
+
+@settings(max_examples=60)
+@given(
+    batch=st.integers(1, 3),
+    groups=st.integers(1, 3),
+    share=st.integers(1, 4),
+    tokens=st.integers(1, 3),
+    more=st.integers(0, 40),
+    masked=st.sampled_from(("no mask", "one for all heads", "one for each head")),
+)
+def test_results_are_those_of_transformers(batch, groups, share, tokens, more, masked):
+    length = tokens + more
+    q, k, v = inputs(batch, groups, share, tokens, length)
+    mask = None
+    if masked != "no mask":
+        heads = 1 if masked == "one for all heads" else groups * share
+        mask = torch.rand(batch, heads, tokens, length) < 0.7
+        mask[..., 0] = True
+    given = {"scaling": 0.3, "dropout": 0.0, "sliding_window": None}
+    expected, _ = sdpa_attention_forward(module(share), q, k, v, mask, **given)
+    found, weights = attend(module(share), q, k, v, mask, **given)
+    assert found.shape == expected.shape
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert weights is None
+
+
+def test_one_token_is_not_left_to_transformers(monkeypatch):
+    monkeypatch.setattr(attention, "sdpa_attention_forward", None)
+    attend(module(4), *inputs(1, 2, 4, 1, 30), None)
+    with pytest.raises(TypeError):
+        attend(module(4), *inputs(1, 2, 4, 2, 30), None)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "asked", "used"),
+    [("cpu", "sdpa", NAME), ("torch", "sdpa", "sdpa"), ("cpu", "eager", "eager")],
+)
+@torch.no_grad()
+def test_kernels_come_with_it_unless_another_attention_was_asked_for(
+    quantized, monkeypatch, kernels, asked, used
+):
+    if kernels == "cpu":
+        pytest.importorskip("llvmlite", reason="kernels are compiled by it")
+    folder = quantized()
+    if asked == "eager":
+        own = builder._settings
+
+        def eager(checkpoint):
+            config = own(checkpoint)
+            config._attn_implementation = "eager"
+            return config
+
+        monkeypatch.setattr(builder, "_settings", eager)
+    model, cache = builder.build_model(folder, kernels=kernels)
+    assert model.config._attn_implementation == used
+    ids = torch.arange(6)[None]
+    logits = model(ids).logits
+    past = model(ids[:, :5]).past_key_values
+    last = model(ids[:, 5:], past_key_values=past).logits
+    cache.close()
+    assert torch.allclose(last[:, -1], logits[:, -1], atol=1e-3)

@@ -1,0 +1,79 @@
+"""Keys and values that grow in place are those that transformers would join."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import DynamicCache, MixtralConfig
+from transformers.cache_utils import DynamicLayer
+
+from mixoff.contexts import GrowingLayer, growing_cache
+
+HEADS, SIZE = 2, 4
+steps = st.lists(st.integers(1, 90) | st.integers(-30, -1), max_size=12)
+
+
+def states(tokens: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, HEADS, tokens, SIZE, generator=generator)
+
+
+@given(steps)
+def test_a_layer_holds_what_transformers_own_holds_whatever_is_added_and_cropped(steps):
+    ours, stock = GrowingLayer(), DynamicLayer()
+    for number, tokens in enumerate(steps):
+        if tokens < 0:
+            if stock.get_seq_length() > -tokens:
+                ours.crop(tokens)
+                stock.crop(tokens)
+            continue
+        found = ours.update(states(tokens, number), states(tokens, -number))
+        expected = stock.update(states(tokens, number), states(tokens, -number))
+        assert all(map(torch.equal, found, expected))
+        assert ours.get_seq_length() == stock.get_seq_length()
+
+
+def test_a_token_is_written_behind_the_others_without_a_copy():
+    layer = GrowingLayer()
+    layer.update(states(100, 0), states(100, 1))
+    before = layer.keys.data_ptr(), layer.values.data_ptr()
+    for token in range(20):
+        layer.update(states(1, token), states(1, token))
+    assert (layer.keys.data_ptr(), layer.values.data_ptr()) == before
+
+
+def test_copies_are_few_beside_tokens():
+    layer, places = GrowingLayer(), set()
+    for token in range(2000):
+        layer.update(states(1, token), states(1, token))
+        places.add(layer.keys.data_ptr())
+    assert len(places) < 20
+    room = layer._rooms["keys"].shape[-2]
+    assert room <= 2000 * 5 // 4 + 64, "memory beyond the tokens is a quarter of them at most"
+
+
+@pytest.mark.parametrize("change", ["reset", "reorder", "repeat", "select"])
+def test_what_else_transformers_does_with_a_layer_goes_on(change):
+    layers = GrowingLayer(), DynamicLayer()
+    for layer in layers:
+        layer.update(states(3, 0).expand(2, -1, -1, -1), states(3, 1).expand(2, -1, -1, -1))
+        if change == "reset":
+            layer.reset()
+        elif change == "reorder":
+            layer.reorder_cache(torch.tensor([1, 0]))
+        elif change == "repeat":
+            layer.batch_repeat_interleave(2)
+        else:
+            layer.batch_select_indices(torch.tensor([1]))
+        batch = 2 if change == "reset" else layer.keys.shape[0]
+        layer.update(*(states(2, seed).expand(batch, -1, -1, -1) for seed in (2, 3)))
+    assert torch.equal(layers[0].keys, layers[1].keys)
+    assert torch.equal(layers[0].values, layers[1].values)
+
+
+def test_sliding_windows_stay_transformers_own():
+    whole = growing_cache(MixtralConfig(num_hidden_layers=2))
+    assert [type(layer) for layer in whole.layers] == [GrowingLayer] * 2
+    config = MixtralConfig(num_hidden_layers=2, sliding_window=8)
+    stock = DynamicCache(config=config)
+    assert [*map(type, growing_cache(config).layers)] == [*map(type, stock.layers)]
