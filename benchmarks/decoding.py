@@ -49,6 +49,9 @@ class TimedKernels(Kernels):
     def piece(self, matrix: Any, x: Tensor) -> Tensor:
         return self._kernels.piece(matrix, x)
 
+    def workspace_nbytes(self, stored: Any, shape: Any, dtype: torch.dtype) -> int:
+        return self._kernels.workspace_nbytes(stored, shape, dtype)
+
 
 class Run:
     """A loaded model that decodes given tokens, and what is watched of it."""

@@ -86,7 +86,8 @@ def build_model(
     checkpoint = open_checkpoint(path)  # says what is wrong before transformers stumbles over it
     offload = offload or OffloadConfig()
     device = _usable(device)
-    plan = plan_memory(checkpoint, offload, device=device, dtype=dtype)
+    multiplies = kernels_named(kernels, device)
+    plan = plan_memory(checkpoint, offload, device=device, dtype=dtype, kernels=multiplies)
     register()
     config = _settings(checkpoint)
     config.quantization_config = {
@@ -95,7 +96,7 @@ def build_model(
         "offload": offload,
         "plan": plan,
         "dtype": dtype,
-        "kernels": kernels_named(kernels, device),
+        "kernels": multiplies,
         "kernels_beside": kernels_beside(kernels),
     }
     options: dict[str, Any] = {"dtype": dtype} if dtype is not None else {}
@@ -198,6 +199,7 @@ class MixoffQuantizer(HfQuantizer):
             self.quantization_config.offload,
             device="cpu" if self._on_cpu else "cuda",
             dtype=self.quantization_config.dtype,
+            kernels=self.quantization_config.kernels,
         )
         self._checkpoint.verify()
         replace_attention(model, self._checkpoint)

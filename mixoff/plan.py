@@ -19,9 +19,9 @@ from mixoff.config import OffloadConfig
 from mixoff.disk import choose_io
 from mixoff.errors import ConfigError
 from mixoff.formats import AnyCheckpoint
+from mixoff.kernels import Kernels, kernels_planned
 from mixoff.memory import FreeMemory, free_memory
 from mixoff.outline import Outline
-from mixoff.quantization import Unquantized
 from mixoff.records import PAGE, RecordLayout
 from mixoff.settings import stored_dtype
 
@@ -47,7 +47,8 @@ class MemoryPlan:
     kv_cache
         Keys and values of a whole context.
     workspace
-        The largest matrix, dequantized, and the activations of a piece of prefill.
+        What is dequantized at a time, a whole matrix at most, and the activations of a piece of
+        prefill.
     staging
         Device buffers that belong to no layer, through which experts come in.
     slots
@@ -137,6 +138,7 @@ def plan_memory(
     dtype: torch.dtype | None = None,
     context: int | None = None,
     free: FreeMemory | None = None,
+    kernels: Kernels | None = None,
 ) -> MemoryPlan:
     """Return what a run of this checkpoint puts where, and how many bytes that takes.
 
@@ -149,6 +151,8 @@ def plan_memory(
         most.
     free
         What memory is free; by default this machine is asked, if it has such a device.
+    kernels
+        Who multiplies; by default those that `mixoff.build_model` takes by itself.
 
     Raises
     ------
@@ -158,7 +162,8 @@ def plan_memory(
     device = torch.device(device)
     free = free or free_memory(device)
     _check_prefetch(offload, checkpoint.num_experts)
-    needs = _needs(checkpoint, offload, device, dtype, context)
+    kernels = kernels or kernels_planned(device)
+    needs = _needs(checkpoint, offload, device, dtype, context, kernels)
     slots_per_layer = fit_slots(offload, needs, free)
     host = fit_host(offload, needs, slots_per_layer, free)
     refuse_too_much(offload, needs, slots_per_layer, host, free)
@@ -233,6 +238,7 @@ def _needs(
     device: torch.device,
     dtype: torch.dtype | None,
     context: int | None,
+    kernels: Kernels,
 ) -> Needs:
     config, on_gpu = checkpoint.config, device.type != "cpu"
     dtype = dtype or compute_dtype(stored_dtype(config), device)
@@ -242,7 +248,7 @@ def _needs(
     return Needs(
         trunk=_trunk_nbytes(checkpoint, dtype),
         kv_cache=_kv_nbytes_per_token(config) * dtype.itemsize * context,
-        workspace=_workspace_nbytes(checkpoint, dtype),
+        workspace=_workspace_nbytes(checkpoint, dtype, kernels),
         staging=offload.staging * buffer,
         bounce=_BOUNCE * buffer if on_gpu else 0,
         buffer=buffer,
@@ -267,21 +273,13 @@ def _kv_nbytes_per_token(config: Any) -> int:
     return 2 * int(config["num_hidden_layers"]) * kv_heads * head_dim
 
 
-def _workspace_nbytes(checkpoint: PlannedCheckpoint, dtype: torch.dtype) -> int:
+def _workspace_nbytes(checkpoint: PlannedCheckpoint, dtype: torch.dtype, kernels: Kernels) -> int:
     hidden, inner = (
         int(checkpoint.config["hidden_size"]),
         int(checkpoint.config["intermediate_size"]),
     )
     layouts = dict.fromkeys(_layouts(checkpoint))  # each once
-    matrix = max(_dequantized_nbytes(layout, dtype) for layout in layouts)
+    matrices = {(one.quantization, shape) for one in layouts for _, shape in one.shapes}
+    dequantized = max(kernels.workspace_nbytes(*matrix, dtype) for matrix in matrices)
     activations = PREFILL_TOKENS * (3 * inner + 4 * hidden) * dtype.itemsize
-    return matrix + activations
-
-
-def _dequantized_nbytes(layout: RecordLayout, dtype: torch.dtype) -> int:
-    weights = max(math.prod(shape) for _, shape in layout.shapes)
-    stored = layout.quantization
-    if isinstance(stored, Unquantized):
-        return 0 if getattr(torch, stored.dtype) is dtype else weights * dtype.itemsize
-    # float32 codes, unpacked plane by plane, and a copy in another type
-    return weights * 5 + (0 if dtype is torch.float32 else weights * dtype.itemsize)
+    return dequantized + activations

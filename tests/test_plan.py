@@ -11,8 +11,10 @@ from tiny import EXACT, MIXED
 from mixoff.checkpoint import Checkpoint
 from mixoff.config import OffloadConfig, format_nbytes
 from mixoff.errors import ConfigError
+from mixoff.kernels import kernels_named
 from mixoff.memory import FreeMemory, headroom
 from mixoff.plan import MemoryPlan, plan_memory
+from mixoff.quantization import HQQ, Unquantized
 from mixoff.records import PAGE
 
 MIB, GIB = 2**20, 2**30
@@ -72,6 +74,31 @@ def test_a_longer_context_takes_a_larger_kv_cache(checkpoint):
     )
     assert long.kv_cache == 3 * short.kv_cache
     assert (short.context, long.context) == (10, 30)
+
+
+def test_what_is_dequantized_at_a_time_is_up_to_who_multiplies():
+    pytest.importorskip("llvmlite", reason="kernels are compiled by it")
+    stored, shape, sizes = HQQ(2, 16, 8), (28672, 4096), {}
+    weights = 28672 * 4096
+    for name in ("torch", "cpu"):
+        kernels = kernels_named(name)
+        sizes[name] = kernels.workspace_nbytes(stored, shape, torch.bfloat16)
+        assert kernels.workspace_nbytes(stored, (8, 64), torch.bfloat16) <= 8 * 64 * 7
+        whole = Unquantized("bfloat16")
+        assert kernels.workspace_nbytes(whole, shape, torch.bfloat16) == 0
+        assert kernels.workspace_nbytes(whole, shape, torch.float32) == 4 * weights
+        assert kernels.workspace_nbytes(HQQ(4, 24), (24, 48), torch.float32) == 5 * 24 * 48
+    assert sizes == {"torch": 7 * weights, "cpu": 8 << 20}
+
+
+def test_a_plan_counts_what_its_kernels_dequantize(quantized):
+    pytest.importorskip("llvmlite", reason="kernels are compiled by it")
+    opened = Checkpoint.open(quantized(MIXED))
+    plans = [
+        plan_memory(opened, OffloadConfig(), free=PLENTY, kernels=kernels)
+        for kernels in (kernels_named("torch"), kernels_named("cpu"), None)
+    ]
+    assert plans[0].workspace > plans[1].workspace == plans[2].workspace
 
 
 def test_host_buffers_on_the_way_are_for_a_gpu_only(planned):

@@ -5,6 +5,20 @@ and `cuda` has them in Triton, for GPUs.
 Kernels know the layout of packed weights (`layout`) and what quantizations use it; no models.
 """
 
-from mixoff.kernels.choice import KERNELS, Kernels, TorchKernels, kernels_beside, kernels_named
+from mixoff.kernels.choice import (
+    KERNELS,
+    Kernels,
+    TorchKernels,
+    kernels_beside,
+    kernels_named,
+    kernels_planned,
+)
 
-__all__ = ["KERNELS", "Kernels", "TorchKernels", "kernels_beside", "kernels_named"]
+__all__ = [
+    "KERNELS",
+    "Kernels",
+    "TorchKernels",
+    "kernels_beside",
+    "kernels_named",
+    "kernels_planned",
+]

@@ -1,6 +1,7 @@
 """Who multiplies by packed matrices: plain torch, or code compiled for this CPU or GPU."""
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from importlib import import_module
@@ -11,7 +12,15 @@ from torch import Tensor
 
 from mixoff.errors import ConfigError
 from mixoff.kernels.layout import CodeForm, Form, Packed, PackedAxis0
-from mixoff.quantization import HQQ, HQQAxis0, PackedMatrix, QuantizedTensor
+from mixoff.quantization import (
+    HQQ,
+    HQQAxis0,
+    PackedMatrix,
+    Quantization,
+    QuantizedTensor,
+    Shape,
+    Unquantized,
+)
 
 KERNELS = ("auto", "cpu", "torch", "triton")
 
@@ -38,9 +47,21 @@ class Kernels(ABC):
     def piece(self, matrix: QuantizedTensor, x: Tensor) -> Tensor:
         """Return x W^T of a matrix that is stored in one piece."""
 
+    @abstractmethod
+    def workspace_nbytes(self, stored: Quantization, shape: Shape, dtype: torch.dtype) -> int:
+        """Return what multiplying many tokens by an [N, K] matrix takes besides them and x W^T."""
+
 
 class TorchKernels(Kernels):
     """Dequantizes a matrix and multiplies by it: right for any quantization on any device."""
+
+    def workspace_nbytes(self, stored: Quantization, shape: Shape, dtype: torch.dtype) -> int:
+        """Return the bytes of a whole matrix that is being dequantized."""
+        weights = math.prod(shape)
+        if isinstance(stored, Unquantized):
+            return 0 if getattr(torch, stored.dtype) is dtype else weights * dtype.itemsize
+        # float32 codes, unpacked plane by plane, and a copy in another type
+        return weights * 5 + (0 if dtype is torch.float32 else weights * dtype.itemsize)
 
     def piece(self, matrix: QuantizedTensor, x: Tensor) -> Tensor:
         """Return x W^T, [..., K] -> [..., N], in x's type."""
@@ -68,6 +89,7 @@ class PackedKernels(Kernels):
         self._most_tokens: Callable[[torch.dtype, type], int] = operations.most_tokens
         self._dtypes: tuple[torch.dtype, ...] = operations.DTYPES
         self._matrices: tuple[type, ...] = operations.MATRICES
+        self._scratch_nbytes: int = operations.SCRATCH_NBYTES
         self._device = device
         self._torch = TorchKernels()
 
@@ -88,26 +110,41 @@ class PackedKernels(Kernels):
             y = self._multiply_dequantized(packed, rows)
         return y.reshape(*x.shape[:-1], matrix.shape[0])
 
+    def workspace_nbytes(self, stored: Quantization, shape: Shape, dtype: torch.dtype) -> int:
+        """Return the bytes of the rows that are dequantized at a time."""
+        if dtype not in self._dtypes or _packed_kind(stored, shape) not in self._matrices:
+            return self._torch.workspace_nbytes(stored, shape, dtype)
+        return min(self._scratch_nbytes, math.prod(shape) * dtype.itemsize)
+
+
+def _packed_kind(stored: Quantization, shape: Shape) -> type | None:
+    """Return how kernels take a matrix; None if there are none for it."""
+    if isinstance(stored, HQQAxis0):  # not of words, nor with groups that cut columns
+        return None if stored.nbits == 3 or shape[0] % stored.group_size else PackedAxis0
+    if isinstance(stored, HQQ) and _form(stored).is_supported:
+        return Packed
+    return None
+
+
+def _form(stored: HQQ) -> Form:
+    return Form(stored.nbits, stored.group_size, stored.scale_nbits == 8)
+
 
 def as_packed(matrix: QuantizedTensor) -> Packed | PackedAxis0 | None:
     """Return a matrix as kernels take it; None if there are none for it."""
-    scheme, parts = matrix.quantization, matrix.parts
+    stored, parts = matrix.quantization, matrix.parts
     rows, columns = matrix.shape
-    if isinstance(scheme, HQQAxis0):
-        return _as_packed_axis0(scheme, matrix)
-    if not isinstance(scheme, HQQ):
+    if _packed_kind(stored, matrix.shape) is None:
         return None
-    form = Form(scheme.nbits, scheme.group_size, scheme.scale_nbits == 8)
-    if not form.is_supported:
-        return None
+    if isinstance(stored, HQQAxis0):
+        return _as_packed_axis0(stored, matrix)
+    assert isinstance(stored, HQQ)
     scales = (parts["scale"], parts["zero"], parts.get("pairs"))
-    return Packed(form, rows, columns, parts["W_q"], *scales)
+    return Packed(_form(stored), rows, columns, parts["W_q"], *scales)
 
 
-def _as_packed_axis0(scheme: HQQAxis0, matrix: QuantizedTensor) -> PackedAxis0 | None:
+def _as_packed_axis0(stored: HQQAxis0, matrix: QuantizedTensor) -> PackedAxis0:
     rows, columns = matrix.shape
-    if scheme.nbits == 3 or rows % scheme.group_size:  # words, or groups that cut columns
-        return None
     names = (
         "W_q",
         "meta.scale_q",
@@ -118,7 +155,7 @@ def _as_packed_axis0(scheme: HQQAxis0, matrix: QuantizedTensor) -> PackedAxis0 |
         "meta.meta_zero.zero",
     )
     parts = [matrix.parts[name] for name in names]
-    return PackedAxis0(CodeForm(scheme.nbits), scheme.group_size, rows, columns, *parts)
+    return PackedAxis0(CodeForm(stored.nbits), stored.group_size, rows, columns, *parts)
 
 
 def kernels_named(name: str, device: torch.device | str = "cpu") -> Kernels:
@@ -142,6 +179,12 @@ def kernels_named(name: str, device: torch.device | str = "cpu") -> Kernels:
             _log.log(error.level, "%s: plain torch multiplies.", error)
             return TorchKernels()
         raise ConfigError(f"kernels={name!r}: {error}: {error.way_out}.") from error
+
+
+def kernels_planned(device: torch.device) -> Kernels:
+    """Return who would multiply on a device, which needn't be here: then plain torch."""
+    here = device.type == "cpu" or torch.cuda.is_available()
+    return kernels_named("auto", device) if here else TorchKernels()
 
 
 def kernels_beside(name: str) -> Kernels:

@@ -31,7 +31,7 @@ _MOST_TOKENS_BFLOAT16 = 24  # where the CPU multiplies bfloat16 itself: on 16 co
 _MOST_TOKENS_AXIS0 = 32  # where AVX2 is about as fast either way; AVX-512 gains until 48 and on
 _LEAST_NBYTES = 1 << 17  # packed bytes that are worth a thread
 _LEAST_NUMBERS = 1 << 16  # activations that are
-_SCRATCH_NBYTES = 8 << 20  # of dequantized rows at a time
+SCRATCH_NBYTES = 8 << 20  # of dequantized rows at a time
 
 
 def fastest() -> str:
@@ -124,7 +124,7 @@ def multiply_dequantized(
     dtype = x.dtype if has_bfloat16() else torch.float32
     given = x.to(dtype)
     blocks, rows = matrix.form.blocks, matrix.packed_rows
-    height = max(1, min(rows, _SCRATCH_NBYTES // (blocks * matrix.columns * dtype.itemsize)))
+    height = max(1, min(rows, SCRATCH_NBYTES // (blocks * matrix.columns * dtype.itemsize)))
     scratch = torch.empty(blocks * height, matrix.columns, dtype=dtype)
     out = torch.empty(len(x), blocks, rows, dtype=x.dtype)
     for first in range(0, rows, height):

@@ -28,7 +28,7 @@ _ROWS = 8  # that a program has at most, and of three bits always
 _PROGRAMS = 512  # that keep a large GPU busy
 _TOKENS = 4  # that a program takes at once
 _WARP = 32  # threads
-_SCRATCH_NBYTES = 32 << 20  # of dequantized rows at a time: a large GPU's cache holds them
+SCRATCH_NBYTES = 32 << 20  # of dequantized rows at a time: a large GPU's cache holds them
 
 
 def interpreted() -> bool:
@@ -112,7 +112,7 @@ def multiply_dequantized(matrix: Packed, x: Tensor) -> Tensor:
     """
     blocks, rows = matrix.form.blocks, matrix.packed_rows
     row_nbytes = blocks * matrix.columns * x.dtype.itemsize
-    height = max(1, min(rows, _SCRATCH_NBYTES // row_nbytes))
+    height = max(1, min(rows, SCRATCH_NBYTES // row_nbytes))
     scratch = torch.empty(blocks * height, matrix.columns, dtype=x.dtype, device=x.device)
     out = torch.empty(len(x), blocks, rows, dtype=x.dtype, device=x.device)
     for first in range(0, rows, height):
