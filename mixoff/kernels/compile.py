@@ -16,14 +16,18 @@ from mixoff.kernels.layout import CodeForm, Form
 from mixoff.kernels.parts import NAME, add_parts
 from mixoff.kernels.threads import Worker
 
-ISAS = ("avx512-vnni", "avx2", "generic")
+ISAS = ("avx512-vnni", "avx-vnni", "avx2", "generic")
 
-_NEEDED = {
-    "avx512-vnni": ("avx512f", "avx512bw", "avx512vl", "avx512vnni"),
-    "avx2": ("avx2", "fma"),
-    "generic": (),
+_AVX2 = ("avx2", "fma", "f16c", "bmi2")
+_AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512vnni")
+_NEEDED = {  # any of these sets of features
+    "avx512-vnni": (_AVX512,),
+    "avx-vnni": ((*_AVX2, "avxvnni"), (*_AVX2, "avx512vl", "avx512vnni")),  # the same, or as good
+    "avx2": (_AVX2,),
+    "generic": ((),),
 }
 
+_ALONE = ("avx-vnni", "avx2")  # compiled with nothing else that this CPU may have
 _ATTRIBUTES = '"stackrealign"'  # vectors that are kept on the stack don't cross cache lines
 
 _Write = Callable[[ir.Module], Function]
@@ -32,8 +36,14 @@ _Write = Callable[[ir.Module], Function]
 @cache
 def usable_isas() -> tuple[str, ...]:
     """Return the instruction sets that this CPU has kernels for, the fastest first."""
+    return tuple(isa for isa in ISAS if _needed(isa) is not None)
+
+
+def _needed(isa: str) -> tuple[str, ...] | None:
+    """Return the features that an instruction set takes of this CPU; None if it lacks some."""
     features = _features()
-    return tuple(isa for isa in ISAS if all(features.get(name) for name in _NEEDED[isa]))
+    every = (names for names in _NEEDED[isa] if all(features.get(name) for name in names))
+    return next(every, None)
 
 
 @cache
@@ -96,7 +106,7 @@ def _compile(module: ir.Module, isa: str) -> int:
     parsed.verify()
     target = binding.Target.from_triple(module.triple)
     machine = target.create_target_machine(
-        cpu="generic" if isa == "avx2" else binding.get_host_cpu_name(),
+        cpu="generic" if isa in _ALONE else binding.get_host_cpu_name(),
         features=_features_for(isa),
         opt=3,
     )
@@ -110,8 +120,8 @@ def _compile(module: ir.Module, isa: str) -> int:
 
 
 def _features_for(isa: str) -> str:
-    if isa == "avx2":
-        return "+avx2,+fma,+f16c,+bmi2"
+    if isa in _ALONE:
+        return ",".join(f"+{name}" for name in _needed(isa) or ())
     return str(binding.get_host_cpu_features().flatten()) + (
         ",-prefer-256-bit" if isa == "avx512-vnni" else ""
     )

@@ -83,7 +83,8 @@ def dots(
     Parameters
     ----------
     isa
-        "avx512-vnni", "avx2" (whose codes are below 2**7), "avx2-bytes" (for any) or "generic".
+        "avx512-vnni", "avx-vnni", "avx2" (whose codes are below 2**7), "avx2-bytes" (for any) or
+        "generic".
     codes
         Some <64 x i8> of each row, bytes up to `largest_code`. They are asked for where they are
         used: what is written earlier than that has to be kept.
@@ -96,6 +97,8 @@ def dots(
             for first in range(0, len(codes), _ROWS_AT_A_TIME)
             for total in _vnni(function, codes[first : first + _ROWS_AT_A_TIME], high, low)
         ]
+    if isa == "avx-vnni":
+        return [_avx_vnni(function, own, high, low) for own in codes]
     if isa == "avx2":
         return [_avx2(function, [*own], high, low) for own in codes]
     if isa == "avx2-bytes":
@@ -122,6 +125,24 @@ def _vnni(
                 arguments = [total[half], words, activations[half]]
                 total[half] = build.call(multiply, arguments)
     return [build.add(build.shl(above, fill(I32, LANES, 8)), below) for above, below in sums]
+
+
+def _avx_vnni(
+    function: Function, codes: Iterable[Value], high: Sequence[Value], low: Sequence[Value]
+) -> Value:
+    build, half = function.build, vector(I32, LANES // 2)
+    multiply = function.intrinsic("llvm.x86.avx512.vpdpbusd.256", half, [half] * 3)
+    halves = (range(LANES // 2), range(LANES // 2, LANES))
+    sums = [[fill(I32, LANES // 2, 0)] * 2 for _ in halves]
+    for given in zip(codes, high, low, strict=True):
+        words, *activations = (build.bitcast(value, _SUMS) for value in given)
+        for lanes, total in zip(halves, sums, strict=True):
+            own = function.pick(words, lanes)
+            for byte, values in enumerate(activations):
+                arguments = [total[byte], own, function.pick(values, lanes)]
+                total[byte] = build.call(multiply, arguments)
+    eight = fill(I32, LANES // 2, 8)
+    return function.join(*(build.add(build.shl(above, eight), below) for above, below in sums))
 
 
 def _avx2(
