@@ -10,7 +10,7 @@ the first cache for all rows of a piece.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from llvmlite import ir
@@ -40,6 +40,14 @@ def add_multiply(module: ir.Module, form: Form, isa: str, *, together: bool) -> 
     return function.end()
 
 
+def _passes(form: Form, *, at_once: int) -> Iterator[Sequence[int]]:
+    """Yield rows whose codes share planes, some at once: registers have no room for more."""
+    for _, blocks in itertools.groupby(sorted(range(form.blocks), key=form.planes), form.planes):
+        rows = [*blocks]
+        for first in range(0, len(rows), at_once):
+            yield rows[first : first + at_once]
+
+
 class _Multiply:
     def __init__(self, function: Function, form: Form, isa: str, tokens: int) -> None:
         self._f, self._form, self._isa = function, form, isa
@@ -47,9 +55,7 @@ class _Multiply:
             self._isa = "avx2-bytes"
         self._largest = largest_code(self._isa, form.nbits, form.lane // 4)
         self._groups = function.div(function["columns"], form.group_size)
-        # Rows whose codes share planes: registers have no room for more.
-        by_planes = itertools.groupby(sorted(range(form.blocks), key=form.planes), form.planes)
-        self._passes = [[*blocks] for _, blocks in by_planes]
+        self._passes = [*_passes(form, at_once=form.blocks if tokens == 1 else 2)]
         kind, rows = vector(F32, LANES), len(self._passes[0])
         self._sums = [[function.variable(kind) for _ in range(rows)] for _ in range(tokens)]
         self._wide = {LANES * form.lane, WIDTH}  # columns of steps
