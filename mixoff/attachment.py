@@ -11,6 +11,7 @@ from mixoff.formats import AnyCheckpoint
 from mixoff.kernels import Kernels, TorchKernels
 from mixoff.layers import OffloadedExperts, QuantizedLinear
 from mixoff.predictors import Prefetcher, predictor_named
+from mixoff.quantization import Unquantized
 
 
 def attach(model: nn.Module, cache: ExpertCache, offload: OffloadConfig) -> None:
@@ -37,8 +38,10 @@ def give_kernels(
 ) -> None:
     """Say who multiplies by packed matrices on the model's device, and beside it on the CPU."""
     kernels.busy = beside.busy = cache.busy_cores
-    if cache.device.type == "cpu" and not isinstance(kernels, TorchKernels):
-        use_grouped_attention(model)
+    packed = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    quantized = any(not isinstance(one.layout.quantization, Unquantized) for one in packed)
+    if quantized and cache.device.type == "cpu" and not isinstance(kernels, TorchKernels):
+        use_grouped_attention(model)  # else results stay transformers' to the bit
     for module in model.modules():
         if isinstance(module, QuantizedLinear | OffloadedExperts):
             module.kernels = kernels

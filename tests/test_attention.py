@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import EXACT, MIXED
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from mixoff import attention, builder
@@ -57,16 +58,21 @@ def test_one_token_is_not_left_to_transformers(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("kernels", "asked", "used"),
-    [("cpu", "sdpa", NAME), ("torch", "sdpa", "sdpa"), ("cpu", "eager", "eager")],
+    ("kernels", "scheme", "asked", "used"),
+    [
+        ("cpu", MIXED, "sdpa", NAME),
+        ("cpu", MIXED, "eager", "eager"),
+        ("cpu", EXACT, "sdpa", "sdpa"),
+        ("torch", MIXED, "sdpa", "sdpa"),
+    ],
 )
 @torch.no_grad()
-def test_kernels_come_with_it_unless_another_attention_was_asked_for(
-    quantized, monkeypatch, kernels, asked, used
+def test_kernels_of_quantized_models_come_with_it_unless_another_was_asked_for(
+    quantized, monkeypatch, kernels, scheme, asked, used
 ):
     if kernels == "cpu":
         pytest.importorskip("llvmlite", reason="kernels are compiled by it")
-    folder = quantized()
+    folder = quantized(scheme)
     if asked == "eager":
         own = builder._settings
 
