@@ -23,9 +23,10 @@ that can't be had here is named with the reason.
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from peers.experts import Peer, expert_peers
@@ -93,18 +94,21 @@ def resident(scheme: HQQ | HQQAxis0, seed: int) -> list[PackedMatrix]:
     return [*tensors.values()]
 
 
-def ours(scheme: HQQ | HQQAxis0, isa: str, copies: int, tokens: int) -> Arm:
-    """Return our kernels on an instruction set."""
+def ours(scheme: HQQ | HQQAxis0, copies: int, tokens: int) -> Iterator[Arm]:
+    """Yield our kernels on each instruction set; in a round, each goes through another expert."""
     experts = [resident(scheme, 7 * n) for n in range(copies)]
     inputs = [torch.randn(tokens, s[1]) for s in SHAPES]
     most = most_tokens(torch.float32, type(as_packed(experts[0][0])))
     operation = multiply if tokens <= most else multiply_dequantized
 
-    def run(number: int) -> None:
+    def run(number: int, place: int, isa: str) -> None:
+        number += place
         for matrix, x in zip(experts[number % copies], inputs, strict=True):
             operation(as_packed(matrix), x, isa=isa)
 
-    return Arm(f"{label(scheme)}, {isa}", sum(m.nbytes for m in experts[0]), run, [])
+    nbytes = sum(matrix.nbytes for matrix in experts[0])
+    for place, isa in enumerate(usable_isas()):
+        yield Arm(f"{label(scheme)}, {isa}", nbytes, partial(run, place=place, isa=isa), [])
 
 
 def torch_path(scheme: HQQ | HQQAxis0, tokens: int) -> Arm:
@@ -177,7 +181,7 @@ def arms(tokens: int, copies: int) -> list[Arm]:
     """Return everything that is compared."""
     found = [read_bandwidth(1 << 29)]
     for scheme in SCHEMES:
-        found += [ours(scheme, isa, copies, tokens) for isa in usable_isas()]
+        found += ours(scheme, copies, tokens)
         found += [torch_path(scheme, tokens), hqq_path(scheme, tokens)]
     return [*found, torch_int4(tokens)]
 
