@@ -42,15 +42,19 @@ class Arm:
         return [str(self.python), str(HERE / self.worker), json.dumps(self.settings)]
 
 
-def environment(threads: int) -> dict[str, str]:
-    """Return what all workers get: so many threads, none of which spins while another computes."""
+def environment(threads: int, *, alone: bool) -> dict[str, str]:
+    """Return what all workers get: so many threads.
+
+    Those of one that waits for its turn while others compute sleep. One that runs alone has what
+    its users have: threads that are awake from one product to the next.
+    """
     count = str(threads)
     return {
         **os.environ,
         "OMP_NUM_THREADS": count,
         "MKL_NUM_THREADS": count,
         "OPENBLAS_NUM_THREADS": count,
-        "OMP_WAIT_POLICY": "passive",
+        **({} if alone else {"OMP_WAIT_POLICY": "passive"}),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
@@ -136,7 +140,9 @@ def _parents() -> Iterator[tuple[int, Path]]:
 class Worker:
     """A worker's process. What it prints, a line of JSON at a time, is what it found."""
 
-    def __init__(self, arm: Arm, threads: int, group: Group | None = None) -> None:
+    def __init__(
+        self, arm: Arm, threads: int, group: Group | None = None, *, alone: bool = False
+    ) -> None:
         def enter() -> None:
             assert group is not None
             (group.folder / "cgroup.procs").write_text(str(os.getpid()))
@@ -145,7 +151,7 @@ class Worker:
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
                 arm.words(),
-                env=environment(threads),
+                env=environment(threads, alone=alone),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -214,7 +220,7 @@ def run_once(arm: Arm, threads: int, cap: int | None, *, timeout_s: float = 600)
     if arm.files is not None:
         evict(arm.files)
     with capped(cap) as group:
-        worker = Worker(arm, threads, group)
+        worker = Worker(arm, threads, group, alone=True)
         timer = threading.Timer(timeout_s, worker.process.kill)
         timer.start()
         try:
