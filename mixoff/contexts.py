@@ -7,11 +7,12 @@ behind the others.
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-_ROOM = 64  # tokens that there is room for after a copy, or a quarter of all if that is more
+_STEP = 64  # tokens, at least, by which memory grows
 
 
 class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers' own
@@ -36,17 +37,22 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transforme
         return keys, values
 
     def reset(self) -> None:
-        """Forget all tokens."""
+        """Do what transformers' layers do, and give up the memory."""
         self._rooms.clear()
         super().reset()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_rooms": {}}  # a copy grows in memory of its own
 
     def _with(self, present: Tensor | None, new: Tensor, name: str) -> Tensor:
         assert present is not None, "it was made to hold tokens"
         start = _length(present)
+        if start and _kind(present) != _kind(new):
+            return torch.cat([present, new], dim=-2)  # which promotes or refuses
         end = start + new.shape[-2]
         room = self._rooms.get(name)
         if room is None or not _begins(present, room) or end > _length(room):
-            room = new.new_empty(*new.shape[:-2], end + max(_ROOM, end // 4), new.shape[-1])
+            room = new.new_empty(*new.shape[:-2], _room_for(end), new.shape[-1])
             if start:
                 room[..., :start, :] = present
             self._rooms[name] = room
@@ -54,13 +60,23 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transforme
         return room[..., :end, :]
 
 
+def _room_for(tokens: int) -> int:
+    """Return how many tokens get memory: powers of two just that, others a quarter more at most."""
+    step = max(_STEP, 1 << (tokens.bit_length() - 1) >> 2)
+    return -(-tokens // step) * step
+
+
 def _length(tensor: Tensor) -> int:
     return tensor.shape[-2] if tensor.numel() else 0
 
 
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape[:-2], tensor.shape[-1], tensor.dtype, tensor.device
+
+
 def _begins(tensor: Tensor, room: Tensor) -> bool:
-    """Return whether a tensor is the first tokens of a room."""
-    return tensor.is_set_to(room[..., : _length(tensor), :])
+    """Return whether a tensor is the first tokens of a room, and more could stand behind them."""
+    return _kind(tensor) == _kind(room) and tensor.is_set_to(room[..., : _length(tensor), :])
 
 
 def growing_cache(config: PreTrainedConfig) -> DynamicCache:

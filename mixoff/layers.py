@@ -49,6 +49,10 @@ class QuantizedLinear(nn.Module):
             self._views = record, self.layout.tensors(record)["weight"]
         return self._views[1]
 
+    def _apply(self, *args: Any, **settings: Any) -> Any:
+        self._views = None  # or the record would stay where it was, too
+        return super()._apply(*args, **settings)  # type: ignore[no-untyped-call]
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_views": None}  # a copy has a record of its own
 

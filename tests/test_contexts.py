@@ -1,5 +1,7 @@
 """Keys and values that grow in place are those that transformers would join."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from transformers import DynamicCache, MixtralConfig
 from transformers.cache_utils import DynamicLayer
 
+from mixoff import contexts
 from mixoff.contexts import GrowingLayer, growing_cache
 
 HEADS, SIZE = 2, 4
@@ -48,8 +51,32 @@ def test_copies_are_few_beside_tokens():
         layer.update(states(1, token), states(1, token))
         places.add(layer.keys.data_ptr())
     assert len(places) < 20
-    room = layer._rooms["keys"].shape[-2]
-    assert room <= 2000 * 5 // 4 + 64, "memory beyond the tokens is a quarter of them at most"
+    assert layer._rooms["keys"].shape[-2] == 2048
+
+
+@given(st.integers(1, 10**6))
+def test_memory_beyond_the_tokens_is_a_quarter_of_them_at_most_and_none_for_powers_of_two(tokens):
+    assert tokens <= contexts._room_for(tokens) <= max(tokens * 5 // 4, tokens + 63)
+    assert contexts._room_for(64 << tokens % 12) == 64 << tokens % 12
+
+
+def test_a_shallow_copy_goes_on_in_memory_of_its_own():
+    layer = GrowingLayer()
+    layer.update(states(3, 0), states(3, 1))
+    other = copy.copy(layer)
+    layer.update(states(1, 2), states(1, 2))
+    other.update(states(1, 3), states(1, 3))
+    assert torch.equal(layer.keys, torch.cat([states(3, 0), states(1, 2)], dim=-2))
+    assert torch.equal(other.keys, torch.cat([states(3, 0), states(1, 3)], dim=-2))
+
+
+def test_what_does_not_fit_is_refused_or_promoted_as_by_transformers():
+    layer = GrowingLayer()
+    layer.update(states(3, 0), states(3, 1))
+    with pytest.raises(RuntimeError, match="Sizes of tensors must match"):
+        layer.update(*[states(1, 2).expand(2, -1, -1, -1)] * 2)
+    keys, _ = layer.update(*[states(1, 2).double()] * 2)
+    assert keys.dtype is torch.float64
 
 
 @pytest.mark.parametrize("change", ["reset", "reorder", "repeat", "select"])

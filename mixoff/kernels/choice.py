@@ -114,7 +114,7 @@ class PackedKernels(Kernels):
         """Return the bytes of the rows that are dequantized at a time."""
         if dtype not in self._dtypes or _packed_kind(stored, shape) not in self._matrices:
             return self._torch.workspace_nbytes(stored, shape, dtype)
-        return min(self._scratch_nbytes, math.prod(shape) * dtype.itemsize)
+        return min(self._scratch_nbytes, math.prod(shape) * 4)  # float32 for any type, it may be
 
 
 def _packed_kind(stored: Quantization, shape: Shape) -> type | None:
