@@ -1,8 +1,7 @@
 """Keys and values of what a model has read, in memory with room for more. Knows no tokens.
 
 transformers joins each token's keys and values to all that came before, and copies these each
-time: a tenth of what a layer of Mixtral takes after 4,096 tokens on a CPU. Here they are written
-behind the others.
+time, the more the longer the context. Here they are written behind the others.
 """
 
 from typing import Any
