@@ -41,8 +41,8 @@ def runs_of_lanes(length: int) -> list[int]:
 def by_lane(function: Function, vectors: Sequence[Value]) -> list[Value]:
     """Return vectors <64 x i8> of which the n-th has each run's n-th dword in the run's lane.
 
-    A run is as many neighbours as there are dwords in vectors, 16 or 8 bytes. Quarters of vectors
-    stay quarters: what crosses them takes a processor two or three times as long.
+    A run is four neighbours for each vector, 16 or 8. Quarters of vectors stay quarters: shuffles
+    that cross them are slower.
     """
     rows = [[function.build.bitcast(v, _SUMS)] for v in vectors]
     width = len(rows)  # dwords of a run that stand side by side
