@@ -131,6 +131,22 @@ def test_bfloat16_is_multiplied_in_float32_where_the_cpu_cannot(native, monkeypa
     assert (cpu.most_tokens(torch.bfloat16) < cpu.most_tokens(torch.float32)) is native
 
 
+@pytest.mark.parametrize(
+    ("nbits", "group", "tokens", "isa"),
+    [
+        (4, 64, 1, "avx-vnni"),
+        (4, 64, 2, "avx512-vnni"),
+        (4, 16, 1, "avx512-vnni"),
+        (2, 64, 1, "avx512-vnni"),
+    ],
+)
+def test_vectors_are_as_wide_as_is_fastest(monkeypatch, nbits, group, tokens, isa):
+    monkeypatch.setattr(cpu, "usable_isas", lambda: ("avx512-vnni", "avx-vnni", "generic"))
+    assert cpu.fastest(Form(nbits, group, False), tokens) == isa
+    monkeypatch.setattr(cpu, "usable_isas", lambda: ("avx2", "generic"))
+    assert cpu.fastest(Form(nbits, group, False), tokens) == "avx2"
+
+
 @pytest.mark.parametrize("isa", ISAS)
 def test_large_and_tiny_activations_in_one_token_keep_their_precision(isa):
     matrix = random_matrix(HQQ(4, 64), 16, 1024, 0)

@@ -19,7 +19,7 @@ from mixoff.kernels.compile import (
     usable_isas,
 )
 from mixoff.kernels.dot import WIDTH
-from mixoff.kernels.layout import Form, Packed, PackedAxis0
+from mixoff.kernels.layout import CodeForm, Form, Packed, PackedAxis0
 from mixoff.kernels.multiply import TOGETHER
 from mixoff.kernels.threads import share_out
 
@@ -34,8 +34,15 @@ _LEAST_NUMBERS = 1 << 16  # activations that are
 SCRATCH_NBYTES = 8 << 20  # of dequantized rows at a time
 
 
-def fastest() -> str:
-    """Return the instruction set that is used where none is named."""
+def fastest(form: CodeForm | None = None, tokens: int = 2) -> str:
+    """Return the instruction set that is used where none is named.
+
+    One token's products with 4 bits in large groups take so few steps that vectors half as wide
+    keep up with memory, and on a CPU with both they get more from it (benchmarks/kernels.py).
+    """
+    large = isinstance(form, Form) and form.nbits == 4 and form.group_size >= WIDTH
+    if large and tokens == 1 and "avx-vnni" in usable_isas():
+        return "avx-vnni"
     return usable_isas()[0]
 
 
@@ -55,7 +62,7 @@ def multiply(
     As many threads are `spared` for something else. Products are exact in activations of 16 bits
     (`mixoff.kernels.activations`), so the error is about 3e-5 of the result.
     """
-    isa = isa or fastest()
+    isa = isa or fastest(matrix.form, len(x))
     if isinstance(matrix, PackedAxis0):
         return _multiply_axis0(matrix, x, isa, spared)
     count, columns = x.shape
