@@ -87,11 +87,9 @@ def read_bandwidth(nbytes: int) -> Arm:
 def resident(scheme: HQQ | HQQAxis0, seed: int) -> list[PackedMatrix]:
     """Return an expert's matrices as they lie in a slot of the cache."""
     layout = RecordLayout(scheme, tuple((str(number), s) for number, s in enumerate(SHAPES)))
-    tensors = layout.tensors(aligned_buffer(layout.nbytes))
-    for shape, matrix in zip(SHAPES, tensors.values(), strict=True):
-        for name, part in random_matrix(scheme, shape, seed).parts.items():
-            matrix.pieces[0].parts[name].copy_(part)
-    return [*tensors.values()]
+    record = aligned_buffer(layout.nbytes)
+    record.copy_(layout.pack({name: random_matrix(scheme, s, seed) for name, s in layout.shapes}))
+    return [*layout.tensors(record).values()]
 
 
 def ours(scheme: HQQ | HQQAxis0, copies: int, tokens: int) -> Iterator[Arm]:
@@ -102,8 +100,7 @@ def ours(scheme: HQQ | HQQAxis0, copies: int, tokens: int) -> Iterator[Arm]:
     operation = multiply if tokens <= most else multiply_dequantized
 
     def run(number: int, place: int, isa: str) -> None:
-        number += place
-        for matrix, x in zip(experts[number % copies], inputs, strict=True):
+        for matrix, x in zip(experts[(number + place) % copies], inputs, strict=True):
             operation(as_packed(matrix), x, isa=isa)
 
     nbytes = sum(matrix.nbytes for matrix in experts[0])

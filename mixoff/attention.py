@@ -39,16 +39,17 @@ def attend(
     scaling: float | None = None,
     **settings: Any,
 ) -> tuple[Tensor, None]:
-    """Return softmax(Q K^T) V, [B, H, T, d] and two [B, H / g, S, d] -> [B, T, H, d].
+    """Return softmax(Q K^T) V, [B, H, T, d] and two [B, G, S, d] -> [B, T, H, d].
 
-    More tokens than one, and masks that differ between heads, are transformers' business.
+    H / G heads of queries share one of keys and values. More tokens than one, and masks that differ
+    between heads, are transformers' business.
     """
     batch, heads, tokens, size = query.shape
     groups = key.shape[1]
     shared_mask = attention_mask is None or attention_mask.shape[1] == 1
     if tokens > 1 or heads == groups or not shared_mask:
-        whole = (module, query, key, value, attention_mask)
-        result: tuple[Tensor, None] = sdpa_attention_forward(*whole, scaling=scaling, **settings)
+        given = (module, query, key, value, attention_mask)
+        result: tuple[Tensor, None] = sdpa_attention_forward(*given, scaling=scaling, **settings)
         return result
     together = query.reshape(batch, groups, heads // groups, size)
     attended = torch.nn.functional.scaled_dot_product_attention(

@@ -4,6 +4,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -126,6 +127,7 @@ def _packed_kind(stored: Quantization, shape: Shape) -> type | None:
     return None
 
 
+@cache
 def _form(stored: HQQ) -> Form:
     return Form(stored.nbits, stored.group_size, stored.scale_nbits == 8)
 

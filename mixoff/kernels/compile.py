@@ -22,7 +22,8 @@ _AVX2 = ("avx2", "fma", "f16c", "bmi2")
 _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512vnni")
 _NEEDED = {  # any of these sets of features
     "avx512-vnni": (_AVX512,),
-    "avx-vnni": ((*_AVX2, "avxvnni"), (*_AVX2, "avx512vl", "avx512vnni")),  # the same, or as good
+    # The same instructions, in their own encoding or in AVX-512's.
+    "avx-vnni": ((*_AVX2, "avxvnni"), (*_AVX2, "avx512vl", "avx512vnni")),
     "avx2": (_AVX2,),
     "generic": ((),),
 }

@@ -25,25 +25,30 @@ from mixoff.kernels.threads import share_out
 
 DTYPES = (torch.float32, torch.bfloat16)
 MATRICES = (Packed, PackedAxis0)
+SCRATCH_NBYTES = 8 << 20  # of dequantized rows at a time
 
 _MOST_TOKENS = 128  # beyond, dequantizing is faster: found by benchmarks/switch.py on 2 cores
 _MOST_TOKENS_BFLOAT16 = 24  # where the CPU multiplies bfloat16 itself: on 16 cores with AMX
 _MOST_TOKENS_AXIS0 = 32  # where AVX2 is about as fast either way; AVX-512 gains until 48 and on
 _LEAST_NBYTES = 1 << 17  # packed bytes that are worth a thread
 _LEAST_NUMBERS = 1 << 16  # activations that are
-SCRATCH_NBYTES = 8 << 20  # of dequantized rows at a time
 
 
-def fastest(form: CodeForm | None = None, tokens: int = 2) -> str:
-    """Return the instruction set that is used where none is named.
+def fastest() -> str:
+    """Return the instruction set that is used where none is named."""
+    return usable_isas()[0]
+
+
+def fastest_to_multiply(form: CodeForm, tokens: int) -> str:
+    """Return the instruction set that `multiply` uses where none is named.
 
     One token's products with 4 bits in large groups take so few steps that vectors half as wide
-    keep up with memory, and on a CPU with both they get more from it (benchmarks/kernels.py).
+    keep up with memory; on Zen 4 they got a tenth more from it (benchmarks/kernels.py).
     """
     large = isinstance(form, Form) and form.nbits == 4 and form.group_size >= WIDTH
     if large and tokens == 1 and "avx-vnni" in usable_isas():
         return "avx-vnni"
-    return usable_isas()[0]
+    return fastest()
 
 
 def most_tokens(dtype: torch.dtype, kind: type = Packed) -> int:
@@ -62,7 +67,7 @@ def multiply(
     As many threads are `spared` for something else. Products are exact in activations of 16 bits
     (`mixoff.kernels.activations`), so the error is about 3e-5 of the result.
     """
-    isa = isa or fastest(matrix.form, len(x))
+    isa = isa or fastest_to_multiply(matrix.form, len(x))
     if isinstance(matrix, PackedAxis0):
         return _multiply_axis0(matrix, x, isa, spared)
     count, columns = x.shape

@@ -20,6 +20,7 @@ from mixoff.kernels.triton_multiply import multiply_kernel
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MATRICES = (Packed,)
+SCRATCH_NBYTES = 32 << 20  # of dequantized rows at a time: a large GPU's cache holds them
 
 _MOST_TOKENS = (
     16  # that are multiplied straight from packed weights; nobody measured where to switch
@@ -28,7 +29,6 @@ _ROWS = 8  # that a program has at most, and of three bits always
 _PROGRAMS = 512  # that keep a large GPU busy
 _TOKENS = 4  # that a program takes at once
 _WARP = 32  # threads
-SCRATCH_NBYTES = 32 << 20  # of dequantized rows at a time: a large GPU's cache holds them
 
 
 def interpreted() -> bool:

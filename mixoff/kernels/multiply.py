@@ -3,7 +3,8 @@
 Of W = (W_q - zero) * scale, a group adds scale * (sum of W_q x - zero * sum of x) to y. Products of
 codes and activations are exact integers (`dot`, `activations`).
 
-For few tokens a row of codes is read from memory once, and goes through the tokens one by one. For
+For few tokens a row of codes is read from memory once, and goes through the tokens one by one; of
+three bits, the plane of high bits comes from the cache for the second half of its rows. For
 many, `TOGETHER` tokens share what it costs to unpack codes, and loops go through pieces: of rows,
 so that codes stay in the second cache for all tokens, and of columns, so that activations stay in
 the first cache for all rows of a piece.
@@ -181,7 +182,7 @@ class _Multiply:
         """Return vectors of packed bytes by lanes: activations lie in this order already."""
         f, vectors = self._f, self._form.lane // 4
         parts = [self._codes.planes(f.add(k, n * WIDTH), self._blocks) for n in range(vectors)]
-        planes = [by_lane(f, own) if own[0] else own for own in zip(*parts, strict=True)]
+        planes = [own if own[0] is None else by_lane(f, own) for own in zip(*parts, strict=True)]
         return list(zip(*planes, strict=True))  # [vectors][planes]
 
     def _add(
