@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mixoff.errors import ConfigError
 from mixoff.kernels import TorchKernels, kernels_named
-from mixoff.kernels.choice import PackedKernels
+from mixoff.kernels.choice import PackedKernels, as_packed
 from mixoff.kernels.layout import Form, Packed
 from mixoff.kernels.threads import Worker, share_out
 from mixoff.quantization import (
@@ -25,6 +25,7 @@ from mixoff.quantization import (
 
 pytest.importorskip("llvmlite", reason="kernels are compiled by it")
 
+from mixoff.kernels import compile as compiling
 from mixoff.kernels import cpu, threads
 from mixoff.kernels.compile import usable_isas
 
@@ -131,16 +132,31 @@ def test_bfloat16_is_multiplied_in_float32_where_the_cpu_cannot(native, monkeypa
     assert (cpu.most_tokens(torch.bfloat16) < cpu.most_tokens(torch.float32)) is native
 
 
+@pytest.mark.parametrize("name", ["znver4", "znver5"])
+@pytest.mark.parametrize("scheme", [HQQ(2, 16, 8), HQQ(3, 64), HQQAxis0(2, 16, 128)])
+def test_where_memory_is_asked_for_changes_nothing(monkeypatch, name, scheme):
+    monkeypatch.setattr(compiling, "_cpu", lambda: name)
+    for make in ("multiply_worker", "axis0_multiply_worker"):  # compiled anew
+        monkeypatch.setattr(cpu, make, getattr(cpu, make).__wrapped__)
+    matrix = QuantizedTensor.quantize(torch.randn(32, 2304), scheme)
+    x = torch.randn(1, 2304)
+    expected = x.double() @ matrix.dequantize().double().T
+    found = cpu.multiply(as_packed(matrix), x)
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
 @pytest.mark.parametrize(
-    ("nbits", "group", "tokens", "isa"),
+    ("name", "nbits", "group", "tokens", "isa"),
     [
-        (4, 64, 1, "avx-vnni"),
-        (4, 64, 2, "avx512-vnni"),
-        (4, 16, 1, "avx512-vnni"),
-        (2, 64, 1, "avx512-vnni"),
+        ("znver4", 4, 64, 1, "avx-vnni"),
+        ("znver4", 4, 64, 2, "avx512-vnni"),
+        ("znver4", 4, 16, 1, "avx512-vnni"),
+        ("znver4", 2, 64, 1, "avx512-vnni"),
+        ("znver5", 4, 64, 1, "avx512-vnni"),
     ],
 )
-def test_vectors_are_as_wide_as_is_fastest(monkeypatch, nbits, group, tokens, isa):
+def test_vectors_are_as_wide_as_is_fastest(monkeypatch, name, nbits, group, tokens, isa):
+    monkeypatch.setattr(compiling, "_cpu", lambda: name)
     monkeypatch.setattr(cpu, "usable_isas", lambda: ("avx512-vnni", "avx-vnni", "generic"))
     assert cpu.fastest_to_multiply(Form(nbits, group, False), tokens) == isa
     monkeypatch.setattr(cpu, "usable_isas", lambda: ("avx2", "generic"))

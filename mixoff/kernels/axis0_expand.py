@@ -5,7 +5,7 @@ With what all kernels for such groups read.
 
 from llvmlite import ir
 
-from mixoff.kernels.codes import Codes
+from mixoff.kernels.codes import AHEAD, Ahead, Codes
 from mixoff.kernels.dot import WIDTH
 from mixoff.kernels.expand import store_weights
 from mixoff.kernels.ir import F32, I8, Function, Value, vector
@@ -17,8 +17,6 @@ MATRIX = ("codes", "scale", "zero", "scale_step", "scale_zero", "zero_step", "ze
 SIZES = ("first", "last", "packed_rows", "bundles", "columns", "period")
 
 PIECE = 16  # columns that are floats at a time
-
-_AHEAD = 1024  # bytes of scales and zeros, which are read once
 
 _FLOATS = vector(F32, PIECE)
 
@@ -39,8 +37,8 @@ def add_expand(module: ir.Module, form: CodeForm, *, halves: bool) -> Function:
 class Axis0Scales:
     """Scales and zeros of some columns of a bundle, 16 at a time."""
 
-    def __init__(self, function: Function, bundle: Value) -> None:
-        self._f = function
+    def __init__(self, function: Function, bundle: Value, ahead: Ahead = AHEAD[2]) -> None:
+        self._f, self._ahead = function, ahead
         self._start = function.mul(bundle, function["columns"])
         self.zero_step, self.zero_zero = (self._number(n) for n in ("zero_step", "zero_zero"))
 
@@ -49,9 +47,9 @@ class Axis0Scales:
         f = self._f
         self._at = f.add(self._start, k)
         self._own = f.build.urem(self._at, f["period"])
-        for ahead in range(_AHEAD, _AHEAD + wide, WIDTH):
+        for line in range(self._ahead.scales, self._ahead.scales + wide, WIDTH):
             for name in ("scale", "zero"):
-                f.prefetch(f[name], f.add(self._at, ahead))
+                f.prefetch(f[name], f.add(self._at, line), self._ahead.cache)
 
     def scale(self, offset: int, count: Value | None) -> Value:
         """Return scales, <16 x float>; only the first `count` are there."""

@@ -13,31 +13,32 @@ from llvmlite import ir
 
 from mixoff.kernels.activations import LARGEST, split
 from mixoff.kernels.axis0_expand import MATRIX, PIECE, SIZES, WIDE, Axis0Scales, load_columns
-from mixoff.kernels.codes import Codes
+from mixoff.kernels.codes import Ahead, Codes
 from mixoff.kernels.dot import LANES, WIDTH, dots, largest_code
 from mixoff.kernels.ir import BYTES, F32, I8, I32, Function, Value, fill, vector
 from mixoff.kernels.layout import CodeForm
 
 _CHUNK = 8 * WIDE  # columns whose x' are kept at a time, for all rows of a bundle
+_AHEAD = {1: Ahead(_CHUNK, 4096, 1), 2: Ahead(_CHUNK, 1024, 2)}  # on Zen 5, and on Zen 4
 _SMALLEST_STEP = 2.0**-126  # its inverse is finite; smaller activations count as 0
 
 _FLOATS = vector(F32, PIECE)
 
 
-def add_multiply(module: ir.Module, form: CodeForm, isa: str) -> Function:
+def add_multiply(module: ir.Module, form: CodeForm, isa: str, *, cache: int = 2) -> Function:
     """Write the function ``multiply``, which adds to out[t, n] for the rows of some bundles.
 
     Buffers: a `PackedAxis0` matrix as `axis0_expand.add_expand` takes it, float32 x [T, K] and out
     [T, N]. Numbers: the bundles to go through, R, B, K, S, and T.
     """
     function = Function(module, "multiply", (*MATRIX, "x", "out"), (*SIZES, "tokens"))
-    _Multiply(function, form, isa).write()
+    _Multiply(function, form, isa, _AHEAD[cache]).write()
     return function.end()
 
 
 class _Multiply:
-    def __init__(self, function: Function, form: CodeForm, isa: str) -> None:
-        self._f, self._form = function, form
+    def __init__(self, function: Function, form: CodeForm, isa: str, ahead: Ahead) -> None:
+        self._f, self._form, self._ahead = function, form, ahead
         self._isa = "avx2-bytes" if isa == "avx2" and form.nbits == 8 else isa
         self._sums = [function.variable(vector(F32, LANES)) for _ in range(form.blocks)]
         self._zeros = function.variable(_FLOATS)  # the sum of zero * x'
@@ -49,7 +50,7 @@ class _Multiply:
         whole = f.mul(f.div(f["columns"], WIDE), WIDE)
 
         def bundle(b: Value) -> None:
-            self._bundle, self._scales = b, Axis0Scales(f, b)
+            self._bundle, self._scales = b, Axis0Scales(f, b, self._ahead)
             f.loop(0, whole, _CHUNK, chunk)
             f.loop(whole, f["columns"], WIDTH, last)
 
@@ -181,7 +182,7 @@ class _Multiply:
         f, build, vectors = self._f, self._f.build, wide // WIDTH
         largest = largest_code(self._isa, self._form.nbits, WIDE // WIDTH)
         sizes = (f["packed_rows"], f["columns"])
-        codes = Codes(f, self._form, r, *sizes, largest=largest, ahead=_CHUNK)
+        codes = Codes(f, self._form, r, *sizes, largest=largest, ahead=self._ahead)
         self._factors = codes.factors
         for place in self._sums:
             build.store(fill(F32, LANES, 0.0), place)

@@ -4,16 +4,39 @@ A position is a byte offset into a row, the same in every plane.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from llvmlite import ir
 
 from mixoff.kernels.dot import LANES, WIDTH
 from mixoff.kernels.ir import F16, F32, I8, I32, Function, Value, fill, vector
 from mixoff.kernels.layout import GROUPS_PER_PAIR, CodeForm, Form
 
-_AHEAD = 16384  # bytes of codes, which are read once: memory is far
-_SCALES_AHEAD = 1024
+_LINE = 64  # bytes of a cache line
+_PAIR_NBYTES = 16
 
 _BYTES = vector(I8, WIDTH)
 _WORDS = vector(I32, LANES)
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """How far ahead memory is asked for, which is read once: how far depends on the CPU.
+
+    Parameters
+    ----------
+    codes, scales
+        Bytes before they are read.
+    cache
+        The cache they are asked into: 1 or 2, to which more can be on its way.
+    """
+
+    codes: int
+    scales: int
+    cache: int
+
+
+AHEAD = {1: Ahead(8192, 256, 1), 2: Ahead(16384, 1024, 2)}  # on Zen 5, and on Zen 4
 
 
 class Codes:
@@ -34,7 +57,7 @@ class Codes:
     largest
         The largest byte that may come out; 0 for the codes themselves.
     ahead
-        How many bytes before they are read codes are asked for.
+        How far ahead they are asked for.
     """
 
     def __init__(
@@ -46,14 +69,16 @@ class Codes:
         columns: Value,
         *,
         largest: int = 0,
-        ahead: int = _AHEAD,
+        ahead: Ahead = AHEAD[2],
     ) -> None:
         self._f, self._form, self._ahead = function, form, ahead
-        at = function.mul(row, columns)
-        self._starts = [at]
+        self._asked = set[int]()
+        first = function.at(function["codes"], function.mul(row, columns))
+        self._starts = [first]
         if form.nbits == 3:  # two packed rows of the low bits, then one of the high bit
             low = function.mul(rows, columns)
-            self._starts = [at, function.add(at, low), function.add(at, low, low)]
+            second = function.at(first, low)
+            self._starts = [first, second, function.at(second, low)]
         most = (1 << form.nbits) - 1
         self._places = [  # where each block's field is, and where it may stay
             (field, next(n for n in range(field, -1, -1) if not n or most << n <= largest))
@@ -79,14 +104,17 @@ class Codes:
         for plane, start in enumerate(self._starts):
             if plane not in needed:
                 planes.append(None)
-                continue
-            at = f.add(start, position)
-            if count is None:
-                f.prefetch(f["codes"], f.add(at, self._ahead))
-                planes.append(f.load(f["codes"], at, _BYTES))
+            elif count is None:
+                if plane not in self._asked:
+                    f.prefetch(start, f.add(position, self._ahead.codes), self._ahead.cache)
+                planes.append(f.load(start, position, _BYTES))
             else:
-                planes.append(f.load_first(f["codes"], at, _BYTES, count))
+                planes.append(f.load_first(start, position, _BYTES, count))
         return planes
+
+    def again(self, blocks: Iterable[int]) -> None:
+        """Note that all planes of some rows were gone through: they aren't asked for again."""
+        self._asked.update(plane for block in blocks for plane in self._form.planes(block))
 
     def row(self, planes: Sequence[Value], block: int) -> Value:
         """Return the codes <64 x i8> of one row, in the order of the bytes of the planes."""
@@ -127,26 +155,54 @@ class Scales:
         G.
     fused
         Whether byte * factor + offset is rounded once; torch, which dequantizes, rounds twice.
+    times
+        A power of two that zeros are multiplied by.
+    ahead
+        How far ahead they are asked for.
     """
 
     def __init__(
-        self, function: Function, form: Form, row: Value, groups: Value, *, fused: bool
+        self,
+        function: Function,
+        form: Form,
+        row: Value,
+        groups: Value,
+        *,
+        fused: bool,
+        times: int = 1,
+        ahead: Ahead = AHEAD[2],
     ) -> None:
-        self._f, self._bytes, self._fused = function, form.byte_scales, fused
+        self._f, self._form, self._fused, self._ahead = function, form, fused, ahead
+        self._times = times
         self._itemsize = 1 if form.byte_scales else 2
-        self._start = function.mul(row, groups)
+        start = function.mul(row, groups, self._itemsize)
+        self._starts = [function.at(function[name], start) for name in ("scale", "zero")]
         pairs = function.div(function.add(groups, GROUPS_PER_PAIR - 1), GROUPS_PER_PAIR)
-        self._pairs = function.mul(row, pairs)
+        self._pairs = function.at(function["pairs"], function.mul(row, pairs, _PAIR_NBYTES))
+        self._numbers: list[Value] = []
 
-    def read(self, group: Value, lanes: int, count: Value | None = None) -> tuple[Value, Value]:
-        """Return scale and zero of some groups, <lanes x float> each; `count` as for codes."""
-        scale, zero = (self._stored(name, group, lanes, count) for name in ("scale", "zero"))
-        if not self._bytes:
-            return scale, zero
-        f = self._f
-        pair = f.mul(f.add(self._pairs, f.div(group, GROUPS_PER_PAIR)), 16)
-        four = f.load(f["pairs"], pair, vector(F32, 4), align=4)
-        numbers = [f.pick(four, [n] * lanes) for n in range(4)]
+    def begin(self, k: Value) -> None:
+        """Go on to a span of columns: load what its groups share, and ask for one further on."""
+        f, group = self._f, self._f.div(k, self._form.group_size)
+        groups = max(1, self._form.span // self._form.group_size)
+        at = f.add(f.mul(group, self._itemsize), self._ahead.scales)
+        for start in self._starts:
+            for line in range(0, groups * self._itemsize, _LINE):
+                f.prefetch(start, f.add(at, line), self._ahead.cache)
+        if self._form.byte_scales:
+            pair = f.mul(f.div(group, GROUPS_PER_PAIR), _PAIR_NBYTES)
+            at = [f.add(pair, 4 * number) for number in range(4)]
+            self._numbers = [f.load(self._pairs, one, F32, align=4) for one in at]
+            times = ir.Constant(F32, float(self._times))
+            self._numbers[2:] = [f.build.fmul(number, times) for number in self._numbers[2:]]
+
+    def read(self, k: Value, lanes: int, count: Value | None = None) -> tuple[Value, Value]:
+        """Return scale and zero of the groups from a column on, <lanes x float> each."""
+        group = self._f.div(k, self._form.group_size)
+        scale, zero = (self._stored(start, group, lanes, count) for start in self._starts)
+        if not self._form.byte_scales:
+            return scale, self._f.build.fmul(zero, fill(F32, lanes, float(self._times)))
+        numbers = [self._f.splat(number, lanes) for number in self._numbers]
         factor_s, offset_s, factor_z, offset_z = numbers
         return self._linear(scale, factor_s, offset_s), self._linear(zero, factor_z, offset_z)
 
@@ -156,17 +212,20 @@ class Scales:
         build = self._f.build
         return build.fadd(build.fmul(value, factor), offset)
 
-    def _stored(self, name: str, group: Value, lanes: int, count: Value | None) -> Value:
+    def _stored(self, start: Value, group: Value, lanes: int, count: Value | None) -> Value:
         f = self._f
-        kind = vector(I8 if self._bytes else F16, lanes)
-        at = f.mul(f.add(self._start, group), self._itemsize)
+        kind = vector(I8 if self._form.byte_scales else F16, lanes)
+        at = f.mul(group, self._itemsize)
         if count is None:
-            f.prefetch(f[name], f.add(at, _SCALES_AHEAD))
-            value = f.load(f[name], at, kind, align=self._itemsize)
+            value = f.load(start, at, kind, align=self._itemsize)
         else:
-            value = f.load_first(f[name], at, kind, count)
+            value = f.load_first(start, at, kind, count)
         floats = vector(F32, lanes)
-        return f.build.uitofp(value, floats) if self._bytes else f.build.fpext(value, floats)
+        return (
+            f.build.uitofp(value, floats)
+            if self._form.byte_scales
+            else f.build.fpext(value, floats)
+        )
 
 
 def existing_row(function: Function, row: Value) -> Value:

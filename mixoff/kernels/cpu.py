@@ -14,6 +14,7 @@ from mixoff.kernels.compile import (
     axis0_multiply_worker,
     expand_worker,
     has_bfloat16,
+    has_narrow_vectors,
     multiply_worker,
     prepare_worker,
     usable_isas,
@@ -43,10 +44,11 @@ def fastest_to_multiply(form: CodeForm, tokens: int) -> str:
     """Return the instruction set that `multiply` uses where none is named.
 
     One token's products with 4 bits in large groups take so few steps that vectors half as wide
-    keep up with memory; on Zen 4 they got a tenth more from it (benchmarks/kernels.py).
+    keep up with memory; where wide ones are no faster they got a tenth more from it
+    (benchmarks/kernels.py).
     """
     large = isinstance(form, Form) and form.nbits == 4 and form.group_size >= WIDTH
-    if large and tokens == 1 and "avx-vnni" in usable_isas():
+    if large and tokens == 1 and has_narrow_vectors() and "avx-vnni" in usable_isas():
         return "avx-vnni"
     return fastest()
 

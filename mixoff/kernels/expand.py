@@ -43,10 +43,21 @@ class _Expand:
                 f.mul(f.add(f.mul(f["height"], b), place), f["columns"])
                 for b in range(self._form.blocks)
             ]
-            f.loop(0, whole, WIDTH, lambda k: self._vector(codes, scales, k))
+
+            def span(k: Value) -> None:
+                for own in scales:
+                    own.begin(k)
+                end = f.smaller(f.add(k, self._form.span), whole)
+                f.loop(k, end, WIDTH, lambda k: self._vector(codes, scales, k))
+
+            def last() -> None:
+                for own in scales:
+                    own.begin(whole)
+                self._vector(codes, scales, whole, rest)
+
+            f.loop(0, whole, self._form.span, span)
             if self._form.unit < WIDTH:
-                some = f.build.icmp_signed(">", rest, f.number(0))
-                f.when(some, lambda: self._vector(codes, scales, whole, rest))
+                f.when(f.build.icmp_signed(">", rest, f.number(0)), last)
 
         f.loop(f["first"], f["last"], 1, row)
 
@@ -58,7 +69,7 @@ class _Expand:
         present = None if rest is None else f.div(rest, size)
         read = codes.read(k, rest)
         for own, row, start in zip(read, scales, self._starts, strict=True):
-            scale, zero = row.read(f.div(k, size), groups, present)
+            scale, zero = row.read(k, groups, present)
             for first in range(0, WIDTH, _PIECE):
                 lanes = [(first + lane) // unit for lane in range(_PIECE)]
                 q = f.pick(own, range(first, first + _PIECE))

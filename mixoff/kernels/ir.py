@@ -76,9 +76,9 @@ class Function:
         """Return the product of 64-bit numbers."""
         return self._fold(self.build.mul, factors)
 
-    def div(self, value: Value, by: int) -> Value:
-        """Return a quotient of 64-bit numbers, rounded down."""
-        return self.build.udiv(value, self.number(by))
+    def div(self, value: Value, by: int, *, exact: bool = False) -> Value:
+        """Return a quotient of 64-bit numbers, rounded down unless it is known to be `exact`."""
+        return self.build.udiv(value, self.number(by), flags=["exact"] if exact else [])
 
     def smaller(self, a: Value, b: Value) -> Value:
         """Return the smaller one of two 64-bit numbers."""
@@ -169,13 +169,14 @@ class Function:
         numbers = ir.Constant(vector(I64, lanes), list(range(lanes)))
         return self.build.icmp_signed("<", numbers, self.splat(count, lanes))
 
-    def prefetch(self, base: Value, offset: Value) -> None:
-        """Ask for a cache line, which may lie behind the end, in the second cache.
+    def at(self, base: Value, offset: Value) -> Value:
+        """Return the pointer some bytes behind another one."""
+        return self.build.gep(base, [offset])
 
-        More lines can be on their way there than to the first one, which fetches it from there.
-        """
+    def prefetch(self, base: Value, offset: Value, cache: int) -> None:
+        """Ask for a cache line, which may lie behind the end, in the first cache or the second."""
         fetch = self.intrinsic("llvm.prefetch.p0", VOID, [BYTES, I32, I32, I32])
-        hints = [ir.Constant(I32, n) for n in (0, 2, 1)]  # to read, not in the first cache, data
+        hints = [ir.Constant(I32, n) for n in (0, 4 - cache, 1)]  # to read; data
         self.build.call(fetch, [self.build.gep(base, [offset]), *hints])
 
     # ---- vectors

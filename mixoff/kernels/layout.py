@@ -12,6 +12,7 @@ from torch import Tensor
 GROUPS_PER_PAIR = 128  # of 8-bit scales; what `mixoff.quantization.HQQ` stores
 _LARGEST_UNIT = 64
 _LARGEST_LANE = 16
+_LARGEST_SPAN = 2048  # whole steps of activations, and of vectors
 
 _BLOCKS = {8: 1, 4: 2, 3: 8, 2: 4}  # rows that share a packed row
 
@@ -70,6 +71,11 @@ class Form(CodeForm):
     def lane(self) -> int:
         """Neighbours of one group whose products a vector's lane adds up."""
         return min(self.group_size, _LARGEST_LANE)
+
+    @property
+    def span(self) -> int:
+        """Neighbours that a kernel goes through in a piece: their groups share a pair of scales."""
+        return min(GROUPS_PER_PAIR * self.group_size, _LARGEST_SPAN)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from functools import partial
 
 from llvmlite import ir
 
-from mixoff.kernels.codes import Codes, Scales, existing_row
+from mixoff.kernels.codes import AHEAD, Codes, Scales, existing_row
 from mixoff.kernels.dot import LANES, WIDTH, by_lane, dots, largest_code, runs_of_lanes
 from mixoff.kernels.ir import F32, I8, I32, Function, Value, fill, vector
 from mixoff.kernels.layout import Form
@@ -25,11 +25,12 @@ BUFFERS = ("codes", "scale", "zero", "pairs", "high", "low", "steps", "sums", "o
 NUMBERS = ("first", "last", "packed_rows", "rows", "columns", "tokens", "padded", "stride")
 TOGETHER = 4
 
-_SPAN = 2048  # columns of a piece; whole pairs of scales, and whole steps
 _PIECE = 1 << 18  # bytes of codes
 
 
-def add_multiply(module: ir.Module, form: Form, isa: str, *, together: bool) -> Function:
+def add_multiply(
+    module: ir.Module, form: Form, isa: str, *, together: bool, cache: int = 2
+) -> Function:
     """Write the function ``multiply``: out[t, n] for the rows of some packed rows.
 
     Buffers: a `Packed` matrix, activations (`activations`), and float32 out [T, stride]. Numbers:
@@ -37,7 +38,7 @@ def add_multiply(module: ir.Module, form: Form, isa: str, *, together: bool) -> 
     go `together`, T is a multiple of `TOGETHER`, and what is computed is added to out.
     """
     function = Function(module, "multiply", BUFFERS, NUMBERS)
-    _Multiply(function, form, isa, TOGETHER if together else 1).write()
+    _Multiply(function, form, isa, TOGETHER if together else 1, cache).write()
     return function.end()
 
 
@@ -50,14 +51,14 @@ def _passes(form: Form, *, at_once: int) -> Iterator[Sequence[int]]:
 
 
 class _Multiply:
-    def __init__(self, function: Function, form: Form, isa: str, tokens: int) -> None:
-        self._f, self._form, self._isa = function, form, isa
+    def __init__(self, function: Function, form: Form, isa: str, tokens: int, cache: int) -> None:
+        self._f, self._form, self._isa, self._cache = function, form, isa, cache
         if isa == "avx2" and form.nbits == 8:
             self._isa = "avx2-bytes"
         self._largest = largest_code(self._isa, form.nbits, form.lane // 4)
         self._groups = function.div(function["columns"], form.group_size)
         self._passes = [*_passes(form, at_once=form.blocks if tokens == 1 else 2)]
-        kind, rows = vector(F32, LANES), len(self._passes[0])
+        kind, rows = vector(F32, LANES), form.blocks
         self._sums = [[function.variable(kind) for _ in range(rows)] for _ in range(tokens)]
         self._wide = {LANES * form.lane, WIDTH}  # columns of steps
         if tokens == 1:
@@ -80,8 +81,8 @@ class _Multiply:
         def piece(top: Value) -> None:
             bottom = f.smaller(f.add(top, height), f["last"])
 
-            def span(k: Value) -> None:
-                end = f.smaller(f.add(k, _SPAN), f["columns"])
+            def columns(k: Value) -> None:
+                end = f.smaller(f.add(k, self._form.span), f["columns"])
                 f.loop(
                     0,
                     f["tokens"],
@@ -89,27 +90,48 @@ class _Multiply:
                     lambda token: f.loop(top, bottom, 1, lambda r: self._row(r, token, k, end)),
                 )
 
-            f.loop(0, f["columns"], _SPAN, span)
+            f.loop(0, f["columns"], self._form.span, columns)
 
         f.loop(f["first"], f["last"], height, piece)
 
     def _row(self, r: Value, token: Value, start: Value, end: Value) -> None:
         """Go through some columns of the rows of a packed row, for one token or those together."""
-        f, form = self._f, self._form
-        self._codes = Codes(f, form, r, f["packed_rows"], f["columns"], largest=self._largest)
+        f, form, given = self._f, self._form, {"ahead": AHEAD[self._cache]}
+        sizes = (f["packed_rows"], f["columns"])
+        self._codes = Codes(f, form, r, *sizes, largest=self._largest, **given)
         tokens = [f.add(token, n) for n in range(len(self._sums))]
-        self._starts = [f.mul(t, f["padded"]) for t in tokens]  # bytes of a plane of activations
+        self._given = [self._activations_of(t) for t in tokens]
+        rows = [f.add(r, f.mul(f["packed_rows"], block)) for block in range(form.blocks)]
+        self._scales = [
+            Scales(f, form, existing_row(f, n), self._groups, fused=True, times=factor, **given)
+            for n, factor in zip(rows, self._codes.factors, strict=True)  # sums are times that, too
+        ]
+        for place in itertools.chain(*self._sums):
+            f.build.store(fill(F32, LANES, 0.0), place)
+        f.loop(start, end, form.span, lambda k: self._span(k, end))
+        for t, sums in zip(tokens, self._sums, strict=True):
+            for n, factor, place in zip(rows, self._codes.factors, sums, strict=True):
+                total = f.sum_lanes(f.build.load(place))
+                self._store(f.build.fmul(total, ir.Constant(F32, 1 / factor)), t, n)
+
+    def _span(self, start: Value, end: Value) -> None:
+        """Go through a span of columns of all rows of a packed row."""
+        f = self._f
+        end = f.smaller(f.add(start, self._form.span), end)
         for blocks in self._passes:
             self._blocks = blocks
-            rows = [f.add(r, f.mul(f["packed_rows"], block)) for block in blocks]
-            places = [existing_row(f, n) for n in rows]
-            self._scales = [Scales(f, form, n, self._groups, fused=True) for n in places]
-            for place in itertools.chain(*self._sums):
-                f.build.store(fill(F32, LANES, 0.0), place)
+            for block in blocks:
+                self._scales[block].begin(start)
             self._columns(start, end)
-            for t, sums in zip(tokens, self._sums, strict=True):
-                for n, place in zip(rows, sums, strict=True):
-                    self._store(f.sum_lanes(f.build.load(place)), t, n)
+            self._codes.again(blocks)
+
+    def _activations_of(self, token: Value) -> dict[str, Value]:
+        """Return where a token's integers, steps and sums begin."""
+        f = self._f
+        start = f.mul(token, f["padded"])
+        numbers = {"high": start, "low": start, "steps": f.div(start, WIDTH // 4)}
+        numbers["sums"] = f.mul(f.div(start, self._form.unit), 4)
+        return {name: f.at(f[name], offset) for name, offset in numbers.items()}
 
     def _columns(self, start: Value, end: Value) -> None:
         f, unit, done = self._f, self._form.unit, start
@@ -156,27 +178,24 @@ class _Multiply:
         present = None if rest is None else f.div(rest, size)
         lanes = [n * unit // size for n in range(units)]
         scales, offsets = [], []
-        for row in self._scales:
-            scale, zero = (f.pick(v, lanes) for v in row.read(f.div(k, size), groups, present))
+        for block in self._blocks:
+            row = self._scales[block]
+            scale, zero = (f.pick(v, lanes) for v in row.read(k, groups, present))
             scales.append(scale)
             offsets.append(self._widened(f.build.fneg(f.build.fmul(scale, zero))))
         factors = []
-        for start, places in zip(self._starts, self._sums, strict=True):
-            at = f.add(start, k)
-            steps = self._floats("steps", f.div(at, WIDTH), units * unit // WIDTH)
+        for given, places in zip(self._given, self._present_sums(), strict=True):
+            steps = self._floats(given["steps"], f.div(k, WIDTH, exact=True), units * unit // WIDTH)
             steps = f.pick(steps, [n * unit // WIDTH for n in range(units)])
-            sums = self._widened(self._floats("sums", f.div(at, unit), units))
+            sums = self._widened(self._floats(given["sums"], f.div(k, unit, exact=True), units))
             for offset, place in zip(offsets, places, strict=True):
                 f.build.store(f.fma(offset, sums, f.build.load(place)), place)
-            every = [1 / self._codes.factors[block] for block in self._blocks]  # exact
-            fractions = [fill(F32, units, fraction) for fraction in every]
-            factors.append(
-                [
-                    f.build.fmul(scale, f.build.fmul(steps, fraction))
-                    for scale, fraction in zip(scales, fractions, strict=True)
-                ]
-            )
+            factors.append([f.build.fmul(scale, steps) for scale in scales])
         return factors
+
+    def _present_sums(self) -> list[list[Value]]:
+        """Return where each token's sums of the rows of this pass are."""
+        return [[sums[block] for block in self._blocks] for sums in self._sums]
 
     def _sorted(self, k: Value) -> list[Sequence[Value]]:
         """Return vectors of packed bytes by lanes: activations lie in this order already."""
@@ -194,8 +213,8 @@ class _Multiply:
     ) -> None:
         """Add each token's and row's factors, some lanes of them, times the products of codes."""
         f = self._f
-        for start, own, places in zip(self._starts, factors, self._sums, strict=True):
-            activations = self._activations(f.add(start, k), len(vectors))
+        for given, own, places in zip(self._given, factors, self._present_sums(), strict=True):
+            activations = self._activations(given, k, len(vectors))
             codes = [map(partial(self._codes.row, block=n), vectors) for n in self._blocks]
             products = dots(f, self._isa, codes, *activations)
             for product, factor, place in zip(products, own, places, strict=True):
@@ -203,14 +222,16 @@ class _Multiply:
                 total = f.fma(f.pick(factor, lanes), product, f.build.load(place))
                 f.build.store(total, place)
 
-    def _activations(self, start: Value, vectors: int) -> tuple[list[Value], list[Value]]:
+    def _activations(
+        self, given: dict[str, Value], k: Value, vectors: int
+    ) -> tuple[list[Value], list[Value]]:
         f, bytes_ = self._f, vector(I8, WIDTH)
-        at = [f.add(start, n * WIDTH) for n in range(vectors)]
-        high, low = ([f.load(f[name], n, bytes_) for n in at] for name in ("high", "low"))
+        at = [f.add(k, n * WIDTH) for n in range(vectors)]
+        high, low = ([f.load(given[name], n, bytes_) for n in at] for name in ("high", "low"))
         return high, low
 
-    def _floats(self, name: str, index: Value, lanes: int) -> Value:
-        return self._f.load(self._f[name], self._f.mul(index, 4), vector(F32, lanes), align=4)
+    def _floats(self, base: Value, index: Value, lanes: int) -> Value:
+        return self._f.load(base, self._f.mul(index, 4), vector(F32, lanes), align=4)
 
     def _widened(self, value: Value) -> Value:
         """Return a vector of 16 lanes, the further ones 0."""
