@@ -10,6 +10,7 @@ from mixoff.errors import CheckpointError
 from mixoff.formats import AnyCheckpoint
 from mixoff.kernels import Kernels, TorchKernels
 from mixoff.layers import OffloadedExperts, QuantizedLinear
+from mixoff.onednn import use_torch_for_one_token
 from mixoff.predictors import Prefetcher, predictor_named
 from mixoff.quantization import Unquantized
 
@@ -42,6 +43,7 @@ def give_kernels(
     quantized = any(not isinstance(one.layout.quantization, Unquantized) for one in packed)
     if quantized and cache.device.type == "cpu" and not isinstance(kernels, TorchKernels):
         use_grouped_attention(model)  # else results stay transformers' to the bit
+        use_torch_for_one_token(model)
     for module in model.modules():
         if isinstance(module, QuantizedLinear | OffloadedExperts):
             module.kernels = kernels

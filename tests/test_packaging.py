@@ -78,6 +78,7 @@ ORDER = (
     "prospects",
     "convert",
     "attention",
+    "onednn",
     "attachment",
     "builder",
     "contexts",

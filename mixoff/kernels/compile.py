@@ -63,6 +63,7 @@ def _cache_asked_into() -> int:
     return 1 if _cpu() == "znver5" else 2
 
 
+@cache
 def _cpu() -> str:
     """Return what LLVM calls this CPU."""
     return str(binding.get_host_cpu_name())
