@@ -1,10 +1,12 @@
 """One token's attention on a CPU, as transformers' ``sdpa`` but faster. Knows heads; no weights.
 
 Several heads of queries share one of keys and values. Where nothing is masked, transformers asks
-PyTorch for each head by itself; as one block of queries they read keys and values once, and become
-a matrix product: 12 times as fast for 32 heads over 8, 512 tokens and bfloat16 on two cores.
+PyTorch for each head by itself. Here a kernel reads keys and values once for all of them; what it
+has no room for, a mask or some other type, PyTorch computes as one block of queries.
 """
 
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -47,12 +49,26 @@ def attend(
     batch, heads, tokens, size = query.shape
     groups = key.shape[1]
     shared_mask = attention_mask is None or attention_mask.shape[1] == 1
-    if tokens > 1 or heads == groups or not shared_mask:
+    if tokens > 1 or not shared_mask:
         given = (module, query, key, value, attention_mask)
         result: tuple[Tensor, None] = sdpa_attention_forward(*given, scaling=scaling, **settings)
         return result
+    scaling = size**-0.5 if scaling is None else scaling
     together = query.reshape(batch, groups, heads // groups, size)
-    attended = torch.nn.functional.scaled_dot_product_attention(
-        together, key, value, attn_mask=attention_mask, scale=scaling
-    )
+    kernels = _kernels() if batch == 1 and attention_mask is None else None
+    if kernels is not None and kernels.attends(key[0], value[0]):
+        attended = kernels.attend(together[0], key[0], value[0], scaling=scaling).to(query.dtype)
+    else:
+        attended = torch.nn.functional.scaled_dot_product_attention(
+            together, key, value, attn_mask=attention_mask, scale=scaling
+        )
     return attended.reshape(batch, 1, heads, size), None
+
+
+@cache
+def _kernels() -> Any | None:
+    """Return the CPU's kernels; None without llvmlite, which compiles them."""
+    try:
+        return import_module("mixoff.kernels.cpu")
+    except ImportError:
+        return None

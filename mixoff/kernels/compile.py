@@ -10,7 +10,7 @@ from typing import Any
 
 from llvmlite import binding, ir
 
-from mixoff.kernels import activations, axis0_expand, axis0_multiply, expand, multiply
+from mixoff.kernels import activations, attend, axis0_expand, axis0_multiply, expand, multiply
 from mixoff.kernels.ir import Function
 from mixoff.kernels.layout import CodeForm, Form
 from mixoff.kernels.parts import NAME, add_parts
@@ -101,6 +101,12 @@ def axis0_multiply_worker(form: CodeForm, isa: str) -> Worker:
 def axis0_expand_worker(form: CodeForm, isa: str, *, halves: bool) -> Worker:
     """Return what does parts of `mixoff.kernels.axis0_expand.add_expand`'s work."""
     return _worker(lambda module: axis0_expand.add_expand(module, form, halves=halves), isa)
+
+
+@cache
+def attend_worker(heads: int, size: int, isa: str, *, halves: bool) -> Worker:
+    """Return what does parts of `mixoff.kernels.attend.add_attend`'s work."""
+    return _worker(lambda m: attend.add_attend(m, heads, size, isa, halves=halves), isa)
 
 
 @cache

@@ -1,15 +1,18 @@
-"""The operations on packed matrices that a CPU has kernels for, on torch tensors.
+"""The operations that a CPU has kernels for, on torch tensors: products of packed matrices, mostly.
 
 T tokens, N rows (outputs), K columns (inputs).
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from mixoff.kernels.attend import PIECE
 from mixoff.kernels.axis0_expand import WIDE
 from mixoff.kernels.compile import (
+    attend_worker,
     axis0_expand_worker,
     axis0_multiply_worker,
     expand_worker,
@@ -116,6 +119,39 @@ def _prepare(form: Form, x: Tensor, isa: str) -> tuple[list[int], Tensor]:
 def _padded(columns: int) -> int:
     """Return K as activations pad it."""
     return -(-columns // WIDTH) * WIDTH
+
+
+def attends(key: Tensor, value: Tensor) -> bool:
+    """Return whether `attend` takes such keys and values."""
+    return all(
+        part.dtype in DTYPES and part.shape[-1] % PIECE == 0 and part.stride(-1) == 1
+        for part in (key, value)
+    ) and (key.dtype, key.shape) == (value.dtype, value.shape)
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, *, scaling: float, isa: str | None = None
+) -> Tensor:
+    """Return softmax(scaling * q K^T) V in float32 for one token, [G, h, d] and two [G, T, d].
+
+    Of G groups of h heads, each shares keys and values.
+    """
+    groups, heads, size = query.shape
+    tokens, itemsize = key.shape[1], key.dtype.itemsize
+    room = (tokens // PIECE + 1) * PIECE
+    given = (query.float() * (scaling / math.log(2))).contiguous()
+    scores, out = torch.empty(groups, heads, room), torch.empty(groups, heads, size)
+    buffers = [part.data_ptr() for part in (given, key, value, scores, out)]
+    strides = [n * itemsize for part in (key, value) for n in part.stride()[:2]]
+    halves = key.dtype is torch.bfloat16
+    share_out(
+        attend_worker(heads, size, isa or fastest(), halves=halves),
+        [*buffers, tokens, room, *strides],
+        first=0,
+        count=groups,
+        least=-(-_LEAST_NBYTES // max(1, 2 * tokens * size * itemsize)),
+    )
+    return out
 
 
 def dequantize(

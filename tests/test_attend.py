@@ -1,0 +1,65 @@
+"""The kernel for one token's attention gives what softmax(q K^T) V is, on every instruction set."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("llvmlite", reason="kernels are compiled by it")
+
+from mixoff.kernels import cpu
+from mixoff.kernels.compile import usable_isas
+
+
+def inputs(groups, heads, tokens, size, dtype, seed=0):
+    """Return a query, and keys and values in memory with room for more."""
+    generator = torch.Generator().manual_seed(seed)
+    room = torch.randn(2, groups, tokens + 7, size, generator=generator).to(dtype)
+    query = torch.randn(groups, heads, size, generator=generator)
+    return query, room[0, :, :tokens], room[1, :, 3 : 3 + tokens]
+
+
+def expected(query, key, value, scaling):
+    scores = query.double() @ key.double().mT * scaling
+    return scores.softmax(-1) @ value.double()
+
+
+@pytest.mark.parametrize("isa", usable_isas())
+@settings(max_examples=40, deadline=None)
+@given(
+    groups=st.integers(1, 9),
+    heads=st.integers(1, 6),
+    tokens=st.integers(1, 70),
+    size=st.sampled_from((16, 48, 128)),
+    dtype=st.sampled_from((torch.float32, torch.bfloat16)),
+    scaling=st.sampled_from((1e-3, 0.1, 3.0)),
+)
+def test_attention_is_right(isa, groups, heads, tokens, size, dtype, scaling):
+    given = inputs(groups, heads, tokens, size, dtype, seed=tokens)
+    found = cpu.attend(*given, scaling=scaling, isa=isa)
+    assert found.shape == (groups, heads, size)
+    assert (found - expected(*given, scaling)).abs().max() < 2e-5
+
+
+def test_threads_share_groups_of_long_contexts():
+    given = inputs(4, 4, 3000, 128, torch.bfloat16)
+    found = cpu.attend(*given, scaling=0.1)
+    assert (found - expected(*given, 0.1)).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("scale", [1e4, 1e-30])
+def test_scores_may_be_far_apart_or_all_but_equal(scale):
+    query, key, value = inputs(2, 4, 50, 64, torch.float32)
+    found = cpu.attend(query, key, value, scaling=scale)
+    assert (found - expected(query, key, value, scale)).abs().max() < 1e-3
+
+
+def test_what_it_cannot_read_is_refused():
+    key = torch.zeros(2, 5, 32)
+    assert cpu.attends(key, key)
+    assert cpu.attends(key.bfloat16(), key.bfloat16())
+    assert not cpu.attends(key, key.bfloat16())
+    assert not cpu.attends(key.half(), key.half())
+    assert not cpu.attends(key[..., :20], key[..., :20])
+    assert not cpu.attends(key.mT.contiguous().mT, key)
+    assert not cpu.attends(key[:, :4], key)
