@@ -1,6 +1,6 @@
 """Mixoff's modules in place of a model's, and what they are given. Knows modules; no files."""
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mixoff.attention import use_grouped_attention
@@ -13,6 +13,7 @@ from mixoff.layers import OffloadedExperts, QuantizedLinear
 from mixoff.onednn import use_torch_for_one_token
 from mixoff.predictors import Prefetcher, predictor_named
 from mixoff.quantization import Unquantized
+from mixoff.records import aligned_buffer
 
 
 def attach(model: nn.Module, cache: ExpertCache, offload: OffloadConfig) -> None:
@@ -80,7 +81,13 @@ def settle_parameters(model: nn.Module) -> None:
     for parameter in model.parameters():
         parameter.requires_grad_(False)  # or a step would keep every matrix that it dequantized
         if not parameter.untyped_storage().resizable():  # mapped: its file may change or shrink
-            parameter.data = parameter.data.clone()
+            parameter.data = _copy(parameter.data)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """Return a copy, in huge pages if it is large: products look up fewer."""
+    copy = aligned_buffer(tensor.nbytes).view(tensor.dtype).view(tensor.shape)
+    return copy.copy_(tensor)
 
 
 def check_tensors(model: nn.Module, checkpoint: AnyCheckpoint) -> None:
