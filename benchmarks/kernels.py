@@ -5,13 +5,13 @@ Run it from the root of a clone, on a machine that does nothing else:
 
 An expert is three matrices of 4096 x 14336 weights: gate and up as one, and down. Weights are
 random codes and scales: what they are changes no time. Axis 0 is the layout that mixtral-offloading
-released, with its 2 bits of experts and 4 of attention. All arms take turns, round by round, and
-each goes through ``--copies`` experts one after the other, more than a CPU's cache holds, as
-decoding does. Printed: median, least and most of a round, bytes read over the median, that as a
-share of the read bandwidth measured in the same rounds, and the time over hqq's at the same bits.
+released, with its 2 bits of experts and 4 of attention. All arms take turns, round by round; a turn
+goes through ``--copies`` experts one after the other, more than a CPU's cache holds, as decoding
+does. Printed: median, least and most of an expert, bytes read over the median, that as a share of
+the read bandwidth measured in the same rounds, and the time over hqq's at the same bits.
 The error is the largest one beside the largest result, against float64 products of the same
 dequantized weights, on a slice of a matrix. hqq is its default (PYTORCH) backend in float32, on one
-copy, since it is far from the bus. ``--tokens`` above 128, or 32 for
+copy and one expert a turn, since it is far from the bus. ``--tokens`` above 128, or 32 for
 axis 0, measures what dequantizes first.
 
 ``--peers`` adds ggml, as its libraries compute it from a file's weights and from those that it
@@ -50,7 +50,7 @@ class Arm:
 
     name: str
     nbytes: int
-    run: Callable[[int], object]  # is given the round's number; may return seconds, as a float
+    run: Callable[[int], object]  # is given a running number; may return seconds, as a float
     seconds: list[float]
 
 
@@ -93,7 +93,7 @@ def resident(scheme: HQQ | HQQAxis0, seed: int) -> list[PackedMatrix]:
 
 
 def ours(scheme: HQQ | HQQAxis0, copies: int, tokens: int) -> Iterator[Arm]:
-    """Yield our kernels on each instruction set; in a round, each goes through another expert."""
+    """Yield our kernels on each instruction set."""
     experts = [resident(scheme, 7 * n) for n in range(copies)]
     inputs = [torch.randn(tokens, s[1]) for s in SHAPES]
     most = most_tokens(torch.float32, type(as_packed(experts[0][0])))
@@ -183,18 +183,19 @@ def arms(tokens: int, copies: int) -> list[Arm]:
     return [*found, torch_int4(tokens)]
 
 
-def measure(measured: list[Arm], rounds: int) -> None:
+def measure(measured: list[Arm], rounds: int, copies: int) -> None:
     """Let all arms take turns; the first round warms up."""
     for number in range(-1, rounds):
         for arm in measured:
             slow = "hqq" in arm.name or "mixoff torch" in arm.name
             if slow and number % 5:
                 continue  # far slower, and steadier
-            start = time.perf_counter()
-            told = arm.run(number)
-            if number >= 0:
-                own = isinstance(told, float)
-                arm.seconds.append(told if own else time.perf_counter() - start)
+            for place in range(1 if slow else copies):
+                start = time.perf_counter()
+                told = arm.run(number * copies + place)
+                seconds = time.perf_counter() - start
+                if number >= 0:
+                    arm.seconds.append(told if isinstance(told, float) else seconds)
 
 
 def report(measured: list[Arm], tokens: int) -> None:
@@ -226,7 +227,7 @@ def main() -> None:
     given = {"tokens": options.tokens, "copies": options.copies, "threads": options.threads}
     with expert_peers(HIDDEN, INNER, **given) if options.peers else nullcontext([]) as peers:
         measured = [*arms(options.tokens, options.copies), *map(peer_arm, peers)]
-        measure(measured, options.rounds)
+        measure(measured, options.rounds, options.copies)
     report(measured, options.tokens)
     for scheme in SCHEMES:
         for isa in usable_isas():
