@@ -161,6 +161,9 @@ def test_vectors_are_as_wide_as_is_fastest(monkeypatch, name, nbits, group, toke
     assert cpu.fastest_to_multiply(Form(nbits, group, False), tokens) == isa
     monkeypatch.setattr(cpu, "usable_isas", lambda: ("avx2", "generic"))
     assert cpu.fastest_to_multiply(Form(nbits, group, False), tokens) == "avx2"
+    monkeypatch.setattr(cpu, "usable_isas", lambda: ("avx-vnni", "avx2", "generic"))
+    assert cpu.fastest_to_multiply(Form(nbits, group, False), tokens) == "avx-vnni"
+    assert cpu.fastest_to_multiply(Form(3, group, False), tokens) == "avx2"
 
 
 @pytest.mark.parametrize("isa", ISAS)

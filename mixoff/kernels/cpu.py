@@ -47,13 +47,14 @@ def fastest_to_multiply(form: CodeForm, tokens: int) -> str:
     """Return the instruction set that `multiply` uses where none is named.
 
     One token's products with 4 bits in large groups take so few steps that vectors half as wide
-    keep up with memory; where wide ones are no faster they got a tenth more from it
-    (benchmarks/kernels.py).
+    keep up with memory; where wide ones are no faster they got a tenth more from it. AVX-VNNI has
+    too few registers for 3 bits, which AVX2 computes faster (benchmarks/kernels.py).
     """
+    isa, grouped = fastest(), isinstance(form, Form)
     large = isinstance(form, Form) and form.nbits == 4 and form.group_size >= WIDTH
     if large and tokens == 1 and has_narrow_vectors() and "avx-vnni" in usable_isas():
         return "avx-vnni"
-    return fastest()
+    return "avx2" if grouped and form.nbits == 3 and isa == "avx-vnni" else isa
 
 
 def most_tokens(dtype: torch.dtype, kind: type = Packed) -> int:

@@ -43,7 +43,11 @@ def add_multiply(
 
 
 def _passes(form: Form, *, at_once: int) -> Iterator[Sequence[int]]:
-    """Yield rows whose codes share planes, some at once: registers have no room for more."""
+    """Yield rows whose codes share planes, some at once: registers have no room for more.
+
+    AVX2 and AVX-VNNI have half as many registers, half as wide. Of three bits they take four rows
+    at once all the same, since sorting two planes again takes longer than keeping sums in memory.
+    """
     for _, blocks in itertools.groupby(sorted(range(form.blocks), key=form.planes), form.planes):
         rows = [*blocks]
         for first in range(0, len(rows), at_once):
@@ -57,7 +61,8 @@ class _Multiply:
             self._isa = "avx2-bytes"
         self._largest = largest_code(self._isa, form.nbits, form.lane // 4)
         self._groups = function.div(function["columns"], form.group_size)
-        self._passes = [*_passes(form, at_once=form.blocks if tokens == 1 else 2)]
+        few = tokens > 1 or (form.nbits == 2 and isa != "avx512-vnni")
+        self._passes = [*_passes(form, at_once=2 if few else form.blocks)]
         kind, rows = vector(F32, LANES), form.blocks
         self._sums = [[function.variable(kind) for _ in range(rows)] for _ in range(tokens)]
         self._wide = {LANES * form.lane, WIDTH}  # columns of steps
