@@ -58,6 +58,12 @@ def has_narrow_vectors() -> bool:
     return _cpu() == "znver4"
 
 
+def _numbers(isa: str, halves: bool) -> expand.Numbers:
+    """Return what kernels write that dequantize."""
+    native = isa == "avx512-vnni" and _features().get("avx512bf16")
+    return ("avx512-bf16" if native else "bfloat16") if halves else "float32"
+
+
 def _cache_asked_into() -> int:
     """Return which cache memory is asked into that is read once: 2 unless 1 was found faster."""
     return 1 if _cpu() == "znver5" else 2
@@ -87,7 +93,7 @@ def multiply_worker(form: Form, isa: str, *, together: bool) -> Worker:
 @cache
 def expand_worker(form: Form, isa: str, *, halves: bool) -> Worker:
     """Return what does parts of `mixoff.kernels.expand.add_expand`'s work."""
-    return _worker(lambda module: expand.add_expand(module, form, halves=halves), isa)
+    return _worker(lambda module: expand.add_expand(module, form, _numbers(isa, halves)), isa)
 
 
 @cache
@@ -100,7 +106,7 @@ def axis0_multiply_worker(form: CodeForm, isa: str) -> Worker:
 @cache
 def axis0_expand_worker(form: CodeForm, isa: str, *, halves: bool) -> Worker:
     """Return what does parts of `mixoff.kernels.axis0_expand.add_expand`'s work."""
-    return _worker(lambda module: axis0_expand.add_expand(module, form, halves=halves), isa)
+    return _worker(lambda module: axis0_expand.add_expand(module, form, _numbers(isa, halves)), isa)
 
 
 @cache

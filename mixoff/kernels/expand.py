@@ -1,5 +1,7 @@
 """W = (W_q - zero) * scale as float32 or bfloat16: the kernel for many tokens."""
 
+from typing import Literal
+
 from llvmlite import ir
 
 from mixoff.kernels.codes import Codes, Scales, existing_row
@@ -10,23 +12,25 @@ from mixoff.kernels.layout import Form
 BUFFERS = ("codes", "scale", "zero", "pairs", "out")
 NUMBERS = ("first", "last", "packed_rows", "rows", "columns", "from", "height")
 
+Numbers = Literal["float32", "bfloat16", "avx512-bf16"]  # the last with an instruction for it
+
 _PIECE = 16  # codes that become floats at a time
 
 
-def add_expand(module: ir.Module, form: Form, *, halves: bool) -> Function:
+def add_expand(module: ir.Module, form: Form, numbers: Numbers) -> Function:
     """Write the function ``expand``: out[block, r - from, k], [blocks, height, K], of packed rows.
 
-    Buffers: a `Packed` matrix, and out in float32, or in bfloat16 if `halves`. Numbers: the packed
+    Buffers: a `Packed` matrix, and out, whose type `numbers` tells. Numbers: the packed
     rows to go through, R, N, K, the first packed row of out, and how many it has.
     """
     function = Function(module, "expand", BUFFERS, NUMBERS)
-    _Expand(function, form, halves).write()
+    _Expand(function, form, numbers).write()
     return function.end()
 
 
 class _Expand:
-    def __init__(self, function: Function, form: Form, halves: bool) -> None:
-        self._f, self._form, self._halves = function, form, halves
+    def __init__(self, function: Function, form: Form, numbers: Numbers) -> None:
+        self._f, self._form, self._numbers = function, form, numbers
 
     def write(self) -> None:
         f = self._f
@@ -76,15 +80,16 @@ class _Expand:
                 q = f.build.uitofp(q, vector(F32, _PIECE))
                 weight = f.build.fmul(f.build.fsub(q, f.pick(zero, lanes)), f.pick(scale, lanes))
                 left = None if rest is None else f.build.sub(rest, f.number(first))
-                store_weights(f, weight, f.add(start, k, first), left, halves=self._halves)
+                store_weights(f, weight, f.add(start, k, first), left, self._numbers)
 
 
 def store_weights(
-    function: Function, weight: Value, index: Value, count: Value | None, *, halves: bool
+    function: Function, weight: Value, index: Value, count: Value | None, numbers: Numbers
 ) -> None:
-    """Write <16 x float> to out, as bfloat16 if `halves`; only the first `count` if it is given."""
-    value = _rounded(function, weight) if halves else weight
-    itemsize = 2 if halves else 4
+    """Write <16 x float> to out, as its numbers are; only the first `count` if it is given."""
+    value, itemsize = weight, 4
+    if numbers != "float32":
+        value, itemsize = _rounded(function, weight, native=numbers == "avx512-bf16"), 2
     at = function.mul(index, itemsize)
     if count is None:
         function.store(value, function["out"], at, align=itemsize)
@@ -92,10 +97,13 @@ def store_weights(
         function.store_first(value, function["out"], at, count)
 
 
-def _rounded(function: Function, weight: Value) -> Value:
+def _rounded(function: Function, weight: Value, *, native: bool) -> Value:
     """Return bfloat16, rounded to nearest, ties to even; weights are finite."""
-    build, kind = function.build, vector(I32, _PIECE)
+    build, kind, halves = function.build, vector(I32, _PIECE), vector(I16, _PIECE)
+    if native:
+        name = "llvm.x86.avx512bf16.cvtneps2bf16.512"
+        return build.call(function.intrinsic(name, halves, [weight.type]), [weight])
     bits = build.bitcast(weight, kind)
     odd = build.and_(build.lshr(bits, fill(I32, _PIECE, 16)), fill(I32, _PIECE, 1))
     bits = build.add(build.add(bits, odd), fill(I32, _PIECE, 0x7FFF))
-    return build.trunc(build.lshr(bits, fill(I32, _PIECE, 16)), vector(I16, _PIECE))
+    return build.trunc(build.lshr(bits, fill(I32, _PIECE, 16)), halves)
