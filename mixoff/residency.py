@@ -161,8 +161,13 @@ class Residency:
             Misses that are computed where they lie: they count as used, aren't let in, and nobody
             leaves for them.
         """
+        experts = sorted({*experts})
+        resident = self._resident.tolist()
+        if all(resident[expert] for expert in experts):
+            self.usage.touch_residents(experts)
+            return Decision(tuple(experts), (), ())
         needed = np.zeros_like(self._resident)
-        needed[list(experts)] = True
+        needed[experts] = True
         missed = needed & ~self._resident
         hits = np.flatnonzero(needed & self._resident)
         entering = missed

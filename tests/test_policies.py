@@ -61,6 +61,15 @@ def test_a_policy_ranks_many_layers_and_sizes_as_it_ranks_each_alone(name):
             assert np.array_equal(scores[size, layer], policy.scores(one(usage, size, layer)))
 
 
+def test_a_demand_of_residents_is_noted_as_any_other():
+    whole, shorter = Usage.unseen(E), Usage.unseen(E)
+    for experts in ([1, 4], [], [0, 1, 5], [4]):
+        whole.touch(np.isin(np.arange(E), experts), np.zeros(E, bool))
+        shorter.touch_residents(experts)
+        for name in ("last_used", "entered", "count", "clock"):
+            assert np.array_equal(getattr(whole, name), getattr(shorter, name))
+
+
 @pytest.mark.parametrize("name", list(POLICIES))
 def test_a_policy_changes_nothing_of_what_it_looks_at(name):
     usage, untouched = used(), used()

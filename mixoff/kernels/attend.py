@@ -14,6 +14,8 @@ BUFFERS = ("query", "key", "value", "scores", "out")
 NUMBERS = ("first", "last", "tokens", "room", "key_head", "key_row", "value_head", "value_row")
 PIECE = 16  # floats of a vector
 
+_AHEAD = 16  # tokens whose keys are asked for; values are while keys are read
+_LINE = 64  # bytes of a cache line
 _AT_ONCE = 4  # heads: as many as registers hold the sums of
 _FLOATS = vector(F32, PIECE)
 _LEAST = -126.0  # the exponent of the smallest normal number
@@ -53,9 +55,12 @@ class _Attend:
                 self._scores = [
                     f.at(f["scores"], f.mul(number, f["room"], 4)) for number in numbers
                 ]
-                self._write_scores(f.at(f["key"], f.mul(g, f["key_head"])), numbers)
+                key, self._value = (
+                    f.at(f[name], f.mul(g, f[f"{name}_head"])) for name in ("key", "value")
+                )
+                self._write_scores(key, numbers)
                 inverses = [self._weigh(scores) for scores in self._scores]
-                self._add_values(f.at(f["value"], f.mul(g, f["value_head"])), numbers, inverses)
+                self._add_values(self._value, numbers, inverses)
 
         f.loop(f["first"], f["last"], 1, group)
 
@@ -68,6 +73,8 @@ class _Attend:
 
         def token(t: Value) -> None:
             row = f.at(key, f.mul(t, f["key_row"]))
+            self._ask(key, f.mul(f.add(t, _AHEAD), f["key_row"]), 1)
+            self._ask(self._value, f.mul(t, f["value_row"]), 2)
             pieces = [self._loaded(row, piece) for piece in self._pieces]
             for query, scores in zip(queries, self._scores, strict=True):
                 total = fill(F32, PIECE, 0.0)
@@ -77,6 +84,11 @@ class _Attend:
                 f.store(f.sum_lanes(total), scores, f.mul(t, 4), align=4)
 
         f.loop(0, f["tokens"], 1, token)
+
+    def _ask(self, base: Value, at: Value, cache: int) -> None:
+        """Ask for a token's key or value."""
+        for line in range(0, self._size * (2 if self._halves else 4), _LINE):
+            self._f.prefetch(base, self._f.add(at, line), cache)
 
     def _weigh(self, scores: Value) -> Value:
         """Turn scores into weights that are too large by a factor; return its inverse."""

@@ -133,7 +133,14 @@ def _form(stored: HQQ) -> Form:
 
 
 def as_packed(matrix: QuantizedTensor) -> Packed | PackedAxis0 | None:
-    """Return a matrix as kernels take it; None if there are none for it."""
+    """Return a matrix as kernels take it, made once; None if there are none for it."""
+    if "packed" not in matrix.kept:
+        matrix.kept["packed"] = _as_packed(matrix)
+    packed: Packed | PackedAxis0 | None = matrix.kept["packed"]
+    return packed
+
+
+def _as_packed(matrix: QuantizedTensor) -> Packed | PackedAxis0 | None:
     stored, parts = matrix.quantization, matrix.parts
     rows, columns = matrix.shape
     if _packed_kind(stored, matrix.shape) is None:

@@ -6,7 +6,7 @@ Letters: N rows (outputs), K columns (inputs).
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -65,11 +65,14 @@ class QuantizedTensor:
         (N, K): outputs and inputs.
     parts
         The tensors that `quantization.part_specs(shape)` names.
+    kept
+        What others made of it, to be found again.
     """
 
     quantization: Quantization
     shape: Shape
     parts: Mapping[str, Tensor]
+    kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def quantize(cls, weight: Tensor, quantization: Quantization) -> "QuantizedTensor":
