@@ -111,7 +111,7 @@ def test_dequantized_weights_are_those_of_torch_to_the_bit(isa, case):
 def test_many_tokens_are_multiplied_by_rows_that_are_dequantized_a_few_at_a_time(
     isa, dtype, nbits, monkeypatch
 ):
-    monkeypatch.setattr(cpu, "SCRATCH_NBYTES", 40_000)
+    monkeypatch.setattr(cpu, "scratch_nbytes", lambda _: 40_000)
     matrix = random_matrix(HQQAxis0(nbits, 16, 6), 96, 336)
     x = torch.randn(33, 336, generator=torch.Generator().manual_seed(0)).to(dtype)
     found = cpu.multiply_dequantized(packed(matrix), x, isa=isa)

@@ -103,7 +103,7 @@ def test_dequantized_weights_are_those_of_torch_to_the_bit(isa, case):
 def test_many_tokens_are_multiplied_by_rows_that_are_dequantized_a_few_at_a_time(
     isa, dtype, monkeypatch
 ):
-    monkeypatch.setattr(cpu, "SCRATCH_NBYTES", 40_000)
+    monkeypatch.setattr(cpu, "scratch_nbytes", lambda _: 40_000)
     for nbits in (8, 4, 3, 2):
         matrix = random_matrix(HQQ(nbits, 16, 8), 61, 336, nbits)
         x = torch.randn(33, 336).to(dtype)

@@ -90,7 +90,7 @@ class PackedKernels(Kernels):
         self._most_tokens: Callable[[torch.dtype, type], int] = operations.most_tokens
         self._dtypes: tuple[torch.dtype, ...] = operations.DTYPES
         self._matrices: tuple[type, ...] = operations.MATRICES
-        self._scratch_nbytes: int = operations.SCRATCH_NBYTES
+        self._scratch_nbytes: Callable[[int], int] = operations.scratch_nbytes
         self._device = device
         self._torch = TorchKernels()
 
@@ -115,7 +115,8 @@ class PackedKernels(Kernels):
         """Return the bytes of the rows that are dequantized at a time."""
         if dtype not in self._dtypes or _packed_kind(stored, shape) not in self._matrices:
             return self._torch.workspace_nbytes(stored, shape, dtype)
-        return min(self._scratch_nbytes, math.prod(shape) * 4)  # float32 for any type, it may be
+        row = shape[1] * 4  # float32 for any type, it may be
+        return min(self._scratch_nbytes(row), shape[0] * row)
 
 
 def _packed_kind(stored: Quantization, shape: Shape) -> type | None:

@@ -29,7 +29,8 @@ from mixoff.kernels.threads import share_out
 
 DTYPES = (torch.float32, torch.bfloat16)
 MATRICES = (Packed, PackedAxis0)
-SCRATCH_NBYTES = 8 << 20  # of dequantized rows at a time
+_SCRATCH_NBYTES = 8 << 20  # of dequantized rows at a time: many CPUs' caches hold them
+_LEAST_ROWS = 512  # of them: for fewer oneDNN took a third longer a row
 
 _MOST_TOKENS = 128  # beyond, dequantizing is faster: found by benchmarks/switch.py on 2 cores
 _MOST_TOKENS_BFLOAT16 = 24  # where the CPU multiplies bfloat16 itself: on 16 cores with AMX
@@ -63,6 +64,11 @@ def most_tokens(dtype: torch.dtype, kind: type = Packed) -> int:
     if dtype == torch.bfloat16 and has_bfloat16():
         return min(most, _MOST_TOKENS_BFLOAT16)
     return most
+
+
+def scratch_nbytes(row_nbytes: int) -> int:
+    """Return how many bytes of rows of so many `multiply_dequantized` dequantizes at a time."""
+    return max(_SCRATCH_NBYTES, _LEAST_ROWS * row_nbytes)
 
 
 def multiply(
@@ -175,7 +181,8 @@ def multiply_dequantized(
     dtype = x.dtype if has_bfloat16() else torch.float32
     given = x.to(dtype)
     blocks, rows = matrix.form.blocks, matrix.packed_rows
-    height = max(1, min(rows, SCRATCH_NBYTES // (blocks * matrix.columns * dtype.itemsize)))
+    row_nbytes = matrix.columns * dtype.itemsize
+    height = max(1, min(rows, scratch_nbytes(row_nbytes) // (blocks * row_nbytes)))
     scratch = torch.empty(blocks * height, matrix.columns, dtype=dtype)
     out = torch.empty(len(x), blocks, rows, dtype=x.dtype)
     for first in range(0, rows, height):

@@ -20,7 +20,7 @@ from mixoff.kernels.triton_multiply import multiply_kernel
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MATRICES = (Packed,)
-SCRATCH_NBYTES = 32 << 20  # of dequantized rows at a time: a large GPU's cache holds them
+_SCRATCH_NBYTES = 32 << 20  # of dequantized rows at a time: a large GPU's cache holds them
 
 _MOST_TOKENS = (
     16  # that are multiplied straight from packed weights; nobody measured where to switch
@@ -105,6 +105,11 @@ def dequantize(matrix: Packed, dtype: torch.dtype) -> Tensor:
     return out[: matrix.rows]
 
 
+def scratch_nbytes(row_nbytes: int) -> int:
+    """Return how many bytes of rows `multiply_dequantized` dequantizes at a time."""
+    return _SCRATCH_NBYTES
+
+
 def multiply_dequantized(matrix: Packed, x: Tensor) -> Tensor:
     """Return x W^T in x's type, [T, K] -> [T, N]: for many tokens.
 
@@ -112,7 +117,7 @@ def multiply_dequantized(matrix: Packed, x: Tensor) -> Tensor:
     """
     blocks, rows = matrix.form.blocks, matrix.packed_rows
     row_nbytes = blocks * matrix.columns * x.dtype.itemsize
-    height = max(1, min(rows, SCRATCH_NBYTES // row_nbytes))
+    height = max(1, min(rows, scratch_nbytes(row_nbytes) // row_nbytes))
     scratch = torch.empty(blocks * height, matrix.columns, dtype=x.dtype, device=x.device)
     out = torch.empty(len(x), blocks, rows, dtype=x.dtype, device=x.device)
     for first in range(0, rows, height):
