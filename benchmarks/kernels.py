@@ -10,9 +10,9 @@ goes through ``--copies`` experts one after the other, more than a CPU's cache h
 does. Printed: median, least and most of an expert, bytes read over the median, that as a share of
 the read bandwidth measured in the same rounds, and the time over hqq's at the same bits.
 The error is the largest one beside the largest result, against float64 products of the same
-dequantized weights, on a slice of a matrix. hqq is its default (PYTORCH) backend in float32, on one
-copy and one expert a turn, since it is far from the bus. ``--tokens`` above 128, or 32 for
-axis 0, measures what dequantizes first.
+dequantized weights, on a slice of a matrix. hqq is its default (PYTORCH) backend in float32; it and
+mixoff's plain torch take one copy and one expert a turn, since they are far from the bus.
+``--tokens`` above 128, or 32 for axis 0, measures what dequantizes first.
 
 ``--peers`` adds ggml, as its libraries compute it from a file's weights and from those that it
 arranges anew, and bitsandbytes: each waits in a process of its own for its turn, and tells what it
@@ -142,21 +142,22 @@ def hqq_path(scheme: HQQ | HQQAxis0, tokens: int) -> Arm:
     return Arm(f"{label(scheme)}, hqq", nbytes, run, [])
 
 
-def torch_int4(tokens: int) -> Arm:
+def torch_int4(tokens: int, copies: int) -> Arm:
     """Return torch's own product with 4-bit weights in bfloat16, groups of 64."""
-    ops, layers = torch.ops.aten, []
+    ops, expert = torch.ops.aten, []
     for rows, columns in SHAPES:
         codes = torch.randint(16, (rows, columns), dtype=torch.int32)
         packed = ops._convert_weight_to_int4pack_for_cpu(codes, 2)
         scales = torch.rand(columns // 64, rows, 2).bfloat16()
-        layers.append((packed, scales))
+        expert.append((packed, scales))
+    experts = [[(p.clone(), s.clone()) for p, s in expert] for _ in range(copies)]
     inputs = [torch.randn(tokens, s[1]).bfloat16() for s in SHAPES]
 
     def run(number: int) -> None:
-        for (packed, scales), x in zip(layers, inputs, strict=True):
+        for (packed, scales), x in zip(experts[number % copies], inputs, strict=True):
             ops._weight_int4pack_mm_for_cpu(x, packed, 64, scales)
 
-    nbytes = sum(part.nbytes for layer in layers for part in layer)
+    nbytes = sum(part.nbytes for layer in expert for part in layer)
     return Arm("4 bits, torch int4pack (bfloat16)", nbytes, run, [])
 
 
@@ -180,7 +181,7 @@ def arms(tokens: int, copies: int) -> list[Arm]:
     for scheme in SCHEMES:
         found += ours(scheme, copies, tokens)
         found += [torch_path(scheme, tokens), hqq_path(scheme, tokens)]
-    return [*found, torch_int4(tokens)]
+    return [*found, torch_int4(tokens, copies)]
 
 
 def measure(measured: list[Arm], rounds: int, copies: int) -> None:

@@ -18,8 +18,7 @@ from mixoff.records import aligned_buffer
 
 def attach(model: nn.Module, cache: ExpertCache, offload: OffloadConfig) -> None:
     """Give each layer's experts the cache, and what guesses for it."""
-    found = [(block, _experts_of(block)) for block in model.modules()]
-    blocks = [(block, experts) for block, experts in found if experts is not None]
+    blocks = _blocks(model)
     gates = [block.get_submodule("gate") for block, _ in blocks]
     predictor = predictor_named(offload.predictor, gates)
     prefetcher = Prefetcher(
@@ -27,6 +26,12 @@ def attach(model: nn.Module, cache: ExpertCache, offload: OffloadConfig) -> None
     )
     for _, experts in blocks:
         experts.cache, experts.prefetcher = cache, prefetcher
+
+
+def _blocks(model: nn.Module) -> list[tuple[nn.Module, OffloadedExperts]]:
+    """Return the blocks that have a gate and experts, with these."""
+    found = [(block, _experts_of(block)) for block in model.modules()]
+    return [(block, experts) for block, experts in found if experts is not None]
 
 
 def _experts_of(block: nn.Module) -> OffloadedExperts | None:
@@ -44,7 +49,10 @@ def give_kernels(
     quantized = any(not isinstance(one.layout.quantization, Unquantized) for one in packed)
     if quantized and cache.device.type == "cpu" and not isinstance(kernels, TorchKernels):
         use_grouped_attention(model)  # else results stay transformers' to the bit
-        use_torch_for_one_token(model)
+        gates = [block.get_submodule("gate") for block, _ in _blocks(model)]
+        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers' own
+        for module in gates if head is None else [*gates, head]:
+            use_torch_for_one_token(module)
     for module in model.modules():
         if isinstance(module, QuantizedLinear | OffloadedExperts):
             module.kernels = kernels

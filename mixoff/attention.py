@@ -1,8 +1,8 @@
 """One token's attention on a CPU, as transformers' ``sdpa`` but faster. Knows heads; no weights.
 
 Several heads of queries share one of keys and values. Where nothing is masked, transformers asks
-PyTorch for each head by itself. Here a kernel reads keys and values once for all of them; what it
-has no room for, a mask or some other type, PyTorch computes as one block of queries.
+PyTorch for each head by itself. Here a kernel reads keys and values once for several heads; what it
+has no code for, a mask or some other type, PyTorch computes as one block of queries.
 """
 
 from functools import cache

@@ -1,11 +1,13 @@
-"""One token without oneDNN on a CPU. Knows how a model is called; nothing of weights.
+"""One token's products in bfloat16 without oneDNN, on a CPU. Knows modules; nothing of models.
 
-PyTorch gives products of bfloat16 to oneDNN, which is fast at many tokens and slow at one: the head
-of a Mixtral took it 8.4 ms and PyTorch's own code 5.2, a router 17 microseconds and 3 (Zen 5, two
+PyTorch gives such products to oneDNN, which is fast at many tokens and slow at one: the head of a
+Mixtral took it 8.4 ms and PyTorch's own code 5.2, a router 17 microseconds and 3 (Zen 5, two
 cores).
 """
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,35 +15,42 @@ from torch import Tensor, nn
 
 _onednn: Any = torch.backends.mkldnn
 _lock = threading.Lock()
-_inside: dict[int, bool] = {}  # threads that compute one token, and what was set before the first
+_before: list[bool] = []  # what was set before each block that hasn't ended
 
 
-def use_torch_for_one_token(model: nn.Module) -> None:
-    """Let PyTorch's own code compute calls of a model with one token.
+class OneTokenWithout:
+    """A module's ``forward`` that takes one token of bfloat16 without oneDNN.
 
-    It is a setting of the whole process: who computes many tokens in another thread meanwhile may
-    take longer.
+    The setting is the whole process's: products of other threads go without it, too, meanwhile.
     """
-    model.register_forward_pre_hook(_begin, with_kwargs=True)
-    model.register_forward_hook(_end, always_call=True)
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        self.forward = forward
+
+    def __call__(self, x: Tensor, *args: Any, **settings: Any) -> Any:
+        """Return what the module does, of [..., K]."""
+        one = x.numel() == x.shape[-1] and x.dtype is torch.bfloat16 and x.device.type == "cpu"
+        if not one:
+            return self.forward(x, *args, **settings)
+        with _without_onednn():
+            return self.forward(x, *args, **settings)
 
 
-def _begin(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    _leave()  # a call that was interrupted by the keyboard never ended
-    ids = args[0] if args else kwargs.get("input_ids")
-    if isinstance(ids, Tensor) and ids.numel() == 1 and ids.device.type == "cpu":
-        with _lock:
-            before = next(iter(_inside.values()), _onednn.enabled)
-            _inside[threading.get_ident()] = before
-            _onednn.enabled = False
+def use_torch_for_one_token(module: nn.Module) -> None:
+    """Let a module's products of one token go without oneDNN; a second time changes nothing."""
+    if not isinstance(module.forward, OneTokenWithout):
+        module.forward = OneTokenWithout(module.forward)
 
 
-def _end(model: nn.Module, args: tuple[Any, ...], result: Any) -> None:
-    _leave()
-
-
-def _leave() -> None:
+@contextmanager
+def _without_onednn() -> Iterator[None]:
     with _lock:
-        before = _inside.pop(threading.get_ident(), None)
-        if before is not None and not _inside:
-            _onednn.enabled = before
+        _before.append(_before[0] if _before else _onednn.enabled)
+        _onednn.enabled = False
+    try:
+        yield
+    finally:
+        with _lock:
+            before = _before.pop()
+            if not _before:
+                _onednn.enabled = before

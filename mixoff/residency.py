@@ -161,7 +161,7 @@ class Residency:
             Misses that are computed where they lie: they count as used, aren't let in, and nobody
             leaves for them.
         """
-        experts = sorted({*experts})
+        experts = sorted({*map(int, experts)})
         resident = self._resident.tolist()
         if all(resident[expert] for expert in experts):
             self.usage.touch_residents(experts)

@@ -41,10 +41,23 @@ def test_attention_is_right(isa, groups, heads, tokens, size, dtype, scaling):
     assert (found - expected(*given, scaling)).abs().max() < 2e-5
 
 
-def test_threads_share_groups_of_long_contexts():
-    given = inputs(4, 4, 3000, 128, torch.bfloat16)
-    found = cpu.attend(*given, scaling=0.1)
-    assert (found - expected(*given, 0.1)).abs().max() < 2e-5
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_threads_share_groups_and_change_no_bit(threads, monkeypatch):
+    given = inputs(4, 4, 300, 128, torch.bfloat16)
+    alone = cpu.attend(*given, scaling=0.1)
+    monkeypatch.setattr(cpu, "_LEAST_NBYTES", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert torch.equal(cpu.attend(*given, scaling=0.1), alone)
+    assert (alone - expected(*given, 0.1)).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("place", [0, 17, 49])
+def test_what_is_no_number_stays_none(bad, place):
+    query, key, value = inputs(2, 4, 50, 64, torch.float32)
+    key[0, place] = bad
+    found = cpu.attend(query, key, value, scaling=0.1)
+    assert torch.equal(found.isnan(), expected(query, key, value, 0.1).isnan())
 
 
 @pytest.mark.parametrize("scale", [1e4, 1e-30])
@@ -63,3 +76,4 @@ def test_what_it_cannot_read_is_refused():
     assert not cpu.attends(key[..., :20], key[..., :20])
     assert not cpu.attends(key.mT.contiguous().mT, key)
     assert not cpu.attends(key[:, :4], key)
+    assert not cpu.attends(key.to("meta"), key.to("meta"))

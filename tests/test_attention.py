@@ -57,6 +57,29 @@ def test_one_token_is_not_left_to_transformers(monkeypatch):
         attend(module(4), *inputs(1, 2, 4, 2, 30), None)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("batch", "masked", "by_kernel"), [(1, False, True), (1, True, False), (2, False, False)]
+)
+def test_a_kernel_takes_one_token_without_a_mask(monkeypatch, batch, masked, by_kernel, dtype):
+    cpu = pytest.importorskip("mixoff.kernels.cpu", exc_type=ImportError)
+    taken = []
+
+    def attend_noting(*args, **settings):
+        taken.append(args)
+        return cpu.attend(*args, **settings)
+
+    noting = SimpleNamespace(attends=cpu.attends, attend=attend_noting)
+    monkeypatch.setattr(attention, "_kernels", lambda: noting)
+    q, k, v = (part.to(dtype) for part in inputs(batch, 2, 4, 1, 30))
+    mask = torch.ones(batch, 1, 1, 30, dtype=torch.bool) if masked else None
+    found, _ = attend(module(4), q, k, v, mask, scaling=0.3)
+    expected, _ = sdpa_attention_forward(module(4), q, k, v, mask, scaling=0.3)
+    assert bool(taken) is by_kernel
+    assert found.dtype is dtype
+    assert torch.allclose(found, expected, atol=1e-5 if dtype is torch.float32 else 2e-2)
+
+
 @pytest.mark.parametrize(
     ("kernels", "scheme", "asked", "used"),
     [

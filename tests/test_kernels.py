@@ -1,5 +1,6 @@
 """Kernels give what dequantizing first gives, on every instruction set of this machine."""
 
+import copy
 import os
 import threading
 from types import SimpleNamespace
@@ -30,7 +31,7 @@ from mixoff.kernels import cpu, threads
 from mixoff.kernels.compile import usable_isas
 
 ISAS = usable_isas()
-GROUPS = (8, 16, 64, 128)
+GROUPS = (8, 16, 32, 64, 128, 4096)
 
 
 def random_matrix(scheme: HQQ, rows: int, columns: int, seed: int) -> QuantizedTensor:
@@ -112,6 +113,28 @@ def test_many_tokens_are_multiplied_by_rows_that_are_dequantized_a_few_at_a_time
         assert found.dtype is dtype
         bound = 1e-5 if dtype is torch.float32 else 2e-2
         assert (found - expected).abs().max() <= bound * expected.abs().max()
+
+
+def test_long_rows_are_dequantized_as_many_at_a_time_as_the_matrix_library_needs(monkeypatch):
+    rows, linear = [], torch.nn.functional.linear
+
+    def watched(x, weight):
+        rows.append(len(weight))
+        return linear(x, weight)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", watched)
+    for columns in (256, 8192):
+        matrix = random_matrix(HQQ(4, 64), 1100, columns, 0)
+        cpu.multiply_dequantized(packed(matrix), torch.randn(2, columns))
+    assert rows == [1104, 512, 512, 80]
+
+
+def test_a_matrix_is_taken_as_kernels_take_it_once():
+    matrix = random_matrix(HQQ(4, 64), 8, 64, 0)
+    assert as_packed(matrix) is as_packed(matrix)
+    copied = copy.deepcopy(matrix)
+    assert as_packed(copied).codes is copied.parts["W_q"]
+    assert copied.parts["W_q"] is not matrix.parts["W_q"]
 
 
 @pytest.mark.parametrize("native", [True, False])

@@ -1,67 +1,71 @@
-"""Calls with one token go without oneDNN, and leave the process as it was."""
+"""One token of bfloat16 goes without oneDNN, and leaves the process as it was."""
 
 import threading
 
 import pytest
 import torch
+from tiny import EXACT, MIXED
 from torch import nn
 
-from mixoff.onednn import use_torch_for_one_token
+from mixoff.builder import build_model
+from mixoff.onednn import OneTokenWithout, use_torch_for_one_token
+
+ONE, MANY = torch.zeros(1, 1, 8).bfloat16(), torch.zeros(1, 2, 8).bfloat16()
 
 
-class Model(nn.Module):
+class Telling(nn.Module):
     """Tells whether oneDNN was on while it was called."""
 
-    def forward(self, input_ids: torch.Tensor, failure: type | None = None) -> bool:
+    def forward(self, x: torch.Tensor, failure: type | None = None) -> bool:
         if failure is not None:
             raise failure
         return torch.backends.mkldnn.enabled
 
 
-@pytest.fixture
-def model():
+@pytest.fixture(autouse=True)
+def _onednn(monkeypatch):
     before = torch.backends.mkldnn.enabled
     torch.backends.mkldnn.enabled = True
-    model = Model()
-    use_torch_for_one_token(model)
-    yield model
+    yield
     torch.backends.mkldnn.enabled = before
 
 
-ONE, MANY = torch.tensor([[1]]), torch.tensor([[1, 2]])
+@pytest.fixture
+def module():
+    module = Telling()
+    use_torch_for_one_token(module)
+    use_torch_for_one_token(module)
+    assert not isinstance(module.forward.forward, OneTokenWithout)
+    return module
 
 
-def test_one_token_goes_without_and_many_with(model):
-    assert not model(ONE)
-    assert not model(input_ids=ONE)
-    assert model(MANY)
-    assert model(torch.tensor([[1], [2]]))
+@pytest.mark.parametrize(
+    ("x", "on"),
+    [(ONE, False), (ONE[0, 0], False), (MANY, True), (ONE.float(), True), (ONE.to("meta"), True)],
+)
+def test_only_one_token_of_bfloat16_on_a_cpu_goes_without(module, x, on):
+    assert module(x) is on
     assert torch.backends.mkldnn.enabled
 
 
-def test_what_was_off_stays_off(model):
+def test_what_was_off_stays_off(module):
     torch.backends.mkldnn.enabled = False
-    assert not model(ONE)
+    assert not module(ONE)
     assert not torch.backends.mkldnn.enabled
 
 
-def test_a_failure_turns_it_on_again(model):
-    with pytest.raises(ZeroDivisionError):
-        model(ONE, ZeroDivisionError)
+@pytest.mark.parametrize("failure", [ZeroDivisionError, KeyboardInterrupt])
+def test_failures_and_interrupts_turn_it_on_again(module, failure):
+    with pytest.raises(failure):
+        module(ONE, failure)
     assert torch.backends.mkldnn.enabled
 
 
-def test_after_an_interrupt_many_tokens_go_with_it(model):
-    with pytest.raises(KeyboardInterrupt):
-        model(ONE, KeyboardInterrupt)
-    assert model(MANY)
-
-
-def test_the_last_thread_to_end_turns_it_on_again(model):
+def test_the_last_thread_to_end_turns_it_on_again(module):
     inside, go_on = threading.Event(), threading.Event()
 
     class Waiting(nn.Module):
-        def forward(self, input_ids: torch.Tensor) -> None:
+        def forward(self, x: torch.Tensor) -> None:
             inside.set()
             go_on.wait(60)
 
@@ -70,8 +74,22 @@ def test_the_last_thread_to_end_turns_it_on_again(model):
     other = threading.Thread(target=waiting, args=(ONE,))
     other.start()
     inside.wait(60)
-    assert not model(ONE)
+    assert not module(ONE)
     assert not torch.backends.mkldnn.enabled
     go_on.set()
     other.join()
     assert torch.backends.mkldnn.enabled
+
+
+@pytest.mark.parametrize(
+    ("kernels", "scheme", "without"),
+    [("cpu", MIXED, True), ("cpu", EXACT, False), ("torch", MIXED, False)],
+)
+def test_head_and_routers_go_without_where_kernels_compute(quantized, kernels, scheme, without):
+    if kernels == "cpu":
+        pytest.importorskip("llvmlite", reason="kernels are compiled by it")
+    model, cache = build_model(quantized(scheme), kernels=kernels)
+    cache.close()
+    routers = [block.mlp.gate for block in model.model.layers]
+    for module in (model.lm_head, *routers):
+        assert isinstance(module.forward, OneTokenWithout) is without

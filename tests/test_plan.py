@@ -89,6 +89,8 @@ def test_what_is_dequantized_at_a_time_is_up_to_who_multiplies():
         assert kernels.workspace_nbytes(whole, shape, torch.float32) == 4 * weights
         assert kernels.workspace_nbytes(HQQ(4, 24), (24, 48), torch.float32) == 5 * 24 * 48
     assert sizes == {"torch": 7 * weights, "cpu": 8 << 20}
+    long_rows = kernels_named("cpu").workspace_nbytes(stored, (4096, 14336), torch.bfloat16)
+    assert long_rows == 512 * 14336 * 4
 
 
 def test_a_plan_counts_what_its_kernels_dequantize(quantized):

@@ -150,6 +150,13 @@ def test_the_same_demands_are_decided_alike(policy, run):
 # ---- starts, ties, bypass, sizes
 
 
+@pytest.mark.parametrize("slots", [0, 4])
+def test_experts_are_told_as_numbers_whatever_they_were_asked_as(slots):
+    decision = Residency(4, slots, LRU()).demand(np.array([3, 1, 3]))
+    assert decision.hits + decision.misses == (1, 3)
+    assert {type(expert) for expert in decision.hits + decision.misses} == {int}
+
+
 def test_at_the_start_the_highest_experts_are_inside_and_the_lowest_of_them_leaves_first():
     residency = Residency(8, 3, LRU())
     assert residency.residents == {5, 6, 7}

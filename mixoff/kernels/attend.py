@@ -1,6 +1,6 @@
 """One token's attention: softmax(q K^T) V for heads that share keys and values. Knows no weights.
 
-Keys and values are read once, as they lie. Everything else is float32.
+Keys and values are read as they lie, once for `_AT_ONCE` heads. Everything else is float32.
 """
 
 import math
@@ -115,16 +115,16 @@ class _Attend:
         return build.fdiv(ir.Constant(F32, 1.0), f.sum_lanes(build.load(total)))
 
     def _power_of_two(self, x: Value) -> Value:
-        """Return 2**x of numbers up to 0."""
-        f, build = self._f, self._f.build
-        larger = f.intrinsic("llvm.maxnum.v16f32", _FLOATS, [_FLOATS] * 2)
-        x = build.call(larger, [x, fill(F32, PIECE, _LEAST)])
+        """Return 2**x of numbers up to 0; what is no number stays none."""
+        f, build, least = self._f, self._f.build, fill(F32, PIECE, _LEAST)
+        x = build.select(build.fcmp_ordered("<", x, least), least, x)
         whole = build.call(f.intrinsic("llvm.rint.v16f32", _FLOATS, [_FLOATS]), [x])
         rest, value = build.fsub(x, whole), fill(F32, PIECE, _TERMS[-1])
         for term in reversed(_TERMS[:-1]):
             value = f.fma(value, rest, fill(F32, PIECE, term))
         integers = vector(I32, PIECE)
-        exponent = build.shl(build.fptosi(whole, integers), fill(I32, PIECE, 23))
+        to_integers = f.intrinsic("llvm.fptosi.sat.v16i32.v16f32", integers, [_FLOATS])
+        exponent = build.shl(build.call(to_integers, [whole]), fill(I32, PIECE, 23))
         return build.bitcast(build.add(build.bitcast(value, integers), exponent), _FLOATS)
 
     def _add_values(self, value: Value, heads: Sequence[Value], inverses: Sequence[Value]) -> None:

@@ -5,9 +5,9 @@ With what all kernels for such groups read.
 
 from llvmlite import ir
 
-from mixoff.kernels.codes import AHEAD, Ahead, Codes
+from mixoff.kernels.codes import FAR, Ahead, Codes
 from mixoff.kernels.dot import WIDTH
-from mixoff.kernels.expand import Numbers, store_weights
+from mixoff.kernels.expand import Output, store_weights
 from mixoff.kernels.ir import F32, I8, Function, Value, vector
 from mixoff.kernels.layout import CodeForm
 
@@ -21,23 +21,23 @@ PIECE = 16  # columns that are floats at a time
 _FLOATS = vector(F32, PIECE)
 
 
-def add_expand(module: ir.Module, form: CodeForm, numbers: Numbers) -> Function:
+def add_expand(module: ir.Module, form: CodeForm, output: Output) -> Function:
     """Write the function ``expand``: out[block, r - from, k], [blocks, height, K], of packed rows.
 
     Buffers: a `PackedAxis0` matrix, whose steps and zeros are float32 here and whose S numbers of
-    scale_step and scale_zero go on from their start for WIDE more; and out, whose type `numbers`
+    scale_step and scale_zero go on from their start for WIDE more; and out, whose type `output`
     tells. Numbers: the packed rows to go through, R, B, K, S, the first packed row of out, and how
     many it has.
     """
     function = Function(module, "expand", (*MATRIX, "out"), (*SIZES, "from", "height"))
-    _Expand(function, form, numbers).write()
+    _Expand(function, form, output).write()
     return function.end()
 
 
 class Axis0Scales:
     """Scales and zeros of some columns of a bundle, 16 at a time."""
 
-    def __init__(self, function: Function, bundle: Value, ahead: Ahead = AHEAD[2]) -> None:
+    def __init__(self, function: Function, bundle: Value, ahead: Ahead = FAR) -> None:
         self._f, self._ahead = function, ahead
         self._start = function.mul(bundle, function["columns"])
         self.zero_step, self.zero_zero = (self._number(n) for n in ("zero_step", "zero_zero"))
@@ -85,8 +85,8 @@ class Axis0Scales:
 
 
 class _Expand:
-    def __init__(self, function: Function, form: CodeForm, numbers: Numbers) -> None:
-        self._f, self._form, self._numbers = function, form, numbers
+    def __init__(self, function: Function, form: CodeForm, output: Output) -> None:
+        self._f, self._form, self._output = function, form, output
 
     def write(self) -> None:
         f = self._f
@@ -120,7 +120,7 @@ class _Expand:
             for own, start in zip(read, self._starts, strict=True):
                 q = build.uitofp(f.pick(own, range(first, first + PIECE)), _FLOATS)
                 weight = build.fmul(build.fsub(q, zero), scale)
-                store_weights(f, weight, f.add(start, k, first), count, self._numbers)
+                store_weights(f, weight, f.add(start, k, first), count, self._output)
 
 
 def load_columns(

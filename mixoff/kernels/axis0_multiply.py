@@ -19,20 +19,20 @@ from mixoff.kernels.ir import BYTES, F32, I8, I32, Function, Value, fill, vector
 from mixoff.kernels.layout import CodeForm
 
 _CHUNK = 8 * WIDE  # columns whose x' are kept at a time, for all rows of a bundle
-_AHEAD = {1: Ahead(_CHUNK, 4096, 1), 2: Ahead(_CHUNK, 1024, 2)}  # on Zen 5, and on Zen 4
+NEAR, FAR = Ahead(_CHUNK, 4096, 1), Ahead(_CHUNK, 1024, 2)  # what Zen 5 and Zen 4 do best with
 _SMALLEST_STEP = 2.0**-126  # its inverse is finite; smaller activations count as 0
 
 _FLOATS = vector(F32, PIECE)
 
 
-def add_multiply(module: ir.Module, form: CodeForm, isa: str, *, cache: int = 2) -> Function:
+def add_multiply(module: ir.Module, form: CodeForm, isa: str, ahead: Ahead = FAR) -> Function:
     """Write the function ``multiply``, which adds to out[t, n] for the rows of some bundles.
 
     Buffers: a `PackedAxis0` matrix as `axis0_expand.add_expand` takes it, float32 x [T, K] and out
     [T, N]. Numbers: the bundles to go through, R, B, K, S, and T.
     """
     function = Function(module, "multiply", (*MATRIX, "x", "out"), (*SIZES, "tokens"))
-    _Multiply(function, form, isa, _AHEAD[cache]).write()
+    _Multiply(function, form, isa, ahead).write()
     return function.end()
 
 

@@ -36,7 +36,7 @@ class Ahead:
     cache: int
 
 
-AHEAD = {1: Ahead(8192, 256, 1), 2: Ahead(16384, 1024, 2)}  # on Zen 5, and on Zen 4
+NEAR, FAR = Ahead(8192, 256, 1), Ahead(16384, 1024, 2)  # what Zen 5 and Zen 4 do best with
 
 
 class Codes:
@@ -69,7 +69,7 @@ class Codes:
         columns: Value,
         *,
         largest: int = 0,
-        ahead: Ahead = AHEAD[2],
+        ahead: Ahead = FAR,
     ) -> None:
         self._f, self._form, self._ahead = function, form, ahead
         self._asked = set[int]()
@@ -170,7 +170,7 @@ class Scales:
         *,
         fused: bool,
         times: int = 1,
-        ahead: Ahead = AHEAD[2],
+        ahead: Ahead = FAR,
     ) -> None:
         self._f, self._form, self._fused, self._ahead = function, form, fused, ahead
         self._times = times

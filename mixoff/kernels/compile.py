@@ -10,7 +10,15 @@ from typing import Any
 
 from llvmlite import binding, ir
 
-from mixoff.kernels import activations, attend, axis0_expand, axis0_multiply, expand, multiply
+from mixoff.kernels import (
+    activations,
+    attend,
+    axis0_expand,
+    axis0_multiply,
+    codes,
+    expand,
+    multiply,
+)
 from mixoff.kernels.ir import Function
 from mixoff.kernels.layout import CodeForm, Form
 from mixoff.kernels.parts import NAME, add_parts
@@ -58,15 +66,15 @@ def has_narrow_vectors() -> bool:
     return _cpu() == "znver4"
 
 
-def _numbers(isa: str, halves: bool) -> expand.Numbers:
+def _output(isa: str, halves: bool) -> expand.Output:
     """Return what kernels write that dequantize."""
     native = isa == "avx512-vnni" and _features().get("avx512bf16")
     return ("avx512-bf16" if native else "bfloat16") if halves else "float32"
 
 
-def _cache_asked_into() -> int:
-    """Return which cache memory is asked into that is read once: 2 unless 1 was found faster."""
-    return 1 if _cpu() == "znver5" else 2
+def _reads_near() -> bool:
+    """Return whether this CPU was found to read faster if it asks into its first cache."""
+    return _cpu() == "znver5"
 
 
 @cache
@@ -83,9 +91,9 @@ def _features() -> dict[str, bool]:
 @cache
 def multiply_worker(form: Form, isa: str, *, together: bool) -> Worker:
     """Return what does parts of `mixoff.kernels.multiply.add_multiply`'s work."""
-    cache = _cache_asked_into()
+    ahead = codes.NEAR if _reads_near() else codes.FAR
     return _worker(
-        lambda module: multiply.add_multiply(module, form, isa, together=together, cache=cache),
+        lambda module: multiply.add_multiply(module, form, isa, together=together, ahead=ahead),
         isa,
     )
 
@@ -93,20 +101,20 @@ def multiply_worker(form: Form, isa: str, *, together: bool) -> Worker:
 @cache
 def expand_worker(form: Form, isa: str, *, halves: bool) -> Worker:
     """Return what does parts of `mixoff.kernels.expand.add_expand`'s work."""
-    return _worker(lambda module: expand.add_expand(module, form, _numbers(isa, halves)), isa)
+    return _worker(lambda module: expand.add_expand(module, form, _output(isa, halves)), isa)
 
 
 @cache
 def axis0_multiply_worker(form: CodeForm, isa: str) -> Worker:
     """Return what does parts of `mixoff.kernels.axis0_multiply.add_multiply`'s work."""
-    cache = _cache_asked_into()
-    return _worker(lambda module: axis0_multiply.add_multiply(module, form, isa, cache=cache), isa)
+    ahead = axis0_multiply.NEAR if _reads_near() else axis0_multiply.FAR
+    return _worker(lambda module: axis0_multiply.add_multiply(module, form, isa, ahead), isa)
 
 
 @cache
 def axis0_expand_worker(form: CodeForm, isa: str, *, halves: bool) -> Worker:
     """Return what does parts of `mixoff.kernels.axis0_expand.add_expand`'s work."""
-    return _worker(lambda module: axis0_expand.add_expand(module, form, _numbers(isa, halves)), isa)
+    return _worker(lambda module: axis0_expand.add_expand(module, form, _output(isa, halves)), isa)
 
 
 @cache
@@ -140,7 +148,7 @@ def _compile(module: ir.Module, isa: str) -> int:
     parsed.verify()
     target = binding.Target.from_triple(module.triple)
     machine = target.create_target_machine(
-        cpu="generic" if isa in _ALONE else binding.get_host_cpu_name(),
+        cpu="generic" if isa in _ALONE else _cpu(),
         features=_features_for(isa),
         opt=3,
     )

@@ -30,7 +30,7 @@ from mixoff.kernels.threads import share_out
 DTYPES = (torch.float32, torch.bfloat16)
 MATRICES = (Packed, PackedAxis0)
 _SCRATCH_NBYTES = 8 << 20  # of dequantized rows at a time: many CPUs' caches hold them
-_LEAST_ROWS = 512  # of them: for fewer oneDNN took a third longer a row
+_LEAST_ROWS = 512  # of them, where they are long: oneDNN took a third longer a row for fewer
 
 _MOST_TOKENS = 128  # beyond, dequantizing is faster: found by benchmarks/switch.py on 2 cores
 _MOST_TOKENS_BFLOAT16 = 24  # where the CPU multiplies bfloat16 itself: on 16 cores with AMX
@@ -48,14 +48,16 @@ def fastest_to_multiply(form: CodeForm, tokens: int) -> str:
     """Return the instruction set that `multiply` uses where none is named.
 
     One token's products with 4 bits in large groups take so few steps that vectors half as wide
-    keep up with memory; where wide ones are no faster they got a tenth more from it. AVX-VNNI has
-    too few registers for 3 bits, which AVX2 computes faster (benchmarks/kernels.py).
+    keep up with memory; where wide ones are no faster they got a tenth more from it. With 3 bits
+    AVX-VNNI keeps more sums than it has registers for, and AVX2 is faster (benchmarks/kernels.py).
     """
-    isa, grouped = fastest(), isinstance(form, Form)
-    large = isinstance(form, Form) and form.nbits == 4 and form.group_size >= WIDTH
+    isa = fastest()
+    if not isinstance(form, Form):
+        return isa
+    large = form.nbits == 4 and form.group_size >= WIDTH
     if large and tokens == 1 and has_narrow_vectors() and "avx-vnni" in usable_isas():
         return "avx-vnni"
-    return "avx2" if grouped and form.nbits == 3 and isa == "avx-vnni" else isa
+    return "avx2" if form.nbits == 3 and isa == "avx-vnni" else isa
 
 
 def most_tokens(dtype: torch.dtype, kind: type = Packed) -> int:
@@ -131,7 +133,10 @@ def _padded(columns: int) -> int:
 def attends(key: Tensor, value: Tensor) -> bool:
     """Return whether `attend` takes such keys and values."""
     return all(
-        part.dtype in DTYPES and part.shape[-1] % PIECE == 0 and part.stride(-1) == 1
+        part.device.type == "cpu"
+        and part.dtype in DTYPES
+        and part.shape[-1] % PIECE == 0
+        and part.stride(-1) == 1
         for part in (key, value)
     ) and (key.dtype, key.shape) == (value.dtype, value.shape)
 
@@ -141,7 +146,7 @@ def attend(
 ) -> Tensor:
     """Return softmax(scaling * q K^T) V in float32 for one token, [G, h, d] and two [G, T, d].
 
-    Of G groups of h heads, each shares keys and values.
+    Of G groups of h heads, each shares keys and values. Threads share groups.
     """
     groups, heads, size = query.shape
     tokens, itemsize = key.shape[1], key.dtype.itemsize
@@ -175,8 +180,9 @@ def multiply_dequantized(
 ) -> Tensor:
     """Return x W^T in x's type, float32 or bfloat16, [T, K] -> [T, N]: for many tokens.
 
-    Rows are dequantized a few at a time, so that they are still in the CPU's cache when the matrix
-    library takes them: in float32 for bfloat16, too, where the CPU doesn't multiply that itself.
+    Rows are dequantized some at a time: as many as the CPU's cache holds until the matrix library
+    takes them, but not too few for it. They are float32 for bfloat16, too, where the CPU doesn't
+    multiply that itself.
     """
     dtype = x.dtype if has_bfloat16() else torch.float32
     given = x.to(dtype)

@@ -107,6 +107,7 @@ def dequantize(matrix: Packed, dtype: torch.dtype) -> Tensor:
 
 def scratch_nbytes(row_nbytes: int) -> int:
     """Return how many bytes of rows `multiply_dequantized` dequantizes at a time."""
+    del row_nbytes
     return _SCRATCH_NBYTES
 
 
@@ -117,7 +118,7 @@ def multiply_dequantized(matrix: Packed, x: Tensor) -> Tensor:
     """
     blocks, rows = matrix.form.blocks, matrix.packed_rows
     row_nbytes = blocks * matrix.columns * x.dtype.itemsize
-    height = max(1, min(rows, scratch_nbytes(row_nbytes) // row_nbytes))
+    height = max(1, min(rows, _SCRATCH_NBYTES // row_nbytes))
     scratch = torch.empty(blocks * height, matrix.columns, dtype=x.dtype, device=x.device)
     out = torch.empty(len(x), blocks, rows, dtype=x.dtype, device=x.device)
     for first in range(0, rows, height):

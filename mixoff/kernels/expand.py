@@ -12,25 +12,25 @@ from mixoff.kernels.layout import Form
 BUFFERS = ("codes", "scale", "zero", "pairs", "out")
 NUMBERS = ("first", "last", "packed_rows", "rows", "columns", "from", "height")
 
-Numbers = Literal["float32", "bfloat16", "avx512-bf16"]  # the last with an instruction for it
+Output = Literal["float32", "bfloat16", "avx512-bf16"]  # the last with an instruction for it
 
 _PIECE = 16  # codes that become floats at a time
 
 
-def add_expand(module: ir.Module, form: Form, numbers: Numbers) -> Function:
+def add_expand(module: ir.Module, form: Form, output: Output) -> Function:
     """Write the function ``expand``: out[block, r - from, k], [blocks, height, K], of packed rows.
 
-    Buffers: a `Packed` matrix, and out, whose type `numbers` tells. Numbers: the packed
+    Buffers: a `Packed` matrix, and out, whose type `output` tells. Numbers: the packed
     rows to go through, R, N, K, the first packed row of out, and how many it has.
     """
     function = Function(module, "expand", BUFFERS, NUMBERS)
-    _Expand(function, form, numbers).write()
+    _Expand(function, form, output).write()
     return function.end()
 
 
 class _Expand:
-    def __init__(self, function: Function, form: Form, numbers: Numbers) -> None:
-        self._f, self._form, self._numbers = function, form, numbers
+    def __init__(self, function: Function, form: Form, output: Output) -> None:
+        self._f, self._form, self._output = function, form, output
 
     def write(self) -> None:
         f = self._f
@@ -80,16 +80,16 @@ class _Expand:
                 q = f.build.uitofp(q, vector(F32, _PIECE))
                 weight = f.build.fmul(f.build.fsub(q, f.pick(zero, lanes)), f.pick(scale, lanes))
                 left = None if rest is None else f.build.sub(rest, f.number(first))
-                store_weights(f, weight, f.add(start, k, first), left, self._numbers)
+                store_weights(f, weight, f.add(start, k, first), left, self._output)
 
 
 def store_weights(
-    function: Function, weight: Value, index: Value, count: Value | None, numbers: Numbers
+    function: Function, weight: Value, index: Value, count: Value | None, output: Output
 ) -> None:
-    """Write <16 x float> to out, as its numbers are; only the first `count` if it is given."""
+    """Write <16 x float> to out, in its type; only the first `count` if it is given."""
     value, itemsize = weight, 4
-    if numbers != "float32":
-        value, itemsize = _rounded(function, weight, native=numbers == "avx512-bf16"), 2
+    if output != "float32":
+        value, itemsize = _rounded(function, weight, native=output == "avx512-bf16"), 2
     at = function.mul(index, itemsize)
     if count is None:
         function.store(value, function["out"], at, align=itemsize)
@@ -98,7 +98,10 @@ def store_weights(
 
 
 def _rounded(function: Function, weight: Value, *, native: bool) -> Value:
-    """Return bfloat16, rounded to nearest, ties to even; weights are finite."""
+    """Return bfloat16, rounded to nearest, ties to even; weights are finite.
+
+    The CPU's own instruction makes 0 of subnormal ones.
+    """
     build, kind, halves = function.build, vector(I32, _PIECE), vector(I16, _PIECE)
     if native:
         name = "llvm.x86.avx512bf16.cvtneps2bf16.512"

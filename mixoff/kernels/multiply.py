@@ -3,20 +3,21 @@
 Of W = (W_q - zero) * scale, a group adds scale * (sum of W_q x - zero * sum of x) to y. Products of
 codes and activations are exact integers (`dot`, `activations`).
 
-For few tokens a row of codes is read from memory once, and goes through the tokens one by one; of
-three bits, the plane of high bits comes from the cache for the second half of its rows. For
-many, `TOGETHER` tokens share what it costs to unpack codes, and loops go through pieces: of rows,
-so that codes stay in the second cache for all tokens, and of columns, so that activations stay in
-the first cache for all rows of a piece.
+For few tokens a row of codes is read from memory once, and goes through the tokens one by one; a
+span of it comes from the cache again where registers have no room for all of its rows. For many,
+`TOGETHER` tokens share what it costs to unpack codes, and loops go through pieces: of rows, so that
+codes stay in the second cache for all tokens, and of columns, so that activations stay in the first
+cache for all rows of a piece.
 """
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from llvmlite import ir
 
-from mixoff.kernels.codes import AHEAD, Codes, Scales, existing_row
+from mixoff.kernels.codes import FAR, Ahead, Codes, Scales, existing_row
 from mixoff.kernels.dot import LANES, WIDTH, by_lane, dots, largest_code, runs_of_lanes
 from mixoff.kernels.ir import F32, I8, I32, Function, Value, fill, vector
 from mixoff.kernels.layout import Form
@@ -29,7 +30,7 @@ _PIECE = 1 << 18  # bytes of codes
 
 
 def add_multiply(
-    module: ir.Module, form: Form, isa: str, *, together: bool, cache: int = 2
+    module: ir.Module, form: Form, isa: str, *, together: bool, ahead: Ahead = FAR
 ) -> Function:
     """Write the function ``multiply``: out[t, n] for the rows of some packed rows.
 
@@ -38,15 +39,15 @@ def add_multiply(
     go `together`, T is a multiple of `TOGETHER`, and what is computed is added to out.
     """
     function = Function(module, "multiply", BUFFERS, NUMBERS)
-    _Multiply(function, form, isa, TOGETHER if together else 1, cache).write()
+    _Multiply(function, form, isa, TOGETHER if together else 1, ahead).write()
     return function.end()
 
 
 def _passes(form: Form, *, at_once: int) -> Iterator[Sequence[int]]:
     """Yield rows whose codes share planes, some at once: registers have no room for more.
 
-    AVX2 and AVX-VNNI have half as many registers, half as wide. Of three bits they take four rows
-    at once all the same, since sorting two planes again takes longer than keeping sums in memory.
+    AVX2 and AVX-VNNI have half as many registers, half as wide. Of three bits and one token they
+    take four rows at once all the same: sorting two planes again takes longer than spilling sums.
     """
     for _, blocks in itertools.groupby(sorted(range(form.blocks), key=form.planes), form.planes):
         rows = [*blocks]
@@ -54,9 +55,19 @@ def _passes(form: Form, *, at_once: int) -> Iterator[Sequence[int]]:
             yield rows[first : first + at_once]
 
 
+@dataclass(frozen=True)
+class _Activations:
+    """Where a token's integers, steps and sums begin."""
+
+    high: Value
+    low: Value
+    steps: Value
+    sums: Value
+
+
 class _Multiply:
-    def __init__(self, function: Function, form: Form, isa: str, tokens: int, cache: int) -> None:
-        self._f, self._form, self._isa, self._cache = function, form, isa, cache
+    def __init__(self, function: Function, form: Form, isa: str, tokens: int, ahead: Ahead) -> None:
+        self._f, self._form, self._isa, self._ahead = function, form, isa, ahead
         if isa == "avx2" and form.nbits == 8:
             self._isa = "avx2-bytes"
         self._largest = largest_code(self._isa, form.nbits, form.lane // 4)
@@ -101,15 +112,16 @@ class _Multiply:
 
     def _row(self, r: Value, token: Value, start: Value, end: Value) -> None:
         """Go through some columns of the rows of a packed row, for one token or those together."""
-        f, form, given = self._f, self._form, {"ahead": AHEAD[self._cache]}
+        f, form, ahead = self._f, self._form, self._ahead
         sizes = (f["packed_rows"], f["columns"])
-        self._codes = Codes(f, form, r, *sizes, largest=self._largest, **given)
+        self._codes = Codes(f, form, r, *sizes, largest=self._largest, ahead=ahead)
         tokens = [f.add(token, n) for n in range(len(self._sums))]
-        self._given = [self._activations_of(t) for t in tokens]
+        self._activations = [self._activations_of(t) for t in tokens]
         rows = [f.add(r, f.mul(f["packed_rows"], block)) for block in range(form.blocks)]
+        read = partial(Scales, f, form, groups=self._groups, fused=True, ahead=ahead)
         self._scales = [
-            Scales(f, form, existing_row(f, n), self._groups, fused=True, times=factor, **given)
-            for n, factor in zip(rows, self._codes.factors, strict=True)  # sums are times that, too
+            read(existing_row(f, n), times=factor)  # sums are times that, too
+            for n, factor in zip(rows, self._codes.factors, strict=True)
         ]
         for place in itertools.chain(*self._sums):
             f.build.store(fill(F32, LANES, 0.0), place)
@@ -130,13 +142,14 @@ class _Multiply:
             self._columns(start, end)
             self._codes.again(blocks)
 
-    def _activations_of(self, token: Value) -> dict[str, Value]:
-        """Return where a token's integers, steps and sums begin."""
+    def _activations_of(self, token: Value) -> _Activations:
         f = self._f
         start = f.mul(token, f["padded"])
-        numbers = {"high": start, "low": start, "steps": f.div(start, WIDTH // 4)}
-        numbers["sums"] = f.mul(f.div(start, self._form.unit), 4)
-        return {name: f.at(f[name], offset) for name, offset in numbers.items()}
+        high, low = (f.at(f[name], start) for name in ("high", "low"))
+        steps = f.at(f["steps"], f.div(start, WIDTH // 4))
+        return _Activations(
+            high, low, steps, f.at(f["sums"], f.mul(f.div(start, self._form.unit), 4))
+        )
 
     def _columns(self, start: Value, end: Value) -> None:
         f, unit, done = self._f, self._form.unit, start
@@ -189,10 +202,10 @@ class _Multiply:
             scales.append(scale)
             offsets.append(self._widened(f.build.fneg(f.build.fmul(scale, zero))))
         factors = []
-        for given, places in zip(self._given, self._present_sums(), strict=True):
-            steps = self._floats(given["steps"], f.div(k, WIDTH, exact=True), units * unit // WIDTH)
+        for own, places in zip(self._activations, self._present_sums(), strict=True):
+            steps = self._floats(own.steps, f.div(k, WIDTH, exact=True), units * unit // WIDTH)
             steps = f.pick(steps, [n * unit // WIDTH for n in range(units)])
-            sums = self._widened(self._floats(given["sums"], f.div(k, unit, exact=True), units))
+            sums = self._widened(self._floats(own.sums, f.div(k, unit, exact=True), units))
             for offset, place in zip(offsets, places, strict=True):
                 f.build.store(f.fma(offset, sums, f.build.load(place)), place)
             factors.append([f.build.fmul(scale, steps) for scale in scales])
@@ -218,8 +231,10 @@ class _Multiply:
     ) -> None:
         """Add each token's and row's factors, some lanes of them, times the products of codes."""
         f = self._f
-        for given, own, places in zip(self._given, factors, self._present_sums(), strict=True):
-            activations = self._activations(given, k, len(vectors))
+        for own, given, places in zip(
+            factors, self._activations, self._present_sums(), strict=True
+        ):
+            activations = self._integers(given, k, len(vectors))
             codes = [map(partial(self._codes.row, block=n), vectors) for n in self._blocks]
             products = dots(f, self._isa, codes, *activations)
             for product, factor, place in zip(products, own, places, strict=True):
@@ -227,12 +242,12 @@ class _Multiply:
                 total = f.fma(f.pick(factor, lanes), product, f.build.load(place))
                 f.build.store(total, place)
 
-    def _activations(
-        self, given: dict[str, Value], k: Value, vectors: int
+    def _integers(
+        self, given: _Activations, k: Value, vectors: int
     ) -> tuple[list[Value], list[Value]]:
         f, bytes_ = self._f, vector(I8, WIDTH)
         at = [f.add(k, n * WIDTH) for n in range(vectors)]
-        high, low = ([f.load(given[name], n, bytes_) for n in at] for name in ("high", "low"))
+        high, low = ([f.load(base, n, bytes_) for n in at] for base in (given.high, given.low))
         return high, low
 
     def _floats(self, base: Value, index: Value, lanes: int) -> Value:

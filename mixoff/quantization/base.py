@@ -66,7 +66,7 @@ class QuantizedTensor:
     parts
         The tensors that `quantization.part_specs(shape)` names.
     kept
-        What others made of it, to be found again.
+        What kernels made of it, to be found again: views of the same parts.
     """
 
     quantization: Quantization
