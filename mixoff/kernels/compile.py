@@ -91,7 +91,7 @@ def _features() -> dict[str, bool]:
 @cache
 def multiply_worker(form: Form, isa: str, *, together: bool) -> Worker:
     """Return what does parts of `mixoff.kernels.multiply.add_multiply`'s work."""
-    ahead = codes.NEAR if _reads_near() else codes.FAR
+    ahead = codes.NEAR if _reads_near() and not together else codes.FAR
     return _worker(
         lambda module: multiply.add_multiply(module, form, isa, together=together, ahead=ahead),
         isa,

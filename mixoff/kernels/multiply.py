@@ -125,7 +125,10 @@ class _Multiply:
         ]
         for place in itertools.chain(*self._sums):
             f.build.store(fill(F32, LANES, 0.0), place)
-        f.loop(start, end, form.span, lambda k: self._span(k, end))
+        if len(tokens) == 1:
+            f.loop(start, end, form.span, lambda k: self._span(k, end))
+        else:
+            self._span(start, end)  # no more than one
         for t, sums in zip(tokens, self._sums, strict=True):
             for n, factor, place in zip(rows, self._codes.factors, sums, strict=True):
                 total = f.sum_lanes(f.build.load(place))
