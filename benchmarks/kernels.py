@@ -5,10 +5,11 @@ Run it from the root of a clone, on a machine that does nothing else:
 
 An expert is three matrices of 4096 x 14336 weights: gate and up as one, and down. Weights are
 random codes and scales: what they are changes no time. Axis 0 is the layout that mixtral-offloading
-released, with its 2 bits of experts and 4 of attention. All arms take turns, round by round; a turn
-goes through ``--copies`` experts one after the other, more than a CPU's cache holds, as decoding
-does. Printed: median, least and most of an expert, bytes read over the median, that as a share of
-the read bandwidth measured in the same rounds, and the time over hqq's at the same bits.
+released, with its 2 bits of experts and 4 of attention. All arms take turns, round by round, in an
+order that changes, with a pause before each, after which no other arm's threads wait for work; a
+turn goes through ``--copies`` experts one after the other, more than a CPU's cache holds, as
+decoding does. Printed: median, least and most of an expert, bytes read over the median, that as a
+share of the read bandwidth measured in the same rounds, and the time over hqq's at the same bits.
 The error is the largest one beside the largest result, against float64 products of the same
 dequantized weights, on a slice of a matrix. hqq is its default (PYTORCH) backend in float32; it and
 mixoff's plain torch take one copy and one expert a turn, since they are far from the bus.
@@ -21,6 +22,7 @@ that can't be had here is named with the reason.
 """
 
 import argparse
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -43,6 +45,8 @@ SHAPES = ((2 * INNER, HIDDEN), (HIDDEN, INNER))
 AXIS0 = (HQQAxis0(2, 16, 128), HQQAxis0(4, 64, 256))  # as mixtral-offloading released
 SCHEMES = (HQQ(2, 16, 8), HQQ(3, 64), HQQ(4, 64), HQQ(8, 64), *AXIS0)
 
+PAUSE = 0.05  # seconds
+
 
 @dataclass
 class Arm:
@@ -50,7 +54,7 @@ class Arm:
 
     name: str
     nbytes: int
-    run: Callable[[int], object]  # is given a running number; may return seconds, as a float
+    turn: Callable[[int, int], list[float]]  # from a number on some experts: seconds of each
     seconds: list[float]
 
 
@@ -81,7 +85,7 @@ def label(scheme: HQQ | HQQAxis0) -> str:
 def read_bandwidth(nbytes: int) -> Arm:
     """Return an arm that sums numbers, which is as fast as memory is read."""
     numbers = torch.ones(nbytes // 8, dtype=torch.int64)
-    return Arm("read memory", numbers.nbytes, lambda number: numbers.sum(), [])
+    return Arm("read memory", numbers.nbytes, timed(lambda number: numbers.sum()), [])
 
 
 def resident(scheme: HQQ | HQQAxis0, seed: int) -> list[PackedMatrix]:
@@ -105,7 +109,7 @@ def ours(scheme: HQQ | HQQAxis0, copies: int, tokens: int) -> Iterator[Arm]:
 
     nbytes = sum(matrix.nbytes for matrix in experts[0])
     for place, isa in enumerate(usable_isas()):
-        yield Arm(f"{label(scheme)}, {isa}", nbytes, partial(run, place=place, isa=isa), [])
+        yield Arm(f"{label(scheme)}, {isa}", nbytes, timed(partial(run, place=place, isa=isa)), [])
 
 
 def torch_path(scheme: HQQ | HQQAxis0, tokens: int) -> Arm:
@@ -117,7 +121,7 @@ def torch_path(scheme: HQQ | HQQAxis0, tokens: int) -> Arm:
         for matrix, x in zip(expert, inputs, strict=True):
             kernels.matmul(matrix, x)
 
-    return Arm(f"{label(scheme)}, mixoff torch", sum(m.nbytes for m in expert), run, [])
+    return Arm(f"{label(scheme)}, mixoff torch", sum(m.nbytes for m in expert), timed(run), [])
 
 
 def hqq_path(scheme: HQQ | HQQAxis0, tokens: int) -> Arm:
@@ -139,7 +143,7 @@ def hqq_path(scheme: HQQ | HQQAxis0, tokens: int) -> Arm:
                 layer(x)
 
     nbytes = sum(layer.W_q.nbytes for layer in layers)
-    return Arm(f"{label(scheme)}, hqq", nbytes, run, [])
+    return Arm(f"{label(scheme)}, hqq", nbytes, timed(run), [])
 
 
 def torch_int4(tokens: int, copies: int) -> Arm:
@@ -158,7 +162,7 @@ def torch_int4(tokens: int, copies: int) -> Arm:
             ops._weight_int4pack_mm_for_cpu(x, packed, 64, scales)
 
     nbytes = sum(part.nbytes for layer in expert for part in layer)
-    return Arm("4 bits, torch int4pack (bfloat16)", nbytes, run, [])
+    return Arm("4 bits, torch int4pack (bfloat16)", nbytes, timed(run), [])
 
 
 def peer_arm(peer: Peer) -> Arm:
@@ -184,19 +188,31 @@ def arms(tokens: int, copies: int) -> list[Arm]:
     return [*found, torch_int4(tokens, copies)]
 
 
+def timed(run: Callable[[int], object]) -> Callable[[int, int], list[float]]:
+    """Return what computes some experts one after the other, and takes the time of each."""
+
+    def turn(first: int, count: int) -> list[float]:
+        seconds = []
+        for number in range(first, first + count):
+            start = time.perf_counter()
+            run(number)
+            seconds.append(time.perf_counter() - start)
+        return seconds
+
+    return turn
+
+
 def measure(measured: list[Arm], rounds: int, copies: int) -> None:
-    """Let all arms take turns; the first round warms up."""
+    """Let all arms take turns, in another order each round; the first round warms up."""
     for number in range(-1, rounds):
-        for arm in measured:
+        for arm in random.Random(number).sample(measured, len(measured)):
             slow = "hqq" in arm.name or "mixoff torch" in arm.name
             if slow and number % 5:
                 continue  # far slower, and steadier
-            for place in range(1 if slow else copies):
-                start = time.perf_counter()
-                told = arm.run(number * copies + place)
-                seconds = time.perf_counter() - start
-                if number >= 0:
-                    arm.seconds.append(told if isinstance(told, float) else seconds)
+            time.sleep(PAUSE)
+            seconds = arm.turn(number * copies, 1 if slow else copies)
+            if number >= 0:
+                arm.seconds += seconds
 
 
 def report(measured: list[Arm], tokens: int) -> None:

@@ -46,7 +46,7 @@ def expert_peers(
                 if not arm.python.exists():
                     print(f"{arm.name}: no environment; benchmarks/environments.py makes it")
                     continue
-                worker = Worker(arm, threads)
+                worker = Worker(arm, threads, alone=True)
                 try:
                     ready.append(Peer(arm.name, int(worker.line()["nbytes"]), worker))
                 except ChildProcessError as error:

@@ -180,12 +180,12 @@ class Worker:
         last = (self._log.read_text(errors="replace").strip().splitlines() or [""])[-1]
         raise ChildProcessError(f"ended with {code}: {last[:120]}")
 
-    def turn(self, number: int) -> float:
-        """Let it run once, and return the seconds."""
+    def turn(self, first: int, count: int) -> list[float]:
+        """Let it run some numbers, one after the other, and return the seconds of each."""
         assert self.process.stdin
-        self.process.stdin.write(f"{number}\n")
+        self.process.stdin.write(f"{first} {count}\n")
         self.process.stdin.flush()
-        return float(self.line()["seconds"])
+        return [float(seconds) for seconds in self.line()["seconds"]]
 
     def close(self) -> None:
         """End it."""

@@ -79,10 +79,11 @@ def decode(load: Callable[[dict[str, Any]], Session]) -> None:
 
 
 def take_turns(run: Callable[[int], float], **told: Any) -> None:
-    """Say that all is ready, then run once for each number that comes, and tell the seconds."""
+    """Say that all is ready, then run some numbers for each line that comes; tell the seconds."""
     tell(**told)
     for line in sys.stdin:
-        tell(seconds=run(int(line)))
+        first, count = map(int, line.split())
+        tell(seconds=[run(number) for number in range(first, first + count)])
 
 
 _OUT = os.dup(1)
