@@ -109,7 +109,8 @@ def test_a_worker_runs_when_it_is_told_to(turns: ModuleType, tmp_path: Path) -> 
     worker = turns.Worker(worker_arm(turns, tmp_path, TURNS), 1)
     try:
         assert worker.line() == {"nbytes": 5}
-        assert [worker.turn(1), worker.turn(4)] == [2.0, 8.0]
+        assert worker.turn(1, 1) == [2.0]
+        assert worker.turn(4, 3) == [8.0, 10.0, 12.0]
     finally:
         worker.close()
 
