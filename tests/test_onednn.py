@@ -23,7 +23,7 @@ class Telling(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def _onednn(monkeypatch):
+def _onednn():
     before = torch.backends.mkldnn.enabled
     torch.backends.mkldnn.enabled = True
     yield
@@ -73,7 +73,7 @@ def test_the_last_thread_to_end_turns_it_on_again(module):
     use_torch_for_one_token(waiting)
     other = threading.Thread(target=waiting, args=(ONE,))
     other.start()
-    inside.wait(60)
+    assert inside.wait(60)
     assert not module(ONE)
     assert not torch.backends.mkldnn.enabled
     go_on.set()

@@ -103,7 +103,7 @@ def test_many_columns_take_several_rounds_and_several_pairs(nbits, monkeypatch):
 
 @pytest.mark.parametrize("nbits", [8, 4, 3, 2])
 def test_many_tokens_are_multiplied_by_rows_that_are_dequantized_some_at_a_time(nbits, monkeypatch):
-    monkeypatch.setattr(cuda, "scratch_nbytes", lambda _: 20_000)
+    monkeypatch.setattr(cuda, "_SCRATCH_NBYTES", 20_000)
     matrix = random_matrix(HQQ(nbits, 16, 8), 61, 144)
     x = random_inputs(33, 144, torch.float32)
     y = cuda.multiply_dequantized(as_packed(matrix), x)

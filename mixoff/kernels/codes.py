@@ -112,8 +112,8 @@ class Codes:
                 planes.append(f.load_first(start, position, _BYTES, count))
         return planes
 
-    def again(self, blocks: Iterable[int]) -> None:
-        """Note that all planes of some rows were gone through: they aren't asked for again."""
+    def gone_through(self, blocks: Iterable[int]) -> None:
+        """Note that all planes of some rows were read: they aren't asked for again."""
         self._asked.update(plane for block in blocks for plane in self._form.planes(block))
 
     def row(self, planes: Sequence[Value], block: int) -> Value:

@@ -72,8 +72,8 @@ class _Multiply:
             self._isa = "avx2-bytes"
         self._largest = largest_code(self._isa, form.nbits, form.lane // 4)
         self._groups = function.div(function["columns"], form.group_size)
-        few = tokens > 1 or (form.nbits == 2 and isa != "avx512-vnni")
-        self._passes = [*_passes(form, at_once=2 if few else form.blocks)]
+        few_rows = tokens > 1 or (form.nbits == 2 and isa != "avx512-vnni")
+        self._passes = [*_passes(form, at_once=2 if few_rows else form.blocks)]
         kind, rows = vector(F32, LANES), form.blocks
         self._sums = [[function.variable(kind) for _ in range(rows)] for _ in range(tokens)]
         self._wide = {LANES * form.lane, WIDTH}  # columns of steps
@@ -83,12 +83,11 @@ class _Multiply:
     def write(self) -> None:
         f = self._f
         if len(self._sums) == 1:
-            whole = (f.number(0), f["columns"])
             f.loop(
                 f["first"],
                 f["last"],
                 1,
-                lambda r: f.loop(0, f["tokens"], 1, lambda token: self._row(r, token, *whole)),
+                lambda r: f.loop(0, f["tokens"], 1, lambda token: self._row(r, token)),
             )
             return
         least = f.number(1)
@@ -98,20 +97,19 @@ class _Multiply:
             bottom = f.smaller(f.add(top, height), f["last"])
 
             def columns(k: Value) -> None:
-                end = f.smaller(f.add(k, self._form.span), f["columns"])
                 f.loop(
                     0,
                     f["tokens"],
                     TOGETHER,
-                    lambda token: f.loop(top, bottom, 1, lambda r: self._row(r, token, k, end)),
+                    lambda token: f.loop(top, bottom, 1, lambda r: self._row(r, token, k)),
                 )
 
             f.loop(0, f["columns"], self._form.span, columns)
 
         f.loop(f["first"], f["last"], height, piece)
 
-    def _row(self, r: Value, token: Value, start: Value, end: Value) -> None:
-        """Go through some columns of the rows of a packed row, for one token or those together."""
+    def _row(self, r: Value, token: Value, start: Value | None = None) -> None:
+        """Go through the rows of a packed row: all columns for one token, or a span for several."""
         f, form, ahead = self._f, self._form, self._ahead
         sizes = (f["packed_rows"], f["columns"])
         self._codes = Codes(f, form, r, *sizes, largest=self._largest, ahead=ahead)
@@ -125,25 +123,25 @@ class _Multiply:
         ]
         for place in itertools.chain(*self._sums):
             f.build.store(fill(F32, LANES, 0.0), place)
-        if len(tokens) == 1:
-            f.loop(start, end, form.span, lambda k: self._span(k, end))
+        if start is None:
+            f.loop(0, f["columns"], form.span, self._span)
         else:
-            self._span(start, end)  # no more than one
+            self._span(start)
         for t, sums in zip(tokens, self._sums, strict=True):
             for n, factor, place in zip(rows, self._codes.factors, sums, strict=True):
                 total = f.sum_lanes(f.build.load(place))
                 self._store(f.build.fmul(total, ir.Constant(F32, 1 / factor)), t, n)
 
-    def _span(self, start: Value, end: Value) -> None:
+    def _span(self, start: Value) -> None:
         """Go through a span of columns of all rows of a packed row."""
         f = self._f
-        end = f.smaller(f.add(start, self._form.span), end)
+        end = f.smaller(f.add(start, self._form.span), f["columns"])
         for blocks in self._passes:
             self._blocks = blocks
             for block in blocks:
                 self._scales[block].begin(start)
             self._columns(start, end)
-            self._codes.again(blocks)
+            self._codes.gone_through(blocks)
 
     def _activations_of(self, token: Value) -> _Activations:
         f = self._f
