@@ -24,7 +24,7 @@ from importlib.util import find_spec
 import torch
 
 from mixoff.kernels import kernels_named
-from mixoff.kernels.choice import as_packed
+from mixoff.kernels.matrices import as_packed
 from mixoff.quantization import HQQ, QuantizedTensor
 
 HIDDEN, INNER = 4096, 14336

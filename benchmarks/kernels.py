@@ -34,9 +34,9 @@ import torch
 from peers.experts import Peer, expert_peers
 
 from mixoff.kernels import kernels_named
-from mixoff.kernels.choice import as_packed
 from mixoff.kernels.compile import usable_isas
 from mixoff.kernels.cpu import most_tokens, multiply, multiply_dequantized
+from mixoff.kernels.matrices import as_packed
 from mixoff.quantization import HQQ, HQQAxis0, PackedMatrix, QuantizedTensor
 from mixoff.records import RecordLayout, aligned_buffer
 

@@ -17,8 +17,8 @@ from functools import partial
 import torch
 from kernels import SCHEMES, random_matrix
 
-from mixoff.kernels.choice import as_packed
 from mixoff.kernels.cpu import multiply, multiply_dequantized
+from mixoff.kernels.matrices import as_packed
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 

@@ -2,18 +2,20 @@
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.models.mixtral.modeling_mixtral import MixtralAttention
 
 from mixoff.attention import use_grouped_attention
 from mixoff.cache import ExpertCache
 from mixoff.config import OffloadConfig
 from mixoff.errors import CheckpointError
 from mixoff.formats import AnyCheckpoint
-from mixoff.kernels import Kernels, TorchKernels
+from mixoff.kernels import CPUKernels, Kernels, TorchKernels
 from mixoff.layers import OffloadedExperts, QuantizedLinear
 from mixoff.onednn import use_torch_for_one_token
 from mixoff.predictors import Prefetcher, predictor_named
 from mixoff.quantization import Unquantized
 from mixoff.records import aligned_buffer
+from mixoff.token_attention import use_kernels_for_one_token
 
 
 def attach(model: nn.Module, cache: ExpertCache, offload: OffloadConfig) -> None:
@@ -53,6 +55,10 @@ def give_kernels(
         head = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers' own
         for module in gates if head is None else [*gates, head]:
             use_torch_for_one_token(module)
+        if isinstance(kernels, CPUKernels):
+            for module in model.modules():
+                if isinstance(module, MixtralAttention):
+                    use_kernels_for_one_token(module, kernels)
     for module in model.modules():
         if isinstance(module, QuantizedLinear | OffloadedExperts):
             module.kernels = kernels

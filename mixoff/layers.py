@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
 from mixoff.arriving import Arriving
 from mixoff.buffers import Expert
 from mixoff.cache import ExpertCache
-from mixoff.kernels import Kernels, TorchKernels
+from mixoff.kernels import Gate, Kernels, TorchKernels
 from mixoff.predictors import Choices, Prefetcher
 from mixoff.quantization import PackedMatrix
 from mixoff.records import RecordLayout
@@ -39,11 +40,12 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x W^T + bias, [..., K] -> [..., N]."""
-        y = self.kernels.matmul(self._matrix(), x)
+        y = self.kernels.matmul(self.matrix, x)
         return y if self.bias is None else y + self.bias
 
-    def _matrix(self) -> PackedMatrix:
-        """Return the record's matrix, as views that are made again once the record is another."""
+    @property
+    def matrix(self) -> PackedMatrix:
+        """The record's matrix, as views that are made again once the record is another."""
         record = self.weight.data
         if self._views is None or not record.is_set_to(self._views[0]):
             self._views = record, self.layout.tensors(record)["weight"]
@@ -80,6 +82,8 @@ class OffloadedExperts(nn.Module):
         experts._is_hf_initialized = True  # type: ignore[assignment]  # or transformers misses them
         self.experts = experts
         self.layer = layer
+        gate: Any = experts._apply_gate  # transformers' own
+        self._gate = Gate(gate, type(experts.act_fn) is type(ACT2FN["silu"]))
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Return the experts' weighted sum, [T, D] and two [T, k] -> [T, D].
@@ -129,9 +133,7 @@ class OffloadedExperts(nn.Module):
 
     def _compute(self, tensors: Expert, x: Tensor, kernels: Kernels) -> Tensor:
         """Return what an expert makes of tokens, [t, D] -> [t, D], where both lie."""
-        gate_up = kernels.matmul(tensors["gate_up_proj"], x)
-        hidden = self.experts._apply_gate(gate_up)  # type: ignore[operator]  # transformers' own
-        return kernels.matmul(tensors["down_proj"], hidden)
+        return kernels.feed_forward(tensors["gate_up_proj"], tensors["down_proj"], x, self._gate)
 
     def _request(
         self, hidden_states: Tensor, top_k_index: Tensor

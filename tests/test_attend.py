@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("llvmlite", reason="kernels are compiled by it")
 
-from mixoff.kernels import cpu
+from mixoff.kernels import cpu, steps
 from mixoff.kernels.compile import usable_isas
 
 
@@ -45,7 +45,7 @@ def test_attention_is_right(isa, groups, heads, tokens, size, dtype, scaling):
 def test_threads_share_groups_and_change_no_bit(threads, monkeypatch):
     given = inputs(4, 4, 300, 128, torch.bfloat16)
     alone = cpu.attend(*given, scaling=0.1)
-    monkeypatch.setattr(cpu, "_LEAST_NBYTES", 1)
+    monkeypatch.setattr(steps, "_LEAST_NBYTES", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert torch.equal(cpu.attend(*given, scaling=0.1), alone)
     assert (alone - expected(*given, 0.1)).abs().max() < 2e-5

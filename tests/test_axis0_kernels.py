@@ -13,9 +13,10 @@ from transformers.cache_utils import DynamicCache
 
 from mixoff.builder import build_model
 from mixoff.config import OffloadConfig
-from mixoff.kernels import cpu, threads
-from mixoff.kernels.choice import PackedKernels, as_packed
+from mixoff.kernels import cpu, steps, threads
+from mixoff.kernels.choice import PackedKernels
 from mixoff.kernels.layout import Packed, PackedAxis0
+from mixoff.kernels.matrices import as_packed
 from mixoff.quantization import HQQAxis0, QuantizedTensor
 
 FOLDER = Path(__file__).parent / "data" / "released-layout-tiny"
@@ -139,7 +140,7 @@ def test_large_and_tiny_activations_in_one_token_keep_their_precision(isa):
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 @pytest.mark.parametrize("isa", ISAS)
 def test_threads_never_change_a_bit(isa, count, team, monkeypatch):
-    monkeypatch.setattr(cpu, "_LEAST_NBYTES", 1)
+    monkeypatch.setattr(steps, "_LEAST_NBYTES", 1)
     if not team:
         monkeypatch.setattr(threads, "_team", lambda process: None)
     matrix = packed(random_matrix(HQQAxis0(2, 16, 8), 208, 512))

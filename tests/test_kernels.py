@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from mixoff.errors import ConfigError
 from mixoff.kernels import TorchKernels, kernels_named
-from mixoff.kernels.choice import PackedKernels, as_packed
+from mixoff.kernels.choice import PackedKernels
 from mixoff.kernels.layout import Form, Packed
-from mixoff.kernels.threads import Worker, share_out
+from mixoff.kernels.matrices import as_packed
+from mixoff.kernels.threads import Code, Step, share_out
 from mixoff.quantization import (
     HQQ,
     HQQAxis0,
@@ -27,7 +28,7 @@ from mixoff.quantization import (
 pytest.importorskip("llvmlite", reason="kernels are compiled by it")
 
 from mixoff.kernels import compile as compiling
-from mixoff.kernels import cpu, threads
+from mixoff.kernels import cpu, steps, threads
 from mixoff.kernels.compile import usable_isas
 
 ISAS = usable_isas()
@@ -159,8 +160,8 @@ def test_bfloat16_is_multiplied_in_float32_where_the_cpu_cannot(native, monkeypa
 @pytest.mark.parametrize("scheme", [HQQ(2, 16, 8), HQQ(3, 64), HQQAxis0(2, 16, 128)])
 def test_where_memory_is_asked_for_changes_nothing(monkeypatch, name, scheme):
     monkeypatch.setattr(compiling, "_cpu", lambda: name)
-    for make in ("multiply_worker", "axis0_multiply_worker"):  # compiled anew
-        monkeypatch.setattr(cpu, make, getattr(cpu, make).__wrapped__)
+    for user, make in ((steps, "multiply_worker"), (cpu, "axis0_multiply_worker")):
+        monkeypatch.setattr(user, make, getattr(user, make).__wrapped__)  # compiled anew
     matrix = QuantizedTensor.quantize(torch.randn(32, 2304), scheme)
     x = torch.randn(1, 2304)
     expected = x.double() @ matrix.dequantize().double().T
@@ -208,7 +209,7 @@ def test_large_and_tiny_activations_in_one_token_keep_their_precision(isa):
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 @pytest.mark.parametrize("isa", ISAS)
 def test_threads_never_change_a_bit(isa, count, team, monkeypatch):
-    monkeypatch.setattr(cpu, "_LEAST_NBYTES", 1)
+    monkeypatch.setattr(steps, "_LEAST_NBYTES", 1)
     if not team:
         monkeypatch.setattr(threads, "_team", lambda process: None)
     matrix = packed(random_matrix(HQQ(3, 64), 200, 512, 0))
@@ -224,7 +225,7 @@ def test_threads_never_change_a_bit(isa, count, team, monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_has_threads_of_its_own(monkeypatch):
-    monkeypatch.setattr(cpu, "_LEAST_NBYTES", 1)
+    monkeypatch.setattr(steps, "_LEAST_NBYTES", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # one alone would need no others
     matrix = packed(random_matrix(HQQ(4, 64), 200, 512, 0))
     x = torch.randn(1, 512)
@@ -261,8 +262,8 @@ def test_spared_threads_get_no_part(monkeypatch, spared, team):
     teams: list[int] = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(threads, "_team", lambda process: lambda *call: teams.append(call[2]))
-    worker = Worker(alone.append, 0)
-    share_out(worker, [], first=0, count=12, least=1, spared=spared)
+    step = Step(0, [], count=12, least=1)
+    share_out([[step]], by=Code(alone.append, 0), spared=spared)
     assert teams == team
     assert len(alone) == 1 - len(team)
 

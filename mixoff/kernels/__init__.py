@@ -7,6 +7,8 @@ Kernels know the layout of packed weights (`layout`) and what quantizations use 
 
 from mixoff.kernels.choice import (
     KERNELS,
+    CPUKernels,
+    Gate,
     Kernels,
     TorchKernels,
     kernels_beside,
@@ -16,6 +18,8 @@ from mixoff.kernels.choice import (
 
 __all__ = [
     "KERNELS",
+    "CPUKernels",
+    "Gate",
     "Kernels",
     "TorchKernels",
     "kernels_beside",

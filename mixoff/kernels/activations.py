@@ -10,49 +10,65 @@ it is.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 from llvmlite import ir
 
 from mixoff.kernels.dot import LANES, WIDTH, by_lane
+from mixoff.kernels.floats import FLOATS, PIECE, from_bfloat16, silu
 from mixoff.kernels.ir import F32, I8, I16, I32, Function, Value, fill, vector
 
 LARGEST = 127 * 256 + 127
 BUFFERS = ("x", "high", "low", "steps", "sums")
-NUMBERS = ("first", "last", "columns", "padded")
+NUMBERS = ("first", "last", "columns", "padded", "pieces")
 
-_PIECE = 16  # floats of a vector
+Source = Literal["float32", "bfloat16", "gated"]
 
 
-def add_prepare(module: ir.Module, unit: int, lane: int) -> Function:
-    """Write the function ``prepare``: the integers of some tokens.
+def piece_size(lane: int) -> int:
+    """Return how many columns of a token ``prepare`` goes through at a time."""
+    return LANES * lane
 
-    Buffers: float32 x [T, K]; high and low, int8 [T, padded]; float32 steps [T, padded / 64] and
-    sums [T, padded / unit]. Numbers: the tokens to go through, K, and K padded to a multiple of 64.
+
+def add_prepare(module: ir.Module, unit: int, lane: int, source: Source) -> Function:
+    """Write the function ``prepare``: the integers of some pieces of tokens.
+
+    Buffers: x [T, K], float32 or bfloat16, or float32 [T, 2, K] of which silu(x[t, 0]) * x[t, 1]
+    is taken (`gated`); high and low, int8 [T, padded]; float32 steps [T, padded / 64] and sums
+    [T, padded / unit]. Numbers: the pieces to go through, all of a token before the next one's; K;
+    K padded to a multiple of 64; and how many pieces a token has (`piece_size`).
     """
     function = Function(module, "prepare", BUFFERS, NUMBERS)
-    _Prepare(function, unit, lane).write()
+    _Prepare(function, unit, lane, source).write()
     return function.end()
 
 
 class _Prepare:
-    def __init__(self, function: Function, unit: int, lane: int) -> None:
-        self._f, self._unit, self._lane = function, unit, lane
+    def __init__(self, function: Function, unit: int, lane: int, source: Source) -> None:
+        self._f, self._unit, self._lane, self._source = function, unit, lane, source
 
     def write(self) -> None:
-        f = self._f
-        wide = LANES * self._lane
-        sorted_ = f.mul(f.div(f["columns"], wide), wide)
-        whole = f.mul(f.div(f["columns"], WIDTH), WIDTH)
-        rest = f.build.sub(f["columns"], whole)
-        some = f.build.icmp_signed(">", rest, f.number(0))
+        f, build = self._f, self._f.build
+        size = piece_size(self._lane)
+        vectors_end = f.mul(f.div(f["columns"], WIDTH), WIDTH)
 
-        def token(t: Value) -> None:
-            self._x, self._start = f.mul(t, f["columns"]), f.mul(t, f["padded"])
-            f.loop(0, sorted_, wide, lambda k: self._lanes(k, wide // WIDTH))
-            f.loop(sorted_, whole, WIDTH, self._block)
-            f.when(some, lambda: self._block(whole, rest))
+        def piece(number: Value) -> None:
+            token = build.udiv(number, f["pieces"])
+            k = f.mul(build.sub(number, f.mul(token, f["pieces"])), size)
+            each = f.mul(f["columns"], 2) if self._source == "gated" else f["columns"]
+            self._x, self._start = f.mul(token, each), f.mul(token, f["padded"])
+            end = f.smaller(f.add(k, size), f["columns"])
+            whole = build.icmp_signed("==", end, f.add(k, size))
+            with build.if_else(whole) as (then, otherwise):
+                with then:
+                    self._lanes(k, size // WIDTH)
+                with otherwise:
+                    f.loop(k, vectors_end, WIDTH, self._block)
+                    rest = build.sub(end, vectors_end)
+                    some = build.icmp_signed(">", rest, f.number(0))
+                    f.when(some, lambda: self._block(vectors_end, rest))
 
-        f.loop(f["first"], f["last"], 1, token)
+        f.loop(f["first"], f["last"], 1, piece)
 
     def _lanes(self, k: Value, blocks: int) -> None:
         """Write what 16 lanes add up, by dwords."""
@@ -72,11 +88,11 @@ class _Prepare:
     def _integers(self, k: Value, rest: Value | None = None) -> tuple[Value, Value]:
         """Return a block's high and low bytes, <64 x i8> each; write its step and sums."""
         f, build = self._f, self._f.build
-        pieces = [self._load(k, first, rest) for first in range(0, WIDTH, _PIECE)]
+        pieces = [self._load(k, first, rest) for first in range(0, WIDTH, PIECE)]
         step = build.fdiv(self._largest(pieces), ir.Constant(F32, float(LARGEST)))
         positive = build.fcmp_ordered(">", step, ir.Constant(F32, 0.0))
         inverse = build.fdiv(ir.Constant(F32, 1.0), step)
-        inverse = f.splat(build.select(positive, inverse, ir.Constant(F32, 0.0)), _PIECE)
+        inverse = f.splat(build.select(positive, inverse, ir.Constant(F32, 0.0)), PIECE)
         whole = [self._rounded(build.fmul(piece, inverse)) for piece in pieces]
         at = f.add(self._start, k)
         f.store(step, f["steps"], f.mul(f.div(at, WIDTH), 4), align=4)
@@ -84,14 +100,27 @@ class _Prepare:
         return split(f, whole)
 
     def _load(self, k: Value, first: int, rest: Value | None) -> Value:
-        f, kind = self._f, vector(F32, _PIECE)
-        at = f.mul(f.add(self._x, k, first), 4)
-        if rest is None:
-            return f.load(f["x"], at, kind, align=4)
-        return f.load_first(f["x"], at, kind, f.build.sub(rest, f.number(first)))
+        f, at = self._f, self._f.add(self._x, k, first)
+        count = None if rest is None else f.build.sub(rest, f.number(first))
+        if self._source == "gated":
+            gate, up = (self._floats(index, count) for index in (at, f.add(at, f["columns"])))
+            return f.build.fmul(silu(f, gate), up)
+        if self._source == "float32":
+            return self._floats(at, count)
+        return from_bfloat16(f, self._numbers(at, count, vector(I16, PIECE), 2))
+
+    def _floats(self, index: Value, count: Value | None) -> Value:
+        return self._numbers(index, count, FLOATS, 4)
+
+    def _numbers(self, index: Value, count: Value | None, kind: ir.VectorType, size: int) -> Value:
+        """Return what lies in x from an index on; only the first `count` if it is given."""
+        f, at = self._f, self._f.mul(index, size)
+        if count is None:
+            return f.load(f["x"], at, kind, align=size)
+        return f.load_first(f["x"], at, kind, count)
 
     def _largest(self, pieces: list[Value]) -> Value:
-        f, kind = self._f, vector(F32, _PIECE)
+        f, kind = self._f, FLOATS
         absolute = f.intrinsic("llvm.fabs.v16f32", kind, [kind])
         larger = f.intrinsic("llvm.maxnum.v16f32", kind, [kind] * 2)
         first, *others = (f.build.call(absolute, [piece]) for piece in pieces)
@@ -100,17 +129,17 @@ class _Prepare:
         return f.build.call(f.intrinsic("llvm.vector.reduce.fmax.v16f32", F32, [kind]), [first])
 
     def _rounded(self, value: Value) -> Value:
-        f, kind = self._f, vector(F32, _PIECE)
+        f, kind = self._f, FLOATS
         even = f.intrinsic("llvm.rint.v16f32", kind, [kind])
-        return f.build.fptosi(f.build.call(even, [value]), vector(I32, _PIECE))
+        return f.build.fptosi(f.build.call(even, [value]), vector(I32, PIECE))
 
     def _store_sums(self, whole: list[Value], step: Value, index: Value) -> None:
         f, unit = self._f, self._unit
-        if unit < _PIECE:
-            parts = [f.pick(q, range(n, n + unit)) for q in whole for n in range(0, _PIECE, unit)]
+        if unit < PIECE:
+            parts = [f.pick(q, range(n, n + unit)) for q in whole for n in range(0, PIECE, unit)]
             joined = [[part] for part in parts]
         else:
-            each = unit // _PIECE
+            each = unit // PIECE
             joined = [whole[n : n + each] for n in range(0, len(whole), each)]
         for number, (first, *others) in enumerate(joined):
             for other in others:
@@ -127,14 +156,14 @@ def split(function: Function, whole: Sequence[Value], isa: str = "") -> tuple[Va
     if isa == "avx512-vnni":
         return _packed(function, whole)
     build = function.build
-    rounded = [build.add(q, fill(I32, _PIECE, 128)) for q in whole]
-    high = [build.ashr(q, fill(I32, _PIECE, 8)) for q in rounded]
+    rounded = [build.add(q, fill(I32, PIECE, 128)) for q in whole]
+    high = [build.ashr(q, fill(I32, PIECE, 8)) for q in rounded]
     return _bytes(function, high), _bytes(function, whole)  # 256 * high leaves the last byte as is
 
 
 def _packed(function: Function, whole: Sequence[Value]) -> tuple[Value, Value]:
     """Split by AVX-512's packing, which takes a third of the instructions, and reorders dwords."""
-    build, words, dwords = function.build, vector(I16, WIDTH // 2), vector(I32, _PIECE)
+    build, words, dwords = function.build, vector(I16, WIDTH // 2), vector(I32, PIECE)
     bytes_ = vector(I8, WIDTH)
     to_words = function.intrinsic("llvm.x86.avx512.packssdw.512", words, [dwords] * 2)
     to_bytes = function.intrinsic("llvm.x86.avx512.packsswb.512", bytes_, [words] * 2)
@@ -149,5 +178,5 @@ def _packed(function: Function, whole: Sequence[Value]) -> tuple[Value, Value]:
 
 
 def _bytes(function: Function, pieces: Sequence[Value]) -> Value:
-    a, b, c, d = (function.build.trunc(piece, vector(I8, _PIECE)) for piece in pieces)
+    a, b, c, d = (function.build.trunc(piece, vector(I8, PIECE)) for piece in pieces)
     return function.join(function.join(a, b), function.join(c, d))

@@ -8,18 +8,15 @@ from collections.abc import Sequence
 
 from llvmlite import ir
 
-from mixoff.kernels.ir import F32, I16, I32, Function, Value, fill, vector
+from mixoff.kernels.floats import FLOATS, PIECE, from_bfloat16, power_of_two
+from mixoff.kernels.ir import F32, I16, Function, Value, fill, vector
 
 BUFFERS = ("query", "key", "value", "scores", "out")
 NUMBERS = ("first", "last", "tokens", "room", "key_head", "key_row", "value_head", "value_row")
-PIECE = 16  # floats of a vector
 
 _AHEAD = 16  # tokens whose keys are asked for; values are while keys are read
 _LINE = 64  # bytes of a cache line
 _AT_ONCE = 4  # heads: as many as registers hold the sums of
-_FLOATS = vector(F32, PIECE)
-_LEAST = -126.0  # the exponent of the smallest normal number
-_TERMS = [math.log(2) ** n / math.factorial(n) for n in range(8)]  # of 2**x, right to 1e-8 at 0.5
 
 
 def add_attend(
@@ -79,7 +76,7 @@ class _Attend:
             for query, scores in zip(queries, self._scores, strict=True):
                 total = fill(F32, PIECE, 0.0)
                 for number, piece in enumerate(pieces):
-                    own = f.load(query, f.number(4 * PIECE * number), _FLOATS, align=4)
+                    own = f.load(query, f.number(4 * PIECE * number), FLOATS, align=4)
                     total = f.fma(own, piece, total)
                 f.store(f.sum_lanes(total), scores, f.mul(t, 4), align=4)
 
@@ -93,45 +90,32 @@ class _Attend:
     def _weigh(self, scores: Value) -> Value:
         """Turn scores into weights that are too large by a factor; return its inverse."""
         f, build = self._f, self._f.build
-        larger = f.intrinsic("llvm.maxnum.v16f32", _FLOATS, [_FLOATS] * 2)
-        largest = f.variable(_FLOATS, fill(F32, PIECE, -math.inf))
-        total = f.variable(_FLOATS, fill(F32, PIECE, 0.0))
+        larger = f.intrinsic("llvm.maxnum.v16f32", FLOATS, [FLOATS] * 2)
+        largest = f.variable(FLOATS, fill(F32, PIECE, -math.inf))
+        total = f.variable(FLOATS, fill(F32, PIECE, 0.0))
 
         def look(t: Value) -> None:
-            own = f.load(scores, f.mul(t, 4), _FLOATS, align=4)
+            own = f.load(scores, f.mul(t, 4), FLOATS, align=4)
             build.store(build.call(larger, [own, build.load(largest)]), largest)
 
         f.loop(0, f["tokens"], PIECE, look)
-        reduce = f.intrinsic("llvm.vector.reduce.fmax.v16f32", F32, [_FLOATS])
+        reduce = f.intrinsic("llvm.vector.reduce.fmax.v16f32", F32, [FLOATS])
         top = f.splat(build.call(reduce, [build.load(largest)]), PIECE)
 
         def weigh(t: Value) -> None:
             at = f.mul(t, 4)
-            weights = self._power_of_two(build.fsub(f.load(scores, at, _FLOATS, align=4), top))
+            weights = power_of_two(f, build.fsub(f.load(scores, at, FLOATS, align=4), top))
             f.store(weights, scores, at, align=4)
             build.store(build.fadd(build.load(total), weights), total)
 
         f.loop(0, f["tokens"], PIECE, weigh)
         return build.fdiv(ir.Constant(F32, 1.0), f.sum_lanes(build.load(total)))
 
-    def _power_of_two(self, x: Value) -> Value:
-        """Return 2**x of numbers up to 0; what is no number stays none."""
-        f, build, least = self._f, self._f.build, fill(F32, PIECE, _LEAST)
-        x = build.select(build.fcmp_ordered("<", x, least), least, x)
-        whole = build.call(f.intrinsic("llvm.rint.v16f32", _FLOATS, [_FLOATS]), [x])
-        rest, value = build.fsub(x, whole), fill(F32, PIECE, _TERMS[-1])
-        for term in reversed(_TERMS[:-1]):
-            value = f.fma(value, rest, fill(F32, PIECE, term))
-        integers = vector(I32, PIECE)
-        to_integers = f.intrinsic("llvm.fptosi.sat.v16i32.v16f32", integers, [_FLOATS])
-        exponent = build.shl(build.call(to_integers, [whole]), fill(I32, PIECE, 23))
-        return build.bitcast(build.add(build.bitcast(value, integers), exponent), _FLOATS)
-
     def _add_values(self, value: Value, heads: Sequence[Value], inverses: Sequence[Value]) -> None:
         f, build = self._f, self._f.build
         for first in range(0, len(self._pieces), self._pieces_at_once):
             some = self._pieces[first : first + self._pieces_at_once]
-            sums = [[f.variable(_FLOATS, fill(F32, PIECE, 0.0)) for _ in some] for _ in heads]
+            sums = [[f.variable(FLOATS, fill(F32, PIECE, 0.0)) for _ in some] for _ in heads]
 
             def token(t: Value, some: range = some, sums: Sequence[Sequence[Value]] = sums) -> None:
                 row = f.at(value, f.mul(t, f["value_row"]))
@@ -152,7 +136,6 @@ class _Attend:
         """Return a piece of a token's key or value."""
         f = self._f
         if not self._halves:
-            return f.load(row, f.number(4 * PIECE * piece), _FLOATS, align=4)
+            return f.load(row, f.number(4 * PIECE * piece), FLOATS, align=4)
         halves = f.load(row, f.number(2 * PIECE * piece), vector(I16, PIECE), align=2)
-        whole = f.build.zext(halves, vector(I32, PIECE))
-        return f.build.bitcast(f.build.shl(whole, fill(I32, PIECE, 16)), _FLOATS)
+        return from_bfloat16(f, halves)

@@ -3,8 +3,8 @@
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from mixoff.errors import ConfigError
-from mixoff.kernels.layout import CodeForm, Form, Packed, PackedAxis0
+from mixoff.kernels.matrices import as_packed, packed_alike, packed_kind
 from mixoff.quantization import (
-    HQQ,
-    HQQAxis0,
     PackedMatrix,
     Quantization,
     QuantizedTensor,
@@ -31,6 +29,22 @@ _LEAST_CAPABILITY = (7, 0)  # of what Triton compiles for
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Gate:
+    """What stands between an expert's matrices.
+
+    Parameters
+    ----------
+    apply
+        Returns what down is multiplied by of what gate and up return, [T, 2 inner] -> [T, inner].
+    is_silu
+        Whether that is silu of the first half times the second.
+    """
+
+    apply: Callable[[Tensor], Tensor]
+    is_silu: bool
+
+
 class Kernels(ABC):
     """Multiplies by packed matrices.
 
@@ -43,6 +57,12 @@ class Kernels(ABC):
         """Return x W^T, [..., K] -> [..., N], in x's type."""
         pieces = [self.piece(piece, x) for piece in matrix.pieces]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
+
+    def feed_forward(
+        self, gate_up: PackedMatrix, down: PackedMatrix, x: Tensor, gate: Gate
+    ) -> Tensor:
+        """Return what an expert makes of tokens, [T, D] -> [T, D], in x's type."""
+        return self.matmul(down, gate.apply(self.matmul(gate_up, x)))
 
     @abstractmethod
     def piece(self, matrix: QuantizedTensor, x: Tensor) -> Tensor:
@@ -96,8 +116,7 @@ class PackedKernels(Kernels):
 
     def piece(self, matrix: QuantizedTensor, x: Tensor) -> Tensor:
         """Return x W^T, [..., K] -> [..., N], in x's type."""
-        here = x.device.type == self._device and x.dtype in self._dtypes
-        packed = as_packed(matrix) if here else None
+        packed = as_packed(matrix) if self._takes(x) else None
         if packed is None or not isinstance(packed, self._matrices):
             return self._torch.piece(matrix, x)
         if packed.codes.device != x.device:
@@ -111,61 +130,87 @@ class PackedKernels(Kernels):
             y = self._multiply_dequantized(packed, rows)
         return y.reshape(*x.shape[:-1], matrix.shape[0])
 
+    def _takes(self, x: Tensor) -> bool:
+        return x.device.type == self._device and x.dtype in self._dtypes
+
     def workspace_nbytes(self, stored: Quantization, shape: Shape, dtype: torch.dtype) -> int:
         """Return the bytes of the rows that are dequantized at a time."""
-        if dtype not in self._dtypes or _packed_kind(stored, shape) not in self._matrices:
+        if dtype not in self._dtypes or packed_kind(stored, shape) not in self._matrices:
             return self._torch.workspace_nbytes(stored, shape, dtype)
         row = shape[1] * 4  # float32 for any type, it may be
         return min(self._scratch_nbytes(row), shape[0] * row)
 
 
-def _packed_kind(stored: Quantization, shape: Shape) -> type | None:
-    """Return how kernels take a matrix; None if there are none for it."""
-    if isinstance(stored, HQQAxis0):  # not of words, nor with groups that cut columns
-        return None if stored.nbits == 3 or shape[0] % stored.group_size else PackedAxis0
-    if isinstance(stored, HQQ) and _form(stored).is_supported:
-        return Packed
-    return None
+class CPUKernels(PackedKernels):
+    """Compiled for this CPU: what one token needs of several matrices is done in one go.
 
+    Parameters
+    ----------
+    operations
+        The module `mixoff.kernels.cpu`, which needs llvmlite.
+    """
 
-@cache
-def _form(stored: HQQ) -> Form:
-    return Form(stored.nbits, stored.group_size, stored.scale_nbits == 8)
+    def __init__(self, operations: Any) -> None:
+        super().__init__(operations, "cpu")
+        self._feed_forward = operations.feed_forward
+        self._project = operations.project
+        self._attends = operations.attends
+        self._attend_and_project = operations.attend_and_project
 
+    def feed_forward(
+        self, gate_up: PackedMatrix, down: PackedMatrix, x: Tensor, gate: Gate
+    ) -> Tensor:
+        """Return what an expert makes of tokens, [T, D] -> [T, D], in x's type."""
+        if len(x) == 1 and gate.is_silu and self._takes(x):
+            above, below = packed_alike(gate_up), packed_alike(down)
+            if above is not None and below is not None and len(below) == 1:
+                found: Tensor = self._feed_forward(above, *below, x, spared=self.busy())
+                return found.to(x.dtype)
+        return super().feed_forward(gate_up, down, x, gate)
 
-def as_packed(matrix: QuantizedTensor) -> Packed | PackedAxis0 | None:
-    """Return a matrix as kernels take it, made once; None if there are none for it."""
-    if "packed" not in matrix.kept:
-        matrix.kept["packed"] = _as_packed(matrix)
-    packed: Packed | PackedAxis0 | None = matrix.kept["packed"]
-    return packed
+    def queries(
+        self, matrices: Sequence[PackedMatrix], x: Tensor, cos: Tensor, sin: Tensor, scaling: float
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return one token's queries [H, d] for `attended`, its keys and its values [G, d].
 
+        None if there are no kernels for that.
 
-def _as_packed(matrix: QuantizedTensor) -> Packed | PackedAxis0 | None:
-    stored, parts = matrix.quantization, matrix.parts
-    rows, columns = matrix.shape
-    if _packed_kind(stored, matrix.shape) is None:
-        return None
-    if isinstance(stored, HQQAxis0):
-        return _as_packed_axis0(stored, matrix)
-    assert isinstance(stored, HQQ)
-    scales = (parts["scale"], parts["zero"], parts.get("pairs"))
-    return Packed(_form(stored), rows, columns, parts["W_q"], *scales)
+        Parameters
+        ----------
+        matrices
+            Those of queries, keys and values.
+        x, cos, sin
+            [1, D], and [d] of the token's position.
+        scaling
+            What scores are multiplied by.
+        """
+        if not self._takes(x) or {cos.dtype, sin.dtype} != {x.dtype} or len(cos) % 32:
+            return None
+        packed = packed_alike(*matrices)
+        if packed is None or len(packed) != len(matrices):
+            return None
+        given = (packed, x, cos, sin)
+        found: tuple[Tensor, Tensor, Tensor]
+        found = self._project(*given, scaling=scaling, spared=self.busy())
+        return found
 
+    def attended(
+        self, query: Tensor, key: Tensor, value: Tensor, matrix: PackedMatrix
+    ) -> Tensor | None:
+        """Return a matrix's product with one token's attention in float32, [1, N].
 
-def _as_packed_axis0(stored: HQQAxis0, matrix: QuantizedTensor) -> PackedAxis0:
-    rows, columns = matrix.shape
-    names = (
-        "W_q",
-        "meta.scale_q",
-        "meta.zero_q",
-        "meta.meta_scale.scale",
-        "meta.meta_scale.zero",
-        "meta.meta_zero.scale",
-        "meta.meta_zero.zero",
-    )
-    parts = [matrix.parts[name] for name in names]
-    return PackedAxis0(CodeForm(stored.nbits), stored.group_size, rows, columns, *parts)
+        None if there are no kernels for that.
+
+        Parameters
+        ----------
+        query, key, value
+            [H, d] from `queries`; two [G, T, d].
+        """
+        packed = packed_alike(matrix)
+        if packed is None or len(packed) != 1 or not self._attends(key, value):
+            return None
+        found: Tensor = self._attend_and_project(query, key, value, *packed, spared=self.busy())
+        return found
 
 
 def kernels_named(name: str, device: torch.device | str = "cpu") -> Kernels:
@@ -216,7 +261,7 @@ def _compiled(name: str, device: torch.device) -> Kernels:
     if name == "triton":
         return _triton_kernels(device)
     try:
-        return PackedKernels(import_module("mixoff.kernels.cpu"), "cpu")
+        return CPUKernels(import_module("mixoff.kernels.cpu"))
     except ImportError as error:  # llvmlite is missing, or too old
         reason = f"llvmlite can't be used ({error})"
         raise _Unusable(reason, "pip install mixoff[cpu]") from error

@@ -28,7 +28,8 @@ class Ahead:
     codes, scales
         Bytes before they are read.
     cache
-        The cache they are asked into: 1 or 2, to which more can be on its way.
+        The cache they are asked into: 1, or 2, to which more can be on its way; 0 for the first
+        alone, so that what is read once pushes nothing out of the others.
     """
 
     codes: int
@@ -36,7 +37,7 @@ class Ahead:
     cache: int
 
 
-NEAR, FAR = Ahead(8192, 256, 1), Ahead(16384, 1024, 2)  # what Zen 5 and Zen 4 do best with
+NEAR, FAR = Ahead(8192, 256, 0), Ahead(16384, 1024, 2)  # what Zen 5 and Zen 4 do best with
 
 
 class Codes:

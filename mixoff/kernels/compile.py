@@ -18,11 +18,14 @@ from mixoff.kernels import (
     codes,
     expand,
     multiply,
+    rotate,
+    sequence,
 )
 from mixoff.kernels.ir import Function
 from mixoff.kernels.layout import CodeForm, Form
-from mixoff.kernels.parts import NAME, add_parts
-from mixoff.kernels.threads import Worker
+from mixoff.kernels.parts import NAME as PARTS
+from mixoff.kernels.parts import add_parts
+from mixoff.kernels.threads import Code
 
 ISAS = ("avx512-vnni", "avx-vnni", "avx2", "generic")
 
@@ -89,7 +92,7 @@ def _features() -> dict[str, bool]:
 
 
 @cache
-def multiply_worker(form: Form, isa: str, *, together: bool) -> Worker:
+def multiply_worker(form: Form, isa: str, *, together: bool) -> int:
     """Return what does parts of `mixoff.kernels.multiply.add_multiply`'s work."""
     ahead = codes.NEAR if _reads_near() and not together else codes.FAR
     return _worker(
@@ -99,41 +102,55 @@ def multiply_worker(form: Form, isa: str, *, together: bool) -> Worker:
 
 
 @cache
-def expand_worker(form: Form, isa: str, *, halves: bool) -> Worker:
+def expand_worker(form: Form, isa: str, *, halves: bool) -> int:
     """Return what does parts of `mixoff.kernels.expand.add_expand`'s work."""
     return _worker(lambda module: expand.add_expand(module, form, _output(isa, halves)), isa)
 
 
 @cache
-def axis0_multiply_worker(form: CodeForm, isa: str) -> Worker:
+def axis0_multiply_worker(form: CodeForm, isa: str) -> int:
     """Return what does parts of `mixoff.kernels.axis0_multiply.add_multiply`'s work."""
     ahead = axis0_multiply.NEAR if _reads_near() else axis0_multiply.FAR
     return _worker(lambda module: axis0_multiply.add_multiply(module, form, isa, ahead), isa)
 
 
 @cache
-def axis0_expand_worker(form: CodeForm, isa: str, *, halves: bool) -> Worker:
+def axis0_expand_worker(form: CodeForm, isa: str, *, halves: bool) -> int:
     """Return what does parts of `mixoff.kernels.axis0_expand.add_expand`'s work."""
     return _worker(lambda module: axis0_expand.add_expand(module, form, _output(isa, halves)), isa)
 
 
 @cache
-def attend_worker(heads: int, size: int, isa: str, *, halves: bool) -> Worker:
+def attend_worker(heads: int, size: int, isa: str, *, halves: bool) -> int:
     """Return what does parts of `mixoff.kernels.attend.add_attend`'s work."""
     return _worker(lambda m: attend.add_attend(m, heads, size, isa, halves=halves), isa)
 
 
 @cache
-def prepare_worker(unit: int, lane: int, isa: str) -> Worker:
+def prepare_worker(unit: int, lane: int, source: activations.Source, isa: str) -> int:
     """Return what does parts of `mixoff.kernels.activations.add_prepare`'s work."""
-    return _worker(lambda module: activations.add_prepare(module, unit, lane), isa)
+    return _worker(lambda module: activations.add_prepare(module, unit, lane, source), isa)
 
 
-def _worker(write: _Write, isa: str) -> Worker:
-    module = ir.Module(NAME)
+@cache
+def rotate_worker(size: int, scaling: float, *, halves: bool) -> int:
+    """Return what does parts of `mixoff.kernels.rotate.add_rotate`'s work."""
+    return _worker(lambda m: rotate.add_rotate(m, size, scaling, halves=halves), usable_isas()[0])
+
+
+@cache
+def through_steps() -> Code:
+    """Return what goes through sequences of steps."""
+    module = ir.Module(sequence.NAME)
+    sequence.add_sequence(module)
+    address = _compile(module, "generic")
+    return Code(ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address), address)
+
+
+def _worker(write: _Write, isa: str) -> int:
+    module = ir.Module(PARTS)
     add_parts(module, write(module))
-    address = _compile(module, isa)
-    return Worker(ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address), address)
+    return _compile(module, isa)
 
 
 _engines: list[Any] = []  # code lives as long as its engine
@@ -158,7 +175,7 @@ def _compile(module: ir.Module, isa: str) -> int:
     engine = binding.create_mcjit_compiler(parsed, machine)
     engine.finalize_object()
     _engines.append(engine)
-    return int(engine.get_function_address(NAME))
+    return int(engine.get_function_address(module.name))
 
 
 def _features_for(isa: str) -> str:

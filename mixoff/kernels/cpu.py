@@ -9,23 +9,30 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mixoff.kernels.attend import PIECE
 from mixoff.kernels.axis0_expand import WIDE
 from mixoff.kernels.compile import (
-    attend_worker,
     axis0_expand_worker,
     axis0_multiply_worker,
     expand_worker,
     has_bfloat16,
     has_narrow_vectors,
-    multiply_worker,
-    prepare_worker,
+    through_steps,
     usable_isas,
 )
 from mixoff.kernels.dot import WIDTH
+from mixoff.kernels.floats import PIECE
 from mixoff.kernels.layout import CodeForm, Form, Packed, PackedAxis0
 from mixoff.kernels.multiply import TOGETHER
-from mixoff.kernels.threads import share_out
+from mixoff.kernels.steps import (
+    Prepared,
+    attention,
+    buffers,
+    least_rows,
+    prepare,
+    product,
+    rotation,
+)
+from mixoff.kernels.threads import Step, share_out
 
 DTYPES = (torch.float32, torch.bfloat16)
 MATRICES = (Packed, PackedAxis0)
@@ -35,8 +42,6 @@ _LEAST_ROWS = 512  # of them, where they are long: oneDNN took a third longer a 
 _MOST_TOKENS = 128  # beyond, dequantizing is faster: found by benchmarks/switch.py on 2 cores
 _MOST_TOKENS_BFLOAT16 = 24  # where the CPU multiplies bfloat16 itself: on 16 cores with AMX
 _MOST_TOKENS_AXIS0 = 32  # where AVX2 is about as fast either way; AVX-512 gains until 48 and on
-_LEAST_NBYTES = 1 << 17  # packed bytes that are worth a thread
-_LEAST_NUMBERS = 1 << 16  # activations that are
 
 
 def fastest() -> str:
@@ -84,50 +89,113 @@ def multiply(
     isa = isa or fastest_to_multiply(matrix.form, len(x))
     if isinstance(matrix, PackedAxis0):
         return _multiply_axis0(matrix, x, isa, spared)
-    count, columns = x.shape
-    together = count >= TOGETHER
-    tokens = -(-count // TOGETHER) * TOGETHER if together else count
-    given = x.float()
-    if tokens > count:
-        given = torch.nn.functional.pad(given, (0, 0, 0, tokens - count))
+    count, given = len(x), x if x.dtype in DTYPES else x.float()
+    if count >= TOGETHER and count % TOGETHER:
+        given = torch.nn.functional.pad(given, (0, 0, 0, -count % TOGETHER))
     given = given.contiguous()
-    prepared, room = _prepare(matrix.form, given, isa)
-    out = torch.zeros(tokens, matrix.rows) if together else torch.empty(tokens, matrix.rows)
-    buffers = [*_buffers(matrix), *prepared, out.data_ptr()]
-    sizes = (matrix.packed_rows, matrix.rows, columns, tokens, _padded(columns), matrix.rows)
-    share_out(
-        multiply_worker(matrix.form, isa, together=together),
-        [*buffers, *sizes],
-        first=0,
-        count=matrix.packed_rows,
-        least=_least(matrix),
-        spared=spared,
-    )
-    del room  # was read until now
+    together = len(given) >= TOGETHER
+    out = (torch.zeros if together else torch.empty)(len(given), matrix.rows)
+    integers, prepared = prepare(matrix.form, given, isa)
+    _share_out([[integers], [product(matrix, prepared, out, isa)]], spared=spared)
     return out[:count]
 
 
-def _prepare(form: Form, x: Tensor, isa: str) -> tuple[list[int], Tensor]:
-    """Return where the integers of float32 x [T, K] lie, and the memory that they lie in."""
-    tokens, columns = x.shape
-    padded, unit = _padded(columns), form.unit
-    bytes_ = tokens * padded  # of high, and of low; then float32 steps and sums
-    room = torch.empty(2 * bytes_ + 4 * (bytes_ // WIDTH + bytes_ // unit), dtype=torch.uint8)
-    starts = (0, bytes_, 2 * bytes_, 2 * bytes_ + 4 * (bytes_ // WIDTH))
-    prepared = [room.data_ptr() + start for start in starts]
-    share_out(
-        prepare_worker(unit, form.lane, isa),
-        [x.data_ptr(), *prepared, columns, padded],
-        first=0,
-        count=tokens,
-        least=-(-_LEAST_NUMBERS // max(1, columns)),
-    )
-    return prepared, room
+def feed_forward(
+    gate_up: Sequence[Packed],
+    down: Packed,
+    x: Tensor,
+    *,
+    isa: str | None = None,
+    spared: int = 0,
+) -> Tensor:
+    """Return what an expert makes of one token in float32: (silu(gate x) * up x) down^T.
+
+    Parameters
+    ----------
+    gate_up
+        Rows of the gate, then as many of up, in pieces that have one form but for their rows.
+    x
+        [1, D], float32 or bfloat16.
+    """
+    inner = torch.empty(1, sum(piece.rows for piece in gate_up))
+    out = torch.empty(1, down.rows)
+    integers, prepared = prepare(gate_up[0].form, x.contiguous(), isa or fastest())
+    products = _products(gate_up, prepared, inner, isa)
+    integers_inside, inside = prepare(down.form, inner, isa or fastest(), gated=True)
+    last = _products([down], inside, out, isa)
+    _share_out([[integers], products, [integers_inside], last], spared=spared)
+    return out
 
 
-def _padded(columns: int) -> int:
-    """Return K as activations pad it."""
-    return -(-columns // WIDTH) * WIDTH
+def project(
+    matrices: Sequence[Packed],
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    scaling: float,
+    isa: str | None = None,
+    spared: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a token's queries [H, d] for `attend_and_project`, its keys and its values [G, d].
+
+    Parameters
+    ----------
+    matrices
+        Those of queries, keys and values, of one form but for their rows.
+    x, cos, sin
+        [1, D], and [d] of the token's position, all float32 or all bfloat16, as keys and values.
+    scaling
+        What scores are multiplied by.
+    """
+    size = len(cos)
+    heads, groups, _ = (matrix.rows // size for matrix in matrices)
+    projected = torch.empty(1, (heads + 2 * groups) * size)
+    query = torch.empty(heads, size)
+    key, value = torch.empty(2, groups, size, dtype=x.dtype)
+    integers, prepared = prepare(matrices[0].form, x.contiguous(), isa or fastest())
+    products = _products(matrices, prepared, projected, isa)
+    turned = rotation(projected, cos, sin, query, key, value, scaling)
+    _share_out([[integers], products, [turned]], spared=spared)
+    return query, key, value
+
+
+def attend_and_project(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    matrix: Packed,
+    *,
+    isa: str | None = None,
+    spared: int = 0,
+) -> Tensor:
+    """Return a matrix's product with one token's attention in float32, [1, N].
+
+    Parameters
+    ----------
+    query, key, value
+        float32 [H, d] from `project`; two [G, T, d] that `attends` takes.
+    """
+    groups = len(key)
+    attended = torch.empty(1, query.numel())
+    by_group = query.view(groups, -1, query.shape[-1])
+    attending, scores = attention(by_group, key, value, attended, isa or fastest())
+    integers, prepared = prepare(matrix.form, attended, isa or fastest())
+    out = torch.empty(1, matrix.rows)
+    stages = [[attending], [integers], _products([matrix], prepared, out, isa)]
+    _share_out(stages, spared=spared)
+    del scores  # were read until now
+    return out
+
+
+def _products(matrices: Sequence[Packed], x: Prepared, out: Tensor, isa: str | None) -> list[Step]:
+    """Return what writes one token's products with matrices into out [1, N], side by side."""
+    steps, start = [], 0
+    for matrix in matrices:
+        own = isa or fastest_to_multiply(matrix.form, 1)
+        steps.append(product(matrix, x, out[:, start:], own))
+        start += matrix.rows
+    return steps
 
 
 def attends(key: Tensor, value: Tensor) -> bool:
@@ -148,21 +216,11 @@ def attend(
 
     Of G groups of h heads, each shares keys and values. Threads share groups.
     """
-    groups, heads, size = query.shape
-    tokens, itemsize = key.shape[1], key.dtype.itemsize
-    room = (tokens // PIECE + 1) * PIECE
     given = (query.float() * (scaling / math.log(2))).contiguous()
-    scores, out = torch.empty(groups, heads, room), torch.empty(groups, heads, size)
-    buffers = [part.data_ptr() for part in (given, key, value, scores, out)]
-    strides = [n * itemsize for part in (key, value) for n in part.stride()[:2]]
-    halves = key.dtype is torch.bfloat16
-    share_out(
-        attend_worker(heads, size, isa or fastest(), halves=halves),
-        [*buffers, tokens, room, *strides],
-        first=0,
-        count=groups,
-        least=-(-_LEAST_NBYTES // max(1, 2 * tokens * size * itemsize)),
-    )
+    out = torch.empty(query.shape)
+    step, scores = attention(given, key, value, out, isa or fastest())
+    _share_out([[step]])
+    del scores  # were read until now
     return out
 
 
@@ -205,29 +263,27 @@ def _expand(matrix: Packed | PackedAxis0, out: Tensor, first: int, count: int, i
     halves = out.dtype == torch.bfloat16
     if isinstance(matrix, PackedAxis0):
         parts = _axis0_parts(matrix)
-        buffers = [part.data_ptr() for part in parts]
+        addresses = [part.data_ptr() for part in parts]
         worker, sizes = axis0_expand_worker(matrix.form, isa, halves=halves), _axis0_sizes(matrix)
     else:
-        buffers, sizes = [*_buffers(matrix)], [matrix.packed_rows, matrix.rows, matrix.columns]
+        addresses, sizes = [*buffers(matrix)], [matrix.packed_rows, matrix.rows, matrix.columns]
         worker = expand_worker(matrix.form, isa, halves=halves)
-    least = _least(matrix)
-    arguments = [*buffers, out.data_ptr(), *sizes, first, count]
-    share_out(worker, arguments, first=first, count=count, least=least)
+    arguments = [*addresses, out.data_ptr(), *sizes, first, count]
+    _share_out([[Step(worker, arguments, count, least_rows(matrix), first)]])
 
 
 def _multiply_axis0(matrix: PackedAxis0, x: Tensor, isa: str, spared: int) -> Tensor:
     """Return x W^T, as `multiply`."""
     given, parts = x.float().contiguous(), _axis0_parts(matrix)
     out = torch.zeros(len(x), matrix.rows)
-    buffers = [part.data_ptr() for part in (*parts, given, out)]
-    share_out(
+    addresses = [part.data_ptr() for part in (*parts, given, out)]
+    step = Step(
         axis0_multiply_worker(matrix.form, isa),
-        [*buffers, *_axis0_sizes(matrix), len(x)],
-        first=0,
+        [*addresses, *_axis0_sizes(matrix), len(x)],
         count=matrix.bundles,
-        least=-(-_least(matrix) * matrix.bundles // matrix.packed_rows),
-        spared=spared,
+        least=-(-least_rows(matrix) * matrix.bundles // matrix.packed_rows),
     )
+    _share_out([[step]], spared=spared)
     return out
 
 
@@ -247,12 +303,6 @@ def _axis0_sizes(matrix: PackedAxis0) -> Sequence[int]:
     return (matrix.packed_rows, matrix.bundles, matrix.columns, period)
 
 
-def _buffers(matrix: Packed) -> Sequence[int]:
-    """Return the addresses of a matrix's parts; 0 for pairs that it doesn't have."""
-    parts = (matrix.codes, matrix.scale, matrix.zero, matrix.pairs)
-    return [0 if part is None else part.data_ptr() for part in parts]
-
-
-def _least(matrix: Packed | PackedAxis0) -> int:
-    """Return how many packed rows are worth a thread."""
-    return max(1, _LEAST_NBYTES * matrix.packed_rows // max(1, matrix.codes.nbytes))
+def _share_out(stages: Sequence[Sequence[Step]], *, spared: int = 0) -> None:
+    """Let threads go through stages of steps."""
+    share_out(stages, by=through_steps(), spared=spared)

@@ -6,15 +6,14 @@ from llvmlite import ir
 
 from mixoff.kernels.codes import Codes, Scales, existing_row
 from mixoff.kernels.dot import WIDTH
-from mixoff.kernels.ir import F32, I16, I32, Function, Value, fill, vector
+from mixoff.kernels.floats import FLOATS, PIECE, to_bfloat16
+from mixoff.kernels.ir import Function, Value
 from mixoff.kernels.layout import Form
 
 BUFFERS = ("codes", "scale", "zero", "pairs", "out")
 NUMBERS = ("first", "last", "packed_rows", "rows", "columns", "from", "height")
 
 Output = Literal["float32", "bfloat16", "avx512-bf16"]  # the last with an instruction for it
-
-_PIECE = 16  # codes that become floats at a time
 
 
 def add_expand(module: ir.Module, form: Form, output: Output) -> Function:
@@ -74,10 +73,10 @@ class _Expand:
         read = codes.read(k, rest)
         for own, row, start in zip(read, scales, self._starts, strict=True):
             scale, zero = row.read(k, groups, present)
-            for first in range(0, WIDTH, _PIECE):
-                lanes = [(first + lane) // unit for lane in range(_PIECE)]
-                q = f.pick(own, range(first, first + _PIECE))
-                q = f.build.uitofp(q, vector(F32, _PIECE))
+            for first in range(0, WIDTH, PIECE):
+                lanes = [(first + lane) // unit for lane in range(PIECE)]
+                q = f.pick(own, range(first, first + PIECE))
+                q = f.build.uitofp(q, FLOATS)
                 weight = f.build.fmul(f.build.fsub(q, f.pick(zero, lanes)), f.pick(scale, lanes))
                 left = None if rest is None else f.build.sub(rest, f.number(first))
                 store_weights(f, weight, f.add(start, k, first), left, self._output)
@@ -89,24 +88,9 @@ def store_weights(
     """Write <16 x float> to out, in its type; only the first `count` if it is given."""
     value, itemsize = weight, 4
     if output != "float32":
-        value, itemsize = _rounded(function, weight, native=output == "avx512-bf16"), 2
+        value, itemsize = to_bfloat16(function, weight, native=output == "avx512-bf16"), 2
     at = function.mul(index, itemsize)
     if count is None:
         function.store(value, function["out"], at, align=itemsize)
     else:
         function.store_first(value, function["out"], at, count)
-
-
-def _rounded(function: Function, weight: Value, *, native: bool) -> Value:
-    """Return bfloat16, rounded to nearest, ties to even; weights are finite.
-
-    The CPU's own instruction makes 0 of subnormal ones.
-    """
-    build, kind, halves = function.build, vector(I32, _PIECE), vector(I16, _PIECE)
-    if native:
-        name = "llvm.x86.avx512bf16.cvtneps2bf16.512"
-        return build.call(function.intrinsic(name, halves, [weight.type]), [weight])
-    bits = build.bitcast(weight, kind)
-    odd = build.and_(build.lshr(bits, fill(I32, _PIECE, 16)), fill(I32, _PIECE, 1))
-    bits = build.add(build.add(bits, odd), fill(I32, _PIECE, 0x7FFF))
-    return build.trunc(build.lshr(bits, fill(I32, _PIECE, 16)), halves)

@@ -1,5 +1,6 @@
 """LLVM IR as kernels write it: vectors, loops, unaligned and masked memory. Knows no arithmetic."""
 
+import platform
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,6 +9,8 @@ from llvmlite import ir
 I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
 F16, F32, VOID = ir.HalfType(), ir.FloatType(), ir.VoidType()
 BYTES = I8.as_pointer()  # every buffer; offsets are in bytes
+
+_X86 = ("x86_64", "amd64")
 
 Value = Any  # llvmlite has no types for a checker: an `llvmlite.ir.Value`
 
@@ -113,15 +116,22 @@ class Function:
         """Write a loop: `body` is given the counter."""
         low, high = (v if isinstance(v, ir.Value) else self.number(v) for v in (start, stop))
         counter = self.variable(I64, low)
+
+        def go_on() -> None:
+            body(self.build.load(counter))
+            self.build.store(self.add(self.build.load(counter), step), counter)
+
+        self.loop_while(lambda: self.build.icmp_signed("<", self.build.load(counter), high), go_on)
+
+    def loop_while(self, condition: Callable[[], Value], body: Callable[[], None]) -> None:
+        """Write a loop that goes on while a condition holds, which is looked at again each time."""
         blocks = [self.function.append_basic_block(name) for name in ("test", "body", "after")]
         test, inside, after = blocks
         self.build.branch(test)
         self.build.position_at_end(test)
-        at = self.build.load(counter)
-        self.build.cbranch(self.build.icmp_signed("<", at, high), inside, after)
+        self.build.cbranch(condition(), inside, after)
         self.build.position_at_end(inside)
-        body(at)
-        self.build.store(self.add(self.build.load(counter), step), counter)
+        body()
         self.build.branch(test)
         self.build.position_at_end(after)
 
@@ -174,10 +184,16 @@ class Function:
         return self.build.gep(base, [offset])
 
     def prefetch(self, base: Value, offset: Value, cache: int) -> None:
-        """Ask for a cache line, which may lie behind the end, in the first cache or the second."""
+        """Ask for a cache line, which may lie behind the end: see `mixoff.kernels.codes.Ahead`."""
         fetch = self.intrinsic("llvm.prefetch.p0", VOID, [BYTES, I32, I32, I32])
-        hints = [ir.Constant(I32, n) for n in (0, 4 - cache, 1)]  # to read; data
+        locality = {0: 0, 1: 3, 2: 2}[cache]
+        hints = [ir.Constant(I32, n) for n in (0, locality, 1)]  # to read; data
         self.build.call(fetch, [self.build.gep(base, [offset]), *hints])
+
+    def pause(self) -> None:
+        """Tell the processor that a loop waits for another thread."""
+        if platform.machine().lower() in _X86:
+            self.build.call(self.intrinsic("llvm.x86.sse2.pause", VOID, []), [])
 
     # ---- vectors
 

@@ -6,6 +6,7 @@ fight for the same cores. Elsewhere threads of Python do.
 
 import ctypes
 import os
+from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -13,24 +14,49 @@ from functools import cache
 
 import torch
 
-HEADER = (
-    "taken",
-    "parts",
-    "first",
-    "count",
-)  # what a task begins with, before a kernel's arguments
+# What sequences, their steps and tasks are made of, before a task's arguments.
+SEQUENCE, STEP = ("done", "steps"), ("code", "task", "before")
+TASK = ("taken", "parts", "first", "count")
 
 _PARTS_PER_THREAD = 4  # one that comes late takes fewer
 
 
 @dataclass(frozen=True)
-class Worker:
-    """Compiled code that does parts of a task until none is left: any number of threads may.
+class Step:
+    """Work on a range.
+
+    Parameters
+    ----------
+    code
+        Where code begins that does parts of a task until none is left: any number of threads may.
+    arguments
+        What its kernel takes besides its part of the range.
+    count, first
+        The range.
+    least
+        A thread gets no fewer than these at a time, since waking one takes time, too.
+    """
+
+    code: int
+    arguments: Sequence[int]
+    count: int
+    least: int
+    first: int = 0
+
+    @property
+    def most(self) -> int:
+        """In how many parts it may be done, at most."""
+        return max(1, self.count // max(1, self.least))
+
+
+@dataclass(frozen=True)
+class Code:
+    """Compiled code that goes through what is left of a sequence of steps.
 
     Parameters
     ----------
     function
-        Is called with a task's address.
+        Is called with a sequence's address.
     address
         Where its code begins.
     """
@@ -39,45 +65,51 @@ class Worker:
     address: int
 
 
-def share_out(
-    worker: Worker,
-    arguments: Sequence[int],
-    *,
-    first: int,
-    count: int,
-    least: int,
-    spared: int = 0,
-) -> None:
-    """Let threads work on a range; return when all of it is done.
+def share_out(stages: Sequence[Sequence[Step]], *, by: Code, spared: int = 0) -> None:
+    """Let threads go through stages of steps, one stage after the other; return when all is done.
 
     Parameters
     ----------
-    arguments
-        What the worker's kernel takes besides its part of the range.
-    first, count
-        The range.
-    least
-        A thread gets no fewer than these at a time, since waking one takes time, too.
+    by
+        What each thread calls.
     spared
         How many threads fewer there are than torch is set to; one is always left.
     """
-    most = count // max(1, least)
+    most = max(step.most for stage in stages for step in stage)
     threads = max(1, min(torch.get_num_threads() - spared, most))
-    parts = max(1, min(_PARTS_PER_THREAD * threads, most)) if threads > 1 else 1
-    task = (ctypes.c_int64 * (len(HEADER) + len(arguments)))(0, parts, first, count, *arguments)
+    sequence = _sequence(stages, threads)
+    address, _ = sequence.buffer_info()
     if threads == 1:
-        worker.function(ctypes.addressof(task))
+        by.function(address)
     elif (team := _team(os.getpid())) is not None:
-        team(worker.address, ctypes.addressof(task), threads, 0)
+        team(by.address, address, threads, 0)
     else:
-        _share_out_in_python(worker, ctypes.addressof(task), threads)
+        _share_out_in_python(by, address, threads)
 
 
-def _share_out_in_python(worker: Worker, task: int, threads: int) -> None:
+def _sequence(stages: Sequence[Sequence[Step]], threads: int) -> "array[int]":
+    """Return what threads go through, as `mixoff.kernels.sequence` reads it."""
+    size = len(SEQUENCE) + len(STEP) * sum(map(len, stages))
+    steps: list[int] = []
+    tasks: list[int] = []
+    total = 0
+    for stage in stages:
+        before = total
+        for step in stage:
+            own = min(threads, step.most)
+            parts = min(_PARTS_PER_THREAD * own, step.most) if own > 1 else 1
+            steps += (step.code, 8 * (size + len(tasks)), before)
+            tasks += (0, parts, step.first, step.count)
+            tasks += step.arguments
+            total += parts
+    return array("q", (0, len(steps) // len(STEP), *steps, *tasks))
+
+
+def _share_out_in_python(by: Code, sequence: int, threads: int) -> None:
     pool = _pool(os.getpid(), threads - 1)
-    others = [pool.submit(worker.function, task) for _ in range(threads - 1)]
+    others = [pool.submit(by.function, sequence) for _ in range(threads - 1)]
     try:
-        worker.function(task)
+        by.function(sequence)
     finally:
         wait(others)
     for other in others:
