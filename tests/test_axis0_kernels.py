@@ -14,9 +14,9 @@ from transformers.cache_utils import DynamicCache
 from mixoff.builder import build_model
 from mixoff.config import OffloadConfig
 from mixoff.kernels import cpu, steps, threads
-from mixoff.kernels.choice import PackedKernels
 from mixoff.kernels.layout import Packed, PackedAxis0
 from mixoff.kernels.matrices import as_packed
+from mixoff.kernels.multiplying import PackedKernels
 from mixoff.quantization import HQQAxis0, QuantizedTensor
 
 FOLDER = Path(__file__).parent / "data" / "released-layout-tiny"

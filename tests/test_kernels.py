@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from mixoff.errors import ConfigError
 from mixoff.kernels import TorchKernels, kernels_named
-from mixoff.kernels.choice import PackedKernels
 from mixoff.kernels.layout import Form, Packed
 from mixoff.kernels.matrices import as_packed
-from mixoff.kernels.threads import Code, Step, share_out
+from mixoff.kernels.multiplying import PackedKernels
+from mixoff.kernels.threads import Code, Step, Work
 from mixoff.quantization import (
     HQQ,
     HQQAxis0,
@@ -263,7 +263,7 @@ def test_spared_threads_get_no_part(monkeypatch, spared, team):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(threads, "_team", lambda process: lambda *call: teams.append(call[2]))
     step = Step(0, [], count=12, least=1)
-    share_out([[step]], by=Code(alone.append, 0), spared=spared)
+    Work([[step]], Code(alone.append, 0)).run(spared=spared)
     assert teams == team
     assert len(alone) == 1 - len(team)
 

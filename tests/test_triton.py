@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from mixoff import OffloadConfig, build_model, demo_path
 from mixoff.errors import ConfigError
 from mixoff.kernels import KERNELS, TorchKernels, kernels_beside, kernels_named
-from mixoff.kernels.choice import PackedKernels
 from mixoff.kernels.matrices import as_packed
+from mixoff.kernels.multiplying import PackedKernels
 from mixoff.quantization import HQQ, HQQAxis0, QuantizedTensor, StackedRows, Unquantized
 
 pytest.importorskip("triton", reason="kernels are compiled by it, and it is on Linux alone")

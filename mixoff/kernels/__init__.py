@@ -1,20 +1,12 @@
 """y = x W^T straight from packed weights, and who computes it on which device.
 
-`choice` says who; `cpu` has the operations in code that is compiled for this machine at run time,
-and `cuda` has them in Triton, for GPUs.
+`multiplying` has who multiplies, `choice` says who does here; `cpu` and `one_token` have the
+operations in code that is compiled for this machine at run time, `cuda` in Triton, for GPUs.
 Kernels know the layout of packed weights (`layout`) and what quantizations use it; no models.
 """
 
-from mixoff.kernels.choice import (
-    KERNELS,
-    CPUKernels,
-    Gate,
-    Kernels,
-    TorchKernels,
-    kernels_beside,
-    kernels_named,
-    kernels_planned,
-)
+from mixoff.kernels.choice import KERNELS, kernels_beside, kernels_named, kernels_planned
+from mixoff.kernels.multiplying import CPUKernels, Gate, Kernels, TorchKernels
 
 __all__ = [
     "KERNELS",

@@ -24,15 +24,16 @@ from mixoff.kernels.floats import PIECE
 from mixoff.kernels.layout import CodeForm, Form, Packed, PackedAxis0
 from mixoff.kernels.multiply import TOGETHER
 from mixoff.kernels.steps import (
-    Prepared,
+    Room,
     attention,
     buffers,
     least_rows,
+    of_context,
     prepare,
     product,
-    rotation,
+    source_of,
 )
-from mixoff.kernels.threads import Step, share_out
+from mixoff.kernels.threads import Step, Work
 
 DTYPES = (torch.float32, torch.bfloat16)
 MATRICES = (Packed, PackedAxis0)
@@ -95,107 +96,20 @@ def multiply(
     given = given.contiguous()
     together = len(given) >= TOGETHER
     out = (torch.zeros if together else torch.empty)(len(given), matrix.rows)
-    integers, prepared = prepare(matrix.form, given, isa)
-    _share_out([[integers], [product(matrix, prepared, out, isa)]], spared=spared)
+    room = Room()
+    integers, prepared = prepare(
+        matrix.form,
+        given.data_ptr(),
+        source_of(given.dtype),
+        isa,
+        room,
+        columns=matrix.columns,
+        tokens=len(given),
+    )
+    stages = [[integers], [product(matrix, prepared, out.data_ptr(), isa)]]
+    memory = torch.empty(room.nbytes, dtype=torch.uint8)
+    _share_out(stages, spared=spared, room=memory.data_ptr())
     return out[:count]
-
-
-def feed_forward(
-    gate_up: Sequence[Packed],
-    down: Packed,
-    x: Tensor,
-    *,
-    isa: str | None = None,
-    spared: int = 0,
-) -> Tensor:
-    """Return what an expert makes of one token in float32: (silu(gate x) * up x) down^T.
-
-    Parameters
-    ----------
-    gate_up
-        Rows of the gate, then as many of up, in pieces that have one form but for their rows.
-    x
-        [1, D], float32 or bfloat16.
-    """
-    inner = torch.empty(1, sum(piece.rows for piece in gate_up))
-    out = torch.empty(1, down.rows)
-    integers, prepared = prepare(gate_up[0].form, x.contiguous(), isa or fastest())
-    products = _products(gate_up, prepared, inner, isa)
-    integers_inside, inside = prepare(down.form, inner, isa or fastest(), gated=True)
-    last = _products([down], inside, out, isa)
-    _share_out([[integers], products, [integers_inside], last], spared=spared)
-    return out
-
-
-def project(
-    matrices: Sequence[Packed],
-    x: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    *,
-    scaling: float,
-    isa: str | None = None,
-    spared: int = 0,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a token's queries [H, d] for `attend_and_project`, its keys and its values [G, d].
-
-    Parameters
-    ----------
-    matrices
-        Those of queries, keys and values, of one form but for their rows.
-    x, cos, sin
-        [1, D], and [d] of the token's position, all float32 or all bfloat16, as keys and values.
-    scaling
-        What scores are multiplied by.
-    """
-    size = len(cos)
-    heads, groups, _ = (matrix.rows // size for matrix in matrices)
-    projected = torch.empty(1, (heads + 2 * groups) * size)
-    query = torch.empty(heads, size)
-    key, value = torch.empty(2, groups, size, dtype=x.dtype)
-    integers, prepared = prepare(matrices[0].form, x.contiguous(), isa or fastest())
-    products = _products(matrices, prepared, projected, isa)
-    turned = rotation(projected, cos, sin, query, key, value, scaling)
-    _share_out([[integers], products, [turned]], spared=spared)
-    return query, key, value
-
-
-def attend_and_project(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    matrix: Packed,
-    *,
-    isa: str | None = None,
-    spared: int = 0,
-) -> Tensor:
-    """Return a matrix's product with one token's attention in float32, [1, N].
-
-    Parameters
-    ----------
-    query, key, value
-        float32 [H, d] from `project`; two [G, T, d] that `attends` takes.
-    """
-    groups = len(key)
-    attended = torch.empty(1, query.numel())
-    by_group = query.view(groups, -1, query.shape[-1])
-    attending, scores = attention(by_group, key, value, attended, isa or fastest())
-    integers, prepared = prepare(matrix.form, attended, isa or fastest())
-    out = torch.empty(1, matrix.rows)
-    stages = [[attending], [integers], _products([matrix], prepared, out, isa)]
-    _share_out(stages, spared=spared)
-    del scores  # were read until now
-    return out
-
-
-def _products(matrices: Sequence[Packed], x: Prepared, out: Tensor, isa: str | None) -> list[Step]:
-    """Return what writes one token's products with matrices into out [1, N], side by side."""
-    steps, start = [], 0
-    for matrix in matrices:
-        own = isa or fastest_to_multiply(matrix.form, 1)
-        steps.append(product(matrix, x, out[:, start:], own))
-        start += matrix.rows
-    return steps
 
 
 def attends(key: Tensor, value: Tensor) -> bool:
@@ -218,9 +132,19 @@ def attend(
     """
     given = (query.float() * (scaling / math.log(2))).contiguous()
     out = torch.empty(query.shape)
-    step, scores = attention(given, key, value, out, isa or fastest())
-    _share_out([[step]])
-    del scores  # were read until now
+    groups, heads, size = query.shape
+    step = attention(
+        groups,
+        heads,
+        size,
+        isa or fastest(),
+        query=given.data_ptr(),
+        out=out.data_ptr(),
+        halves=key.dtype is torch.bfloat16,
+    )
+    context = of_context(key, value)
+    scores = torch.empty(groups, heads, context["room_tokens"])
+    _share_out([[step]], scores=scores.data_ptr(), **context)
     return out
 
 
@@ -303,6 +227,6 @@ def _axis0_sizes(matrix: PackedAxis0) -> Sequence[int]:
     return (matrix.packed_rows, matrix.bundles, matrix.columns, period)
 
 
-def _share_out(stages: Sequence[Sequence[Step]], *, spared: int = 0) -> None:
-    """Let threads go through stages of steps."""
-    share_out(stages, by=through_steps(), spared=spared)
+def _share_out(stages: Sequence[Sequence[Step]], *, spared: int = 0, **values: int) -> None:
+    """Let threads go through stages of steps once."""
+    Work(stages, through_steps()).run(spared=spared, **values)

@@ -1,6 +1,10 @@
 """Quantized matrices as kernels take them. Knows quantizations; nothing of devices' code."""
 
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from functools import cache
+from typing import Any
+from weakref import ref
 
 from mixoff.kernels.layout import CodeForm, Form, Packed, PackedAxis0
 from mixoff.quantization import (
@@ -33,6 +37,39 @@ def as_packed(matrix: QuantizedTensor) -> Packed | PackedAxis0 | None:
         matrix.kept["packed"] = _as_packed(matrix)
     packed: Packed | PackedAxis0 | None = matrix.kept["packed"]
     return packed
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What was planned, for which matrices, whose addresses it holds, and for which settings."""
+
+    matrices: Sequence[ref[PackedMatrix]]  # no more than that: one of them keeps this
+    settings: Hashable
+    plan: Any
+
+
+def planned(
+    name: str,
+    matrices: Sequence[PackedMatrix],
+    settings: Hashable,
+    plan: Callable[[], Any],
+) -> Any:
+    """Return what is planned for matrices and settings: made once, and kept with the first of them.
+
+    Parameters
+    ----------
+    name
+        Tells plans of one matrix apart.
+    """
+    keeper = matrices[0].pieces[0]
+    kept: _Kept | None = keeper.kept.get(name)
+    if (
+        kept is None
+        or kept.settings != settings
+        or any(own() is not other for own, other in zip(kept.matrices, matrices, strict=True))
+    ):
+        kept = keeper.kept[name] = _Kept([*map(ref, matrices)], settings, plan())
+    return kept.plan
 
 
 def packed_alike(*matrices: PackedMatrix) -> list[Packed] | None:

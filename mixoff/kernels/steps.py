@@ -1,6 +1,7 @@
 """What kernels do, as steps for threads: which code, on what memory, in how many parts.
 
-T tokens, N rows (outputs), K columns (inputs). Steps hold addresses: who makes them keeps tensors.
+T tokens, N rows (outputs), K columns (inputs); of attention G groups of h heads of size d.
+Memory is told by addresses, or by places where it changes: who runs steps keeps tensors.
 """
 
 from collections.abc import Sequence
@@ -10,20 +11,28 @@ import torch
 from torch import Tensor
 
 from mixoff.kernels.activations import Source, piece_size
-from mixoff.kernels.compile import (
-    attend_worker,
-    multiply_worker,
-    prepare_worker,
-    rotate_worker,
-)
+from mixoff.kernels.compile import attend_worker, multiply_worker, prepare_worker, rotate_worker
 from mixoff.kernels.dot import WIDTH
 from mixoff.kernels.floats import PIECE
 from mixoff.kernels.layout import Form, Packed, PackedAxis0
 from mixoff.kernels.multiply import TOGETHER
-from mixoff.kernels.threads import Step
+from mixoff.kernels.threads import Argument, Place, Step
 
 _LEAST_NBYTES = 1 << 17  # packed bytes that are worth a thread
 _LEAST_NUMBERS = 1 << 12  # activations that are
+
+
+class Room:
+    """Memory that steps leave something in for later ones: how much, and who has which."""
+
+    def __init__(self) -> None:
+        self.nbytes = 0
+
+    def take(self, nbytes: int) -> Place:
+        """Return where so many bytes are."""
+        place = Place("room", self.nbytes)
+        self.nbytes += -(-nbytes // WIDTH) * WIDTH
+        return place
 
 
 @dataclass(frozen=True)
@@ -32,100 +41,102 @@ class Prepared:
 
     Parameters
     ----------
-    addresses
+    places
         Where high and low bytes begin, steps, and sums.
     tokens, columns
         T, K.
-    room
-        The memory in which they lie.
     """
 
-    addresses: Sequence[int]
+    places: Sequence[Place]
     tokens: int
     columns: int
-    room: Tensor
 
 
-def prepare(form: Form, x: Tensor, isa: str, *, gated: bool = False) -> tuple[Step, Prepared]:
-    """Return what makes integers of contiguous activations [T, K], and these.
-
-    Parameters
-    ----------
-    x
-        float32 or bfloat16; if they are `gated` float32 [T, 2 K], of which silu(a) * b is taken.
-    """
-    tokens, columns = len(x), x.shape[-1] // (2 if gated else 1)
-    padded = _padded(columns)
-    nbytes = tokens * padded  # of high, and of low; then float32 steps and sums
-    room = torch.empty(2 * nbytes + 4 * (nbytes // WIDTH + nbytes // form.unit), dtype=torch.uint8)
-    steps = 2 * nbytes
-    starts = (0, nbytes, steps, steps + 4 * (nbytes // WIDTH))
-    addresses = [room.data_ptr() + start for start in starts]
-    source: Source = "bfloat16" if x.dtype is torch.bfloat16 else "float32"
+def prepare(
+    form: Form,
+    x: Argument,
+    source: Source,
+    isa: str,
+    room: Room,
+    *,
+    columns: int,
+    tokens: int = 1,
+) -> tuple[Step, Prepared]:
+    """Return what makes integers of activations [T, K], which are contiguous, and these."""
+    nbytes = tokens * _padded(columns)
+    sizes = (nbytes, nbytes, 4 * (nbytes // WIDTH), 4 * (nbytes // form.unit))
+    prepared = Prepared([*map(room.take, sizes)], tokens, columns)
     size = piece_size(form.lane)
     pieces = -(-columns // size)
     step = Step(
-        prepare_worker(form.unit, form.lane, "gated" if gated else source, isa),
-        [x.data_ptr(), *addresses, columns, padded, pieces],
+        prepare_worker(form.unit, form.lane, source, isa),
+        [x, *prepared.places, columns, _padded(columns), pieces],
         count=tokens * pieces,
         least=_LEAST_NUMBERS // size,
     )
-    return step, Prepared(addresses, tokens, columns, room)
+    return step, prepared
 
 
-def product(matrix: Packed, x: Prepared, out: Tensor, isa: str) -> Step:
-    """Return what writes x W^T into float32 out [T, N]; of `TOGETHER` tokens or more, adds it.
+def source_of(dtype: torch.dtype) -> Source:
+    """Return what `prepare` calls activations of float32 or bfloat16."""
+    return "bfloat16" if dtype is torch.bfloat16 else "float32"
 
-    Rows of out may be apart; its columns aren't.
-    """
+
+def product(matrix: Packed, x: Prepared, out: Argument, isa: str) -> Step:
+    """Return what writes x W^T into float32 out [T, N]; of `TOGETHER` tokens or more, adds it."""
     sizes = (matrix.packed_rows, matrix.rows, x.columns, x.tokens, _padded(x.columns))
     return Step(
         multiply_worker(matrix.form, isa, together=x.tokens >= TOGETHER),
-        [*buffers(matrix), *x.addresses, out.data_ptr(), *sizes, out.stride(0)],
+        [*buffers(matrix), *x.places, out, *sizes, matrix.rows],
         count=matrix.packed_rows,
         least=least_rows(matrix),
     )
 
 
 def rotation(
-    x: Tensor, cos: Tensor, sin: Tensor, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    groups: int, heads: int, size: int, *, x: Place, query: Place, scaling: float, halves: bool
 ) -> Step:
-    """Return what makes of one token's float32 x what `mixoff.kernels.rotate` does.
+    """Return what makes of one token's x what `mixoff.kernels.rotate` does.
 
-    All are contiguous: queries [H, d], keys and values [G, d], and x of all H + 2 G heads.
+    It has places for cos and sin, key and value.
     """
-    (heads, size), groups, halves = query.shape, len(key), key.dtype is torch.bfloat16
+    places = (Place("cos"), Place("sin"), query, Place("key"), Place("value"))
     return Step(
         rotate_worker(size, scaling, halves=halves),
-        [*(part.data_ptr() for part in (x, cos, sin, query, key, value)), heads, groups],
-        count=heads + 2 * groups,
+        [x, *places, groups * heads, groups],
+        count=groups * (heads + 2),
         least=-(-_LEAST_NUMBERS // size),
     )
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, out: Tensor, isa: str
-) -> tuple[Step, Tensor]:
-    """Return what attends for one token, and the memory that it needs for that.
-
-    Parameters
-    ----------
-    query, key, value, out
-        Contiguous float32 [G, h, d], multiplied already; two [G, T, d]; float32 [G, h, d].
-    """
-    groups, heads, size = query.shape
-    tokens, itemsize = key.shape[1], key.dtype.itemsize
-    room = (tokens // PIECE + 1) * PIECE
-    scores = torch.empty(groups, heads, room)
-    addresses = [part.data_ptr() for part in (query, key, value, scores, out)]
-    strides = [n * itemsize for part in (key, value) for n in part.stride()[:2]]
-    step = Step(
-        attend_worker(heads, size, isa, halves=key.dtype is torch.bfloat16),
-        [*addresses, tokens, room, *strides],
-        count=groups,
-        least=-(-_LEAST_NBYTES // max(1, 2 * tokens * size * itemsize)),
+    groups: int, heads: int, size: int, isa: str, *, query: Argument, out: Argument, halves: bool
+) -> Step:
+    """Return what attends for one token, with places for what `of_context` tells."""
+    memory = (query, Place("key"), Place("value"), Place("scores"), out)
+    numbers = ("tokens", "room_tokens", "key_head", "key_row", "value_head", "value_row")
+    return Step(
+        attend_worker(heads, size, isa, halves=halves), [*memory, *map(Place, numbers)], groups
     )
-    return step, scores
+
+
+def of_context(key: Tensor, value: Tensor) -> dict[str, int]:
+    """Return what stands for the places of keys and values [G, T, d], but for scores.
+
+    These are float32 [G, h, room_tokens], to write into.
+    """
+    tokens, itemsize = key.shape[1], key.dtype.itemsize
+    (key_head, key_row, _), (value_head, value_row, _) = key.stride(), value.stride()
+    return {
+        "key": key.data_ptr(),
+        "value": value.data_ptr(),
+        "tokens": tokens,
+        "room_tokens": (tokens // PIECE + 1) * PIECE,
+        "key_head": key_head * itemsize,
+        "key_row": key_row * itemsize,
+        "value_head": value_head * itemsize,
+        "value_row": value_row * itemsize,
+    }
 
 
 def buffers(matrix: Packed) -> Sequence[int]:

@@ -22,6 +22,20 @@ _PARTS_PER_THREAD = 4  # one that comes late takes fewer
 
 
 @dataclass(frozen=True)
+class Place:
+    """An address or number that differs from run to run, or one so many bytes behind it."""
+
+    name: str
+    offset: int = 0
+
+    def __add__(self, nbytes: int) -> "Place":
+        return Place(self.name, self.offset + nbytes)
+
+
+Argument = int | Place
+
+
+@dataclass(frozen=True)
 class Step:
     """Work on a range.
 
@@ -38,9 +52,9 @@ class Step:
     """
 
     code: int
-    arguments: Sequence[int]
+    arguments: Sequence[Argument]
     count: int
-    least: int
+    least: int = 1
     first: int = 0
 
     @property
@@ -65,33 +79,54 @@ class Code:
     address: int
 
 
-def share_out(stages: Sequence[Sequence[Step]], *, by: Code, spared: int = 0) -> None:
-    """Let threads go through stages of steps, one stage after the other; return when all is done.
+class Work:
+    """Stages of steps, one stage after the other, that threads may be let go through many times.
 
     Parameters
     ----------
     by
         What each thread calls.
-    spared
-        How many threads fewer there are than torch is set to; one is always left.
     """
-    most = max(step.most for stage in stages for step in stage)
-    threads = max(1, min(torch.get_num_threads() - spared, most))
-    sequence = _sequence(stages, threads)
-    address, _ = sequence.buffer_info()
-    if threads == 1:
-        by.function(address)
-    elif (team := _team(os.getpid())) is not None:
-        team(by.address, address, threads, 0)
-    else:
-        _share_out_in_python(by, address, threads)
+
+    def __init__(self, stages: Sequence[Sequence[Step]], by: Code) -> None:
+        self._stages, self._by = stages, by
+        self._most = max(step.most for stage in stages for step in stage)
+        self._sequences: dict[int, tuple[array[int], list[tuple[int, Place]]]] = {}
+
+    def run(self, *, spared: int = 0, **values: int) -> None:
+        """Return when all is done.
+
+        Parameters
+        ----------
+        spared
+            How many threads fewer there are than torch is set to; one is always left.
+        values
+            What stands for each place.
+        """
+        threads = max(1, min(torch.get_num_threads() - spared, self._most))
+        if threads not in self._sequences:
+            self._sequences[threads] = _sequence(self._stages, threads)
+        template, places = self._sequences[threads]
+        sequence = template[:]
+        for index, place in places:
+            sequence[index] = values[place.name] + place.offset
+        address, _ = sequence.buffer_info()
+        if threads == 1:
+            self._by.function(address)
+        elif (team := _team(os.getpid())) is not None:
+            team(self._by.address, address, threads, 0)
+        else:
+            _share_out_in_python(self._by, address, threads)
 
 
-def _sequence(stages: Sequence[Sequence[Step]], threads: int) -> "array[int]":
-    """Return what threads go through, as `mixoff.kernels.sequence` reads it."""
+def _sequence(
+    stages: Sequence[Sequence[Step]], threads: int
+) -> tuple["array[int]", list[tuple[int, Place]]]:
+    """Return what threads go through (`mixoff.kernels.sequence`), and where in it places are."""
     size = len(SEQUENCE) + len(STEP) * sum(map(len, stages))
     steps: list[int] = []
     tasks: list[int] = []
+    places: list[tuple[int, Place]] = []
     total = 0
     for stage in stages:
         before = total
@@ -100,9 +135,12 @@ def _sequence(stages: Sequence[Sequence[Step]], threads: int) -> "array[int]":
             parts = min(_PARTS_PER_THREAD * own, step.most) if own > 1 else 1
             steps += (step.code, 8 * (size + len(tasks)), before)
             tasks += (0, parts, step.first, step.count)
-            tasks += step.arguments
+            for argument in step.arguments:
+                if isinstance(argument, Place):
+                    places.append((size + len(tasks), argument))
+                tasks.append(0 if isinstance(argument, Place) else argument)
             total += parts
-    return array("q", (0, len(steps) // len(STEP), *steps, *tasks))
+    return array("q", (0, len(steps) // len(STEP), *steps, *tasks)), places
 
 
 def _share_out_in_python(by: Code, sequence: int, threads: int) -> None:
