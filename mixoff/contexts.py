@@ -55,8 +55,8 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transforme
             if start:
                 room[..., :start, :] = present
             self._rooms[name] = room
-        room[..., start:end, :] = new
-        return room[..., :end, :]
+        room.narrow(-2, start, end - start).copy_(new)
+        return room.narrow(-2, 0, end)
 
 
 def _room_for(tokens: int) -> int:
@@ -75,7 +75,7 @@ def _kind(tensor: Tensor) -> tuple[Any, ...]:
 
 def _begins(tensor: Tensor, room: Tensor) -> bool:
     """Return whether a tensor is the first tokens of a room, and more could stand behind them."""
-    return _kind(tensor) == _kind(room) and tensor.is_set_to(room[..., : _length(tensor), :])
+    return _kind(tensor) == _kind(room) and tensor.is_set_to(room.narrow(-2, 0, _length(tensor)))
 
 
 def growing_cache(config: PreTrainedConfig) -> DynamicCache:

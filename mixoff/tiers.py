@@ -112,7 +112,7 @@ class HostDevice:
         Direct reads leave the processor alone, and `benchmarks/threads.py` shows that it doesn't
         pay to spare a thread for them, nor for what the page cache doesn't hold yet.
         """
-        return int(self._store.reader.io != "direct" and self.transfers.under_way)
+        return int(self.transfers.under_way and self._store.reader.io != "direct")
 
     def allocate(self) -> Buffer:
         """Return a new buffer."""

@@ -4,7 +4,7 @@ transformers' own code asks for each matrix by itself, and for some twenty steps
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from mixoff.attention import NAME
 from mixoff.kernels import CPUKernels
 from mixoff.layers import QuantizedLinear
+from mixoff.quantization import PackedMatrix
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -20,8 +21,8 @@ _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 class OneTokenAttention:
     """A module of attention's ``forward`` that takes one token by itself, where it can.
 
-    Everything else is left to the module's own: several tokens, masks, other implementations of
-    attention, matrices that somebody else put in, and those that have hooks.
+    Everything else is left to the module's own: several tokens, masks, training, other
+    implementations of attention, and matrices that somebody put in, or looks at by hooks.
     """
 
     def __init__(self, module: nn.Module, kernels: CPUKernels) -> None:
@@ -36,27 +37,46 @@ class OneTokenAttention:
         attention_mask: Tensor | None = None,
         past_key_values: Any = None,
         **settings: Any,
-    ) -> tuple[Tensor, None]:
-        """Return attention, [B, T, D] -> [B, T, D], and no weights."""
-        found = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return attention, [B, T, D] -> [B, T, D], and what weights the module's own returns."""
+        matrices = None
         if attention_mask is None and hidden_states.numel() == hidden_states.shape[-1]:
-            found = self._one(hidden_states, position_embeddings, past_key_values)
-        if found is not None:
-            return found, None
+            matrices = self._matrices()
+        if matrices is not None:
+            found = self._one(hidden_states, matrices, position_embeddings, past_key_values)
+            if found is not None:
+                return found, None
         given = (hidden_states, position_embeddings, attention_mask, past_key_values)
-        result: tuple[Tensor, None] = self.forward(*given, **settings)
+        result: tuple[Tensor, Tensor | None] = self.forward(*given, **settings)
         return result
 
-    def _one(
-        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], past: Any
-    ) -> Tensor | None:
-        """Return one token's attention; None if it can't be had here."""
+    def _matrices(self) -> Sequence[PackedMatrix] | None:
+        """Return the matrices of queries, keys, values and results; None if they aren't plain."""
         module = self.module
-        matrices = self._matrices()
-        if matrices is None or module.config._attn_implementation != NAME:
+        if module.training or module.config._attn_implementation != NAME:
             return None
-        *above, below = matrices
+        parts = [module._modules[name] for name in _PROJECTIONS]
+        return [part.matrix for part in parts] if all(map(self._is_plain, parts)) else None
+
+    def _is_plain(self, part: nn.Module) -> bool:
+        """Return whether a matrix's module does nothing but to multiply by it."""
+        if type(part) is not QuantizedLinear or part.kernels is not self.kernels:
+            return False
+        hooks = part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part)
+        return part.bias is None and not hooks
+
+    def _one(
+        self,
+        hidden_states: Tensor,
+        matrices: Sequence[PackedMatrix],
+        position_embeddings: tuple[Tensor, Tensor],
+        past: Any,
+    ) -> Tensor | None:
+        """Return one token's attention; None if there are no kernels for it."""
+        module, (*above, below) = self.module, matrices
         cos, sin = (part.view(-1) for part in position_embeddings)
+        if len(cos) != module.head_dim:
+            return None
         x = hidden_states.view(1, -1)
         found = self.kernels.queries(above, x, cos, sin, module.scaling)
         if found is None:
@@ -66,21 +86,8 @@ class OneTokenAttention:
             key, value = past.update(key, value, module.layer_idx)
         out = self.kernels.attended(query, key[0], value[0], below)
         if out is None:
-            attended = _attend(query, key, value).to(x.dtype)
-            out = module.o_proj(attended.view(1, -1))
+            out = module.o_proj(_attend(query, key, value).to(x.dtype).view(1, -1))
         return out.to(x.dtype).view(hidden_states.shape)
-
-    def _matrices(self) -> list[Any] | None:
-        """Return the matrices of queries, keys, values and results; None if they aren't plain."""
-        found: list[Any] = []
-        for name in _PROJECTIONS:
-            linear = getattr(self.module, name)
-            if type(linear) is not QuantizedLinear or linear.kernels is not self.kernels:
-                return None
-            if linear.bias is not None or linear._forward_hooks or linear._forward_pre_hooks:
-                return None
-            found.append(linear.matrix)
-        return found
 
 
 def use_kernels_for_one_token(module: nn.Module, kernels: CPUKernels) -> None:
