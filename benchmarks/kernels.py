@@ -4,16 +4,18 @@ Run it from the root of a clone, on a machine that does nothing else:
 ``.venv/bin/python benchmarks/kernels.py``. It takes about 4 GB of memory and two minutes.
 
 An expert is three matrices of 4096 x 14336 weights: gate and up as one, and down. Weights are
-random codes and scales: what they are changes no time. Axis 0 is the layout that mixtral-offloading
-released, with its 2 bits of experts and 4 of attention. All arms take turns, round by round, in an
-order that changes, with a pause before each, after which no other arm's threads wait for work; a
-turn goes through ``--copies`` experts one after the other, more than a CPU's cache holds, as
-decoding does. Printed: median, least and most of an expert, bytes read over the median, that as a
-share of the read bandwidth measured in the same rounds, and the time over hqq's at the same bits.
-The error is the largest one beside the largest result, against float64 products of the same
-dequantized weights, on a slice of a matrix. hqq is its default (PYTORCH) backend in float32; it and
-mixoff's plain torch take one copy and one expert a turn, since they are far from the bus.
-``--tokens`` above 128, or 32 for axis 0, measures what dequantizes first.
+random codes and scales: what they are changes no time. Both products are computed in one go, by
+ggml as by mixoff, whose one token goes through the gate between them, too; others call each. Axis 0
+is the layout that mixtral-offloading released, with its 2 bits of experts and 4 of attention. All
+arms take turns, round by round, in an order that changes, with a pause before each, after which no
+other arm's threads wait for work; a turn goes through ``--copies`` experts one after the other,
+more than a CPU's cache holds, as decoding does. Printed: median, least and most of an expert, bytes
+read over the median, that as a share of the read bandwidth measured in the same rounds, and the
+time over hqq's at the same bits. The error is the largest one beside the largest result, against
+float64 products of the same dequantized weights, on a slice of a matrix. hqq is its default
+(PYTORCH) backend in float32; it and mixoff's plain torch take one copy and one expert a turn, since
+they are far from the bus. ``--tokens`` above 128, or 32 for axis 0, measures what dequantizes
+first.
 
 ``--peers`` adds ggml, as its libraries compute it from a file's weights and from those that it
 arranges anew, and bitsandbytes: each waits in a process of its own for its turn, and tells what it
@@ -37,6 +39,7 @@ from mixoff.kernels import kernels_named
 from mixoff.kernels.compile import usable_isas
 from mixoff.kernels.cpu import most_tokens, multiply, multiply_dequantized
 from mixoff.kernels.matrices import as_packed
+from mixoff.kernels.one_token import FeedForward
 from mixoff.quantization import HQQ, HQQAxis0, PackedMatrix, QuantizedTensor
 from mixoff.records import RecordLayout, aligned_buffer
 
@@ -103,13 +106,20 @@ def ours(scheme: HQQ | HQQAxis0, copies: int, tokens: int) -> Iterator[Arm]:
     most = most_tokens(torch.float32, type(as_packed(experts[0][0])))
     operation = multiply if tokens <= most else multiply_dequantized
 
-    def run(number: int, place: int, isa: str) -> None:
-        for matrix, x in zip(experts[(number + place) % copies], inputs, strict=True):
+    def steps(number: int, isa: str) -> None:
+        for matrix, x in zip(experts[number], inputs, strict=True):
             operation(as_packed(matrix), x, isa=isa)
+
+    def together(isa: str) -> Callable[[int], object]:
+        plans = [FeedForward([as_packed(a)], as_packed(b), torch.float32, isa) for a, b in experts]
+        return lambda number: plans[number](inputs[0])
 
     nbytes = sum(matrix.nbytes for matrix in experts[0])
     for place, isa in enumerate(usable_isas()):
-        yield Arm(f"{label(scheme)}, {isa}", nbytes, timed(partial(run, place=place, isa=isa)), [])
+        alone = tokens == 1 and isinstance(scheme, HQQ)
+        do = together(isa) if alone else partial(steps, isa=isa)
+        run = partial(lambda number, do, place: do((number + place) % copies), do=do, place=place)
+        yield Arm(f"{label(scheme)}, {isa}", nbytes, timed(run), [])
 
 
 def torch_path(scheme: HQQ | HQQAxis0, tokens: int) -> Arm:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixoff.errors import ConfigError
-from mixoff.kernels import TorchKernels, kernels_named
+from mixoff.kernels import Gate, TorchKernels, kernels_named
 from mixoff.kernels.layout import Form, Packed
 from mixoff.kernels.matrices import as_packed
 from mixoff.kernels.multiplying import PackedKernels
@@ -308,6 +308,61 @@ def test_whatever_the_weights_and_inputs_are_they_are_multiplied(kernels, scheme
     expected = torch.nn.functional.linear(x.double(), matrix.dequantize().double())
     tolerance = {torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.1}[dtype]
     assert torch.allclose(y.double(), expected, atol=tolerance * 4, rtol=0)
+
+
+def silu_gate(x: torch.Tensor) -> torch.Tensor:
+    gate, up = x.chunk(2, dim=-1)
+    return torch.nn.functional.silu(gate) * up
+
+
+def tanh_gate(x: torch.Tensor) -> torch.Tensor:
+    gate, up = x.chunk(2, dim=-1)
+    return gate.tanh() * up
+
+
+@pytest.mark.parametrize("kernels", [kernels_named("cpu"), TorchKernels()], ids=["cpu", "torch"])
+@pytest.mark.parametrize("gate", [Gate(silu_gate, True), Gate(tanh_gate, False)], ids=str)
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("above", "below", "pieces"),
+    [
+        (HQQ(2, 16, 8), HQQ(2, 16, 8), 1),
+        (HQQ(4, 64), HQQ(3, 64), 2),
+        (HQQ(4, 8), HQQ(4, 24), 1),  # no power of two: no kernel
+        (HQQ(4, 64), HQQAxis0(2, 16), 1),
+    ],
+    ids=str,
+)
+def test_experts_are_what_their_matrices_and_gates_are(
+    kernels, gate, tokens, dtype, above, below, pieces
+):
+    torch.manual_seed(0)
+    weights = torch.randn(384, 192).div(8).chunk(pieces)
+    parts = tuple(QuantizedTensor.quantize(part, above) for part in weights)
+    gate_up = StackedRows(parts) if pieces > 1 else parts[0]
+    down = QuantizedTensor.quantize(torch.randn(192, 192) / 8, below)
+    x = torch.randn(tokens, 192).to(dtype)
+    inner = gate.apply(x.double() @ gate_up.dequantize().double().T)
+    expected = inner @ down.dequantize().double().T
+    for _ in range(2):
+        y = kernels.feed_forward(gate_up, down, x, gate)
+        assert (y.shape, y.dtype) == ((tokens, 192), dtype)
+        error = (y - expected).abs().max() / expected.abs().max()
+        assert error < {torch.float32: 2e-4, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype]
+
+
+def test_an_expert_in_another_form_than_the_last_is_planned_anew():
+    kernels, gate = kernels_named("cpu"), Gate(silu_gate, True)
+    down = random_matrix(HQQ(2, 16, 8), 64, 96, 0)
+    for seed in range(3):
+        gate_up = random_matrix(HQQ(2, 16, 8), 192, 64, seed)
+        for dtype in (torch.float32, torch.bfloat16):
+            x = torch.randn(1, 64, generator=torch.Generator().manual_seed(seed)).to(dtype) / 99
+            found = kernels.feed_forward(gate_up, down, x, gate)
+            step = kernels.matmul(down, silu_gate(kernels.matmul(gate_up, x.float())))
+            assert torch.allclose(found.float(), step, rtol=2e-2, atol=1e-2 * step.abs().max())
+        del gate_up  # another one may come to lie at its address
 
 
 def test_rows_in_several_pieces_are_one_matrix():

@@ -57,6 +57,7 @@ class FeedForward:
         last = _products([down], hidden, Place("out"), isa)
         stages = [[integers], _products(gate_up, x, inner, isa), [within], last]
         self._work, self._rows, self._room = Work(stages, through_steps()), down.rows, room.nbytes
+        self._read = (*gate_up, down)  # where they lie is part of the work
 
     def __call__(self, x: Tensor, *, spared: int = 0) -> Tensor:
         """Return what it makes of one token in float32, contiguous [1, D] -> [1, D]."""
@@ -105,6 +106,7 @@ class Projection:
         )
         stages = [[integers], _products(matrices, x, projected, isa), [turned]]
         self._work, self._room = Work(stages, through_steps()), room.nbytes
+        self._read = tuple(matrices)
 
     def __call__(
         self, x: Tensor, cos: Tensor, sin: Tensor, *, spared: int = 0
@@ -159,6 +161,7 @@ class AttendedProduct:
         integers, x = _prepare(matrix, found, torch.float32, isa, room)
         stages = [[attends], [integers], _products([matrix], x, Place("out"), isa)]
         self._work, self._room = Work(stages, through_steps()), room.nbytes
+        self._read = matrix
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, *, spared: int = 0) -> Tensor:
         """Return it in float32, [1, N], of queries from `Projection` and two [G, T, d]."""
