@@ -2,14 +2,13 @@
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.models.mixtral.modeling_mixtral import MixtralAttention
 
 from mixoff.attention import use_grouped_attention
 from mixoff.cache import ExpertCache
 from mixoff.config import OffloadConfig
 from mixoff.errors import CheckpointError
 from mixoff.formats import AnyCheckpoint
-from mixoff.kernels import CPUKernels, Kernels, TorchKernels
+from mixoff.kernels import Kernels, TorchKernels
 from mixoff.layers import OffloadedExperts, QuantizedLinear
 from mixoff.onednn import use_torch_for_one_token
 from mixoff.predictors import Prefetcher, predictor_named
@@ -55,10 +54,8 @@ def give_kernels(
         head = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers' own
         for module in gates if head is None else [*gates, head]:
             use_torch_for_one_token(module)
-        if isinstance(kernels, CPUKernels):
-            for module in model.modules():
-                if isinstance(module, MixtralAttention):
-                    use_kernels_for_one_token(module, kernels)
+        for module in model.modules():
+            use_kernels_for_one_token(module)
     for module in model.modules():
         if isinstance(module, QuantizedLinear | OffloadedExperts):
             module.kernels = kernels

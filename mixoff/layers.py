@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
+from transformers.activations import SiLUActivation
 
 from mixoff.arriving import Arriving
 from mixoff.buffers import Expert
@@ -82,8 +82,6 @@ class OffloadedExperts(nn.Module):
         experts._is_hf_initialized = True  # type: ignore[assignment]  # or transformers misses them
         self.experts = experts
         self.layer = layer
-        gate: Any = experts._apply_gate  # transformers' own
-        self._gate = Gate(gate, type(experts.act_fn) is type(ACT2FN["silu"]))
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Return the experts' weighted sum, [T, D] and two [T, k] -> [T, D].
@@ -133,7 +131,9 @@ class OffloadedExperts(nn.Module):
 
     def _compute(self, tensors: Expert, x: Tensor, kernels: Kernels) -> Tensor:
         """Return what an expert makes of tokens, [t, D] -> [t, D], where both lie."""
-        return kernels.feed_forward(tensors["gate_up_proj"], tensors["down_proj"], x, self._gate)
+        own: Any = self.experts  # transformers' own
+        gate = Gate(own._apply_gate, _is_plain_silu(own.act_fn))
+        return kernels.feed_forward(tensors["gate_up_proj"], tensors["down_proj"], x, gate)
 
     def _request(
         self, hidden_states: Tensor, top_k_index: Tensor
@@ -156,6 +156,12 @@ class OffloadedExperts(nn.Module):
             guesses = {ahead: [*islice(guessed, len(r))] for ahead, r in ranked.items()}
             prefetcher.prefetch(self.layer, chosen, guesses)
         return arriving, rows
+
+
+def _is_plain_silu(activation: nn.Module) -> bool:
+    """Return whether an activation is silu, and nobody looks at it."""
+    hooks = activation._forward_hooks or activation._forward_pre_hooks
+    return type(activation) in (nn.SiLU, SiLUActivation) and not hooks
 
 
 def _on_host(x: Tensor) -> Tensor:

@@ -6,40 +6,48 @@ cores).
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 
 _onednn: Any = torch.backends.mkldnn
 _lock = threading.Lock()
 _before: list[bool] = []  # what was set before each block that hasn't ended
 
 
-class OneTokenWithout:
+class OneTokenWithout(nn.Module):
     """A module's ``forward`` that takes one token of bfloat16 without oneDNN.
 
     The setting is the whole process's: products of other threads go without it, too, meanwhile.
     """
 
-    def __init__(self, forward: Callable[..., Any]) -> None:
-        self.forward = forward
-
-    def __call__(self, x: Tensor, *args: Any, **settings: Any) -> Any:
+    def forward(self, x: Tensor, *args: Any, **settings: Any) -> Any:
         """Return what the module does, of [..., K]."""
         one = x.numel() == x.shape[-1] and x.dtype is torch.bfloat16 and x.device.type == "cpu"
         if not one:
-            return self.forward(x, *args, **settings)
+            return super().forward(x, *args, **settings)
         with _without_onednn():
-            return self.forward(x, *args, **settings)
+            return super().forward(x, *args, **settings)
+
+
+class LinearWithout(OneTokenWithout, nn.Linear):  # type: ignore[misc]  # forward's types
+    """A linear layer that takes one token so."""
+
+
+class RouterWithout(OneTokenWithout, MixtralTopKRouter):  # type: ignore[misc]  # forward's types
+    """A router that takes one token so."""
+
+
+_CLASSES: dict[type, type] = {nn.Linear: LinearWithout, MixtralTopKRouter: RouterWithout}
 
 
 def use_torch_for_one_token(module: nn.Module) -> None:
-    """Let a module's products of one token go without oneDNN; a second time changes nothing."""
-    if not isinstance(module.forward, OneTokenWithout):
-        module.forward = OneTokenWithout(module.forward)
+    """Let a linear layer or a router take one token without oneDNN; others stay what they are."""
+    module.__class__ = _CLASSES.get(type(module), type(module))
 
 
 @contextmanager

@@ -4,11 +4,13 @@ transformers' own code asks for each matrix by itself, and for some twenty steps
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.modules.module import _has_any_global_hook
+from transformers.models.mixtral.modeling_mixtral import MixtralAttention
 
 from mixoff.attention import NAME
 from mixoff.kernels import CPUKernels
@@ -18,19 +20,14 @@ from mixoff.quantization import PackedMatrix
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
-class OneTokenAttention:
-    """A module of attention's ``forward`` that takes one token by itself, where it can.
+class OneTokenAttention(MixtralAttention):
+    """Attention that takes one token by itself, where it can.
 
-    Everything else is left to the module's own: several tokens, masks, training, other
-    implementations of attention, and matrices that somebody put in, or looks at by hooks.
+    Everything else is left to transformers: several tokens, masks, training, other implementations
+    of attention, and matrices that somebody put in, or looks at by hooks.
     """
 
-    def __init__(self, module: nn.Module, kernels: CPUKernels) -> None:
-        self.module: Any = module
-        self.forward: Callable[..., Any] = module.forward
-        self.kernels = kernels
-
-    def __call__(
+    def forward(
         self,
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
@@ -38,7 +35,7 @@ class OneTokenAttention:
         past_key_values: Any = None,
         **settings: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return attention, [B, T, D] -> [B, T, D], and what weights the module's own returns."""
+        """Return attention, [B, T, D] -> [B, T, D], and what weights transformers returns."""
         matrices = None
         if attention_mask is None and hidden_states.numel() == hidden_states.shape[-1]:
             matrices = self._matrices()
@@ -47,23 +44,22 @@ class OneTokenAttention:
             if found is not None:
                 return found, None
         given = (hidden_states, position_embeddings, attention_mask, past_key_values)
-        result: tuple[Tensor, Tensor | None] = self.forward(*given, **settings)
+        result: tuple[Tensor, Tensor | None] = super().forward(*given, **settings)
         return result
 
     def _matrices(self) -> Sequence[PackedMatrix] | None:
         """Return the matrices of queries, keys, values and results; None if they aren't plain."""
-        module = self.module
-        if module.training or module.config._attn_implementation != NAME:
+        if self.training or self.config._attn_implementation != NAME:
             return None
-        parts = [module._modules[name] for name in _PROJECTIONS]
-        return [part.matrix for part in parts] if all(map(self._is_plain, parts)) else None
-
-    def _is_plain(self, part: nn.Module) -> bool:
-        """Return whether a matrix's module does nothing but to multiply by it."""
-        if type(part) is not QuantizedLinear or part.kernels is not self.kernels:
-            return False
-        hooks = part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part)
-        return part.bias is None and not hooks
+        if _has_any_global_hook():  # type: ignore[no-untyped-call]  # torch's own
+            return None
+        found = []
+        for name in _PROJECTIONS:
+            part = self._modules.get(name)
+            if not _is_plain(part):
+                return None
+            found.append(part.matrix)
+        return found
 
     def _one(
         self,
@@ -73,26 +69,36 @@ class OneTokenAttention:
         past: Any,
     ) -> Tensor | None:
         """Return one token's attention; None if there are no kernels for it."""
-        module, (*above, below) = self.module, matrices
-        cos, sin = (part.view(-1) for part in position_embeddings)
-        if len(cos) != module.head_dim:
+        *above, below = matrices
+        kernels: Any = self.o_proj.kernels
+        cos, sin = (part.reshape(-1) for part in position_embeddings)
+        if len(cos) != self.head_dim:
             return None
-        x = hidden_states.view(1, -1)
-        found = self.kernels.queries(above, x, cos, sin, module.scaling)
+        x = hidden_states.reshape(1, -1)
+        found = kernels.queries(above, x, cos, sin, self.scaling)
         if found is None:
             return None
         query, key, value = found[0], *(part[None, :, None] for part in found[1:])  # [1, G, 1, d]
         if past is not None:
-            key, value = past.update(key, value, module.layer_idx)
-        out = self.kernels.attended(query, key[0], value[0], below)
+            key, value = past.update(key, value, self.layer_idx)
+        out: Tensor | None = kernels.attended(query, key[0], value[0], below)
         if out is None:
-            out = module.o_proj(_attend(query, key, value).to(x.dtype).view(1, -1))
+            out = self.o_proj(_attend(query, key, value).to(x.dtype).reshape(1, -1))
         return out.to(x.dtype).view(hidden_states.shape)
 
 
-def use_kernels_for_one_token(module: nn.Module, kernels: CPUKernels) -> None:
-    """Let a module of attention take one token by itself."""
-    module.forward = OneTokenAttention(module, kernels)
+def _is_plain(part: nn.Module | None) -> TypeGuard[QuantizedLinear]:
+    """Return whether a matrix's module does nothing but to multiply by it, on this CPU."""
+    if type(part) is not QuantizedLinear or not isinstance(part.kernels, CPUKernels):
+        return False
+    hooks = part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part)
+    return part.bias is None and not hooks
+
+
+def use_kernels_for_one_token(module: nn.Module) -> None:
+    """Let a module take one token by itself, if it is attention of transformers' own."""
+    if type(module) is MixtralAttention:
+        module.__class__ = OneTokenAttention  # it has all that this needs
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

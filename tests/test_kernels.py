@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import pad
 
 from mixoff.errors import ConfigError
 from mixoff.kernels import Gate, TorchKernels, kernels_named
@@ -363,6 +364,41 @@ def test_an_expert_in_another_form_than_the_last_is_planned_anew():
             step = kernels.matmul(down, silu_gate(kernels.matmul(gate_up, x.float())))
             assert torch.allclose(found.float(), step, rtol=2e-2, atol=1e-2 * step.abs().max())
         del gate_up  # another one may come to lie at its address
+
+
+def test_a_matrix_with_plans_is_copied_without_them():
+    kernels, gate = kernels_named("cpu"), Gate(silu_gate, True)
+    gate_up, down = random_matrix(HQQ(4, 64), 256, 64, 0), random_matrix(HQQ(4, 64), 64, 128, 1)
+    x = torch.randn(1, 64, generator=torch.Generator().manual_seed(0))
+    expected = kernels.feed_forward(gate_up, down, x, gate)
+    other = copy.deepcopy(down)
+    assert not other.kept
+    other.parts["W_q"].zero_()
+    assert torch.equal(kernels.feed_forward(gate_up, down, x, gate), expected)
+    assert not torch.equal(kernels.feed_forward(gate_up, other, x, gate), expected)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_no_number_makes_no_number(isa, bad):
+    x = torch.randn(5, 300)
+    x[1, 7] = x[2, 299] = bad
+    for nbits in (8, 4, 3, 2):
+        y = cpu.multiply(
+            packed(random_matrix(HQQ(nbits, 8), 24, 304, nbits)), pad(x, (0, 4)), isa=isa
+        )
+        assert y.isfinite().all(dim=1).tolist() == [True, False, False, True, True]
+        assert not y[1:3].isfinite().any()
+
+
+def test_inputs_of_a_wrong_width_are_refused():
+    kernels, gate = kernels_named("cpu"), Gate(silu_gate, True)
+    gate_up, down = random_matrix(HQQ(4, 64), 256, 64, 0), random_matrix(HQQ(4, 64), 64, 128, 1)
+    for wrong in (63, 128):
+        with pytest.raises(RuntimeError, match="shapes"):
+            kernels.matmul(gate_up, torch.zeros(1, wrong))
+        with pytest.raises(RuntimeError, match="shapes"):
+            kernels.feed_forward(gate_up, down, torch.zeros(1, wrong), gate)
 
 
 def test_rows_in_several_pieces_are_one_matrix():

@@ -19,6 +19,7 @@ from mixoff.quantization import HQQ, QuantizedTensor
 
 ISAS = usable_isas()
 DTYPES = (torch.float32, torch.bfloat16)
+Sized = tuple[torch.Tensor, torch.Tensor]
 SCHEMES = (HQQ(2, 16, 8), HQQ(3, 64), HQQ(4, 64), HQQ(8, 32), HQQ(4, 8))
 
 
@@ -37,8 +38,15 @@ def weights(matrices: list[QuantizedTensor]) -> torch.Tensor:
     return torch.cat([matrix.dequantize().double() for matrix in matrices])
 
 
-def is_close(found: torch.Tensor, expected: torch.Tensor, error: float = 1e-4) -> bool:
-    return bool((found - expected).abs().max() <= error * expected.abs().max().clamp(min=1e-3))
+def product(x: torch.Tensor, weight: torch.Tensor) -> Sized:
+    """Return a product in float64, and that of absolute values."""
+    return x.double() @ weight.T, x.double().abs() @ weight.abs().T
+
+
+def is_close(found: torch.Tensor, expected: Sized, error: float = 5e-5) -> bool:
+    """Return whether errors are small beside the sizes of what was added up."""
+    exact, size = expected
+    return bool((found - exact).abs().max() <= error * size.max())
 
 
 # ---- experts
@@ -50,10 +58,14 @@ def expert(scheme: HQQ, columns: int, inner: int, pieces: int) -> list[Quantized
     return [*above, matrix_of(scheme, columns, inner, 9)]
 
 
-def forward(matrices: list[QuantizedTensor], x: torch.Tensor) -> torch.Tensor:
+def forward(matrices: list[QuantizedTensor], x: torch.Tensor) -> Sized:
     *above, below = matrices
-    gate, up = (x.double() @ weights(above).T).chunk(2, dim=-1)
-    return (torch.nn.functional.silu(gate) * up) @ below.dequantize().double().T
+    (gate, up), (gate_size, up_size) = (
+        part.chunk(2, dim=-1) for part in product(x, weights(above))
+    )
+    weight = below.dequantize().double()
+    exact = (torch.nn.functional.silu(gate) * up) @ weight.T
+    return exact, (gate_size * up_size) @ weight.abs().T
 
 
 def of_expert(matrices: list[QuantizedTensor], dtype: torch.dtype, isa: str | None = None):
@@ -83,10 +95,9 @@ def test_an_expert_is_right(isa, scheme, columns, inner, pieces, dtype, seed):
 def test_gates_may_be_tiny_or_shut(isa, size):
     matrices = expert(HQQ(4, 64), 192, 320, 1)
     x = numbers(1, 192, seed=0) * size
-    expected = forward(matrices, x)
-    assert (of_expert(matrices, torch.float32, isa)(x) - expected).abs().max() <= (
-        1e-4 * expected.abs().max() + 1e-37
-    )
+    exact, _ = forward(matrices, x)
+    error = (of_expert(matrices, torch.float32, isa)(x) - exact).abs().max()
+    assert error <= 1e-4 * exact.abs().max() + 1e-37
 
 
 # ---- attention
@@ -114,15 +125,17 @@ def test_queries_keys_and_values_are_right(isa, scheme, columns, groups, share, 
     x = numbers(1, columns, seed=0, dtype=dtype)
     angles = numbers(size, seed=1)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    project = Projection([packed(own) for own in matrices], size, 0.3, dtype, isa)
+    given = {"size": size, "scaling": 0.3, "dtype": dtype, "isa": isa}
+    project = Projection([packed(own) for own in matrices], **given)
     found = project(x, cos, sin)
-    parts = (x.double() @ weights(matrices).T).view(-1, size).split(heads)
+    exact, sizes = product(x, weights(matrices))
+    parts = exact.view(-1, size).split(heads)
     query, key = (turned(part, cos.double(), sin.double()) for part in parts[:2])
     error = 1e-4 if dtype is torch.float32 else 5e-3  # keys and values are rounded
     assert [part.dtype for part in found] == [torch.float32, dtype, dtype]
-    assert is_close(found[0] * math.log(2), query * 0.3)
-    assert is_close(found[1], key, error)
-    assert is_close(found[2], parts[2], error)
+    assert is_close(found[0] * (math.log(2) / 0.3), (query, sizes))
+    assert is_close(found[1], (key, sizes), error)
+    assert is_close(found[2], (parts[2], sizes), error)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -146,7 +159,30 @@ def test_a_product_with_attention_is_right(isa, scheme, rows, groups, share, siz
     by_group = query.double().view(groups, share, size)
     scores = by_group @ key.double().mT * math.log(2)
     attended = (scores.softmax(-1) @ value.double()).view(1, -1)
-    assert is_close(found, attended @ matrix.dequantize().double().T)
+    assert is_close(found, product(attended, matrix.dequantize().double()))
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_what_torch_makes_by_default_is_no_matter(default):
+    matrices = expert(HQQ(4, 64), 128, 192, 1)
+    x = numbers(1, 128, seed=0)
+    work, expected = of_expert(matrices, torch.float32), forward(matrices, x)
+    torch.set_default_dtype(default)
+    try:
+        with torch.device("meta"):
+            found = work(x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert is_close(found, expected)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 70, 191])
+def test_what_is_no_number_stays_none(bad, place):
+    matrices = expert(HQQ(4, 64), 192, 128, 1)
+    x = numbers(1, 192, seed=0)
+    x[0, place] = bad
+    assert not of_expert(matrices, torch.float32)(x).isfinite().any()
 
 
 # ---- threads

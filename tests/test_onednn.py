@@ -22,6 +22,10 @@ class Telling(nn.Module):
         return torch.backends.mkldnn.enabled
 
 
+class TellingWithout(OneTokenWithout, Telling):
+    pass
+
+
 @pytest.fixture(autouse=True)
 def _onednn():
     before = torch.backends.mkldnn.enabled
@@ -32,11 +36,7 @@ def _onednn():
 
 @pytest.fixture
 def module():
-    module = Telling()
-    use_torch_for_one_token(module)
-    use_torch_for_one_token(module)
-    assert not isinstance(module.forward.forward, OneTokenWithout)
-    return module
+    return TellingWithout()
 
 
 @pytest.mark.parametrize(
@@ -64,13 +64,15 @@ def test_failures_and_interrupts_turn_it_on_again(module, failure):
 def test_the_last_thread_to_end_turns_it_on_again(module):
     inside, go_on = threading.Event(), threading.Event()
 
-    class Waiting(nn.Module):
+    class Waits(nn.Module):
         def forward(self, x: torch.Tensor) -> None:
             inside.set()
             go_on.wait(60)
 
+    class Waiting(OneTokenWithout, Waits):
+        pass
+
     waiting = Waiting()
-    use_torch_for_one_token(waiting)
     other = threading.Thread(target=waiting, args=(ONE,))
     other.start()
     assert inside.wait(60)
@@ -92,4 +94,16 @@ def test_head_and_routers_go_without_where_kernels_compute(quantized, kernels, s
     cache.close()
     routers = [block.mlp.gate for block in model.model.layers]
     for module in (model.lm_head, *routers):
-        assert isinstance(module.forward, OneTokenWithout) is without
+        assert isinstance(module, OneTokenWithout) is without
+
+
+def test_a_linear_layer_is_one_still_and_others_are_left_alone():
+    linear, other = nn.Linear(8, 3).bfloat16(), Telling()
+    expected = linear(ONE)
+    for _ in range(2):
+        for module in (linear, other):
+            use_torch_for_one_token(module)
+    assert isinstance(linear, nn.Linear)
+    assert type(linear).__mro__.count(OneTokenWithout) == 1
+    assert torch.allclose(linear(ONE), expected)
+    assert type(other) is Telling

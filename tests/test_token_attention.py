@@ -1,6 +1,8 @@
 """One token's attention in two calls is what a model's own modules compute, or is left to them."""
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +13,13 @@ import torch
 from tiny import MIXED
 from torch import nn
 from transformers import DynamicCache, StaticCache
+from transformers.models.mixtral.modeling_mixtral import MixtralAttention
 
 pytest.importorskip("llvmlite", reason="kernels are compiled by it")
 
 from mixoff.builder import build_model
 from mixoff.contexts import growing_cache
+from mixoff.kernels import CPUKernels
 from mixoff.layers import QuantizedLinear
 from mixoff.quantization import HQQ, HQQAxis0, Scheme
 from mixoff.token_attention import OneTokenAttention
@@ -46,7 +50,7 @@ def attentions(model: Any) -> list[Any]:
 
 @contextmanager
 def noting(model: Any) -> Iterator[list[str]]:
-    """Note who attends: kernels ("together"), or a module of the model ("own")."""
+    """Note who attends: kernels ("together"), or transformers' module ("own")."""
     noted: list[str] = []
 
     def note(name: str, do: Callable[..., Any]) -> Callable[..., Any]:
@@ -58,12 +62,11 @@ def noting(model: Any) -> Iterator[list[str]]:
 
         return noting
 
-    forwards = [module.forward for module in attentions(model)]
-    kernels = forwards[0].kernels
+    kernels = attentions(model)[0].k_proj.kernels
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "attended", note("together", kernels.attended))
-        for forward in forwards:
-            patch.setattr(forward, "forward", note("own", forward.forward))
+        if isinstance(kernels, CPUKernels):
+            patch.setattr(kernels, "attended", note("together", kernels.attended))
+        patch.setattr(MixtralAttention, "forward", note("own", MixtralAttention.forward))
         yield noted
 
 
@@ -239,39 +242,61 @@ def test_keys_and_values_of_another_type_are_attended_to(build):
     assert torch.allclose(found, read(model)[:, :1], atol=2e-3)
 
 
-def test_a_copied_model_attends_with_its_own_matrices(build):
+def attended(attention: Any) -> float:
+    """Return the largest number that a token's attention to itself has."""
+    x = torch.randn(1, 1, 128, generator=torch.Generator().manual_seed(0))
+    angles = torch.zeros(1, 1, 32)
+    with torch.no_grad():
+        found, _ = attention(x, (angles.cos(), angles.sin()), attention_mask=None)
+    return float(found.abs().max())
+
+
+def test_a_copied_module_attends_with_its_own_matrices(build):
     model = build(num_hidden_layers=1)
     attention = attentions(model)[0]
-    attention.forward.kernels.busy = int  # the cache's own would come along, and refuses
-    decoded(model, growing_cache(model.config))  # plans are made, and aren't the copy's
+    attention.o_proj.kernels.busy = int  # the cache's own would come along, and refuses
+    assert attended(attention) > 0  # plans are made, and aren't the copy's
     other = copy.deepcopy(attention)
-    assert isinstance(other.forward, OneTokenAttention)
-    assert other.forward.module is other
-    assert other.q_proj.kernels is other.forward.kernels
+    assert isinstance(other, OneTokenAttention)
     for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
         getattr(other, name).weight.data.zero_()
-    x = torch.randn(1, 1, 128, generator=torch.Generator().manual_seed(0))
-    angles = torch.zeros(1, 1, 32)
-    given = {"position_embeddings": (angles.cos(), angles.sin()), "attention_mask": None}
-    with torch.no_grad():
-        assert attention(x, **given)[0].abs().max() > 0
-        assert other(x, **given)[0].abs().max() == 0
+    assert attended(attention) > 0
+    assert attended(other) == 0
 
 
-def test_a_record_that_is_put_in_place_of_another_is_attended_with(build):
-    model = build()
-    attention = attentions(model)[0]
-    x = torch.randn(1, 1, 128, generator=torch.Generator().manual_seed(0))
-    angles = torch.zeros(1, 1, 32)
-    given = {"position_embeddings": (angles.cos(), angles.sin()), "attention_mask": None}
-    with torch.no_grad():
-        assert attention(x, **given)[0].abs().max() > 0
-        for name in ("v_proj", "o_proj"):
-            before = getattr(attention, name).weight.data.clone()
-            getattr(attention, name).weight.data = torch.zeros_like(before)
-            assert attention(x, **given)[0].abs().max() == 0
-            getattr(attention, name).weight.data = before
-            assert attention(x, **given)[0].abs().max() > 0
+@pytest.mark.parametrize("name", ["q_proj", "k_proj", "v_proj", "o_proj"])
+def test_a_record_that_is_put_in_place_of_another_is_attended_with(build, name):
+    attention = attentions(build())[0]
+    before, part = attended(attention), getattr(attention, name)
+    record = part.weight.data
+    part.weight.data = torch.zeros_like(record)
+    if name in ("v_proj", "o_proj"):  # a token that attends to itself alone knows no others
+        assert attended(attention) == 0
+    part.weight.data = record
+    assert attended(attention) == before
+
+
+def test_records_whose_memory_moves_are_found_where_they_are(build):
+    attention = attentions(build())[0]
+    before = attended(attention)
+    for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        getattr(attention, name).weight.data.share_memory_()
+    assert attended(attention) == before
+
+
+def test_a_model_that_goes_leaves_nothing_to_the_garbage_collector(quantized):
+    model, cache = build_model(quantized(MIXED, **HEADS_OF_32))
+    decoded(model, growing_cache(model.config))
+    cache.close()
+    parts = (*attentions(model), model.lm_head, model.model.layers[0].mlp.gate)
+    known = [weakref.ref(part) for part in parts]
+    gc.collect()
+    gc.disable()
+    try:
+        del model, cache, parts
+        assert [ref() for ref in known] == [None] * len(known)
+    finally:
+        gc.enable()
 
 
 def test_hooks_of_the_whole_module_are_called(build):

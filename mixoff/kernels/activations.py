@@ -2,7 +2,8 @@
 
 A block of 64 neighbours of a token shares a step: x = step * q with q from -32639 to 32639, and
 q = 256 * high + low, both signed bytes. The rounding is at most a 65,278th of the block's largest
-activation. With them stand the sums of step * q over the units that kernels need (`layout`).
+activation; of what is infinite or no number, the step is so, too. With them stand the sums of
+step * q over the units that kernels need (`layout`).
 
 Activations for 16 lanes (`layout.Form.lane`) lie by dwords (`dot.by_lane`): the first four of each
 lane, then the next four of each, so that lanes add up neighbours. What is left of a token lies as
@@ -122,16 +123,18 @@ class _Prepare:
     def _largest(self, pieces: list[Value]) -> Value:
         f, kind = self._f, FLOATS
         absolute = f.intrinsic("llvm.fabs.v16f32", kind, [kind])
-        larger = f.intrinsic("llvm.maxnum.v16f32", kind, [kind] * 2)
+        larger = f.intrinsic("llvm.maximum.v16f32", kind, [kind] * 2)  # of what is none: none
         first, *others = (f.build.call(absolute, [piece]) for piece in pieces)
         for other in others:
             first = f.build.call(larger, [first, other])
-        return f.build.call(f.intrinsic("llvm.vector.reduce.fmax.v16f32", F32, [kind]), [first])
+        return f.build.call(f.intrinsic("llvm.vector.reduce.fmaximum.v16f32", F32, [kind]), [first])
 
     def _rounded(self, value: Value) -> Value:
         f, kind = self._f, FLOATS
         even = f.intrinsic("llvm.rint.v16f32", kind, [kind])
-        return f.build.fptosi(f.build.call(even, [value]), vector(I32, PIECE))
+        whole = vector(I32, PIECE)
+        to_integers = f.intrinsic("llvm.fptosi.sat.v16i32.v16f32", whole, [kind])
+        return f.build.call(to_integers, [f.build.call(even, [value])])
 
     def _store_sums(self, whole: list[Value], step: Value, index: Value) -> None:
         f, unit = self._f, self._unit

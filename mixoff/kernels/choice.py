@@ -64,8 +64,8 @@ def _compiled(name: str, device: torch.device) -> Kernels:
     if name == "triton":
         return _triton_kernels(device)
     try:
-        modules = (import_module(f"mixoff.kernels.{name}") for name in ("cpu", "one_token"))
-        return CPUKernels(*modules)
+        modules = ("mixoff.kernels.cpu", "mixoff.kernels.one_token")
+        return CPUKernels(*map(import_module, modules))
     except ImportError as error:  # llvmlite is missing, or too old
         reason = f"llvmlite can't be used ({error})"
         raise _Unusable(reason, "pip install mixoff[cpu]") from error

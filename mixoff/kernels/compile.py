@@ -133,9 +133,9 @@ def prepare_worker(unit: int, lane: int, source: activations.Source, isa: str) -
 
 
 @cache
-def rotate_worker(size: int, scaling: float, *, halves: bool) -> int:
+def rotate_worker(size: int, scaling: float, isa: str, *, halves: bool) -> int:
     """Return what does parts of `mixoff.kernels.rotate.add_rotate`'s work."""
-    return _worker(lambda m: rotate.add_rotate(m, size, scaling, halves=halves), usable_isas()[0])
+    return _worker(lambda m: rotate.add_rotate(m, size, scaling, halves=halves), isa)
 
 
 @cache
@@ -157,7 +157,7 @@ _engines: list[Any] = []  # code lives as long as its engine
 
 
 def _compile(module: ir.Module, isa: str) -> int:
-    """Return the address of a module's function for parts."""
+    """Return the address of the function that has a module's name."""
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     module.triple = binding.get_process_triple()

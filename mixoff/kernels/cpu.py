@@ -27,6 +27,7 @@ from mixoff.kernels.steps import (
     Room,
     attention,
     buffers,
+    least_groups,
     least_rows,
     of_context,
     prepare,
@@ -95,7 +96,9 @@ def multiply(
         given = torch.nn.functional.pad(given, (0, 0, 0, -count % TOGETHER))
     given = given.contiguous()
     together = len(given) >= TOGETHER
-    out = (torch.zeros if together else torch.empty)(len(given), matrix.rows)
+    out = float32(len(given), matrix.rows)
+    if together:
+        out.zero_()
     room = Room()
     integers, prepared = prepare(
         matrix.form,
@@ -107,7 +110,7 @@ def multiply(
         tokens=len(given),
     )
     stages = [[integers], [product(matrix, prepared, out.data_ptr(), isa)]]
-    memory = torch.empty(room.nbytes, dtype=torch.uint8)
+    memory = room_of(room.nbytes)
     _share_out(stages, spared=spared, room=memory.data_ptr())
     return out[:count]
 
@@ -131,7 +134,7 @@ def attend(
     Of G groups of h heads, each shares keys and values. Threads share groups.
     """
     given = (query.float() * (scaling / math.log(2))).contiguous()
-    out = torch.empty(query.shape)
+    out = float32(*query.shape)
     groups, heads, size = query.shape
     step = attention(
         groups,
@@ -141,9 +144,10 @@ def attend(
         query=given.data_ptr(),
         out=out.data_ptr(),
         halves=key.dtype is torch.bfloat16,
+        least=least_groups(key),
     )
     context = of_context(key, value)
-    scores = torch.empty(groups, heads, context["room_tokens"])
+    scores = float32(groups, heads, context["room_tokens"])
     _share_out([[step]], scores=scores.data_ptr(), **context)
     return out
 
@@ -152,7 +156,8 @@ def dequantize(
     matrix: Packed | PackedAxis0, dtype: torch.dtype, *, isa: str | None = None
 ) -> Tensor:
     """Return the [N, K] matrix in float32 or bfloat16."""
-    out = torch.empty(matrix.form.blocks * matrix.packed_rows, matrix.columns, dtype=dtype)
+    rows = matrix.form.blocks * matrix.packed_rows
+    out = torch.empty(rows, matrix.columns, dtype=dtype, device="cpu")
     _expand(matrix, out, 0, matrix.packed_rows, isa or fastest())
     return out[: matrix.rows]
 
@@ -171,8 +176,8 @@ def multiply_dequantized(
     blocks, rows = matrix.form.blocks, matrix.packed_rows
     row_nbytes = matrix.columns * dtype.itemsize
     height = max(1, min(rows, scratch_nbytes(row_nbytes) // (blocks * row_nbytes)))
-    scratch = torch.empty(blocks * height, matrix.columns, dtype=dtype)
-    out = torch.empty(len(x), blocks, rows, dtype=x.dtype)
+    scratch = torch.empty(blocks * height, matrix.columns, dtype=dtype, device="cpu")
+    out = torch.empty(len(x), blocks, rows, dtype=x.dtype, device="cpu")
     for first in range(0, rows, height):
         count = min(height, rows - first)
         part = scratch[: blocks * count]
@@ -193,13 +198,14 @@ def _expand(matrix: Packed | PackedAxis0, out: Tensor, first: int, count: int, i
         addresses, sizes = [*buffers(matrix)], [matrix.packed_rows, matrix.rows, matrix.columns]
         worker = expand_worker(matrix.form, isa, halves=halves)
     arguments = [*addresses, out.data_ptr(), *sizes, first, count]
-    _share_out([[Step(worker, arguments, count, least_rows(matrix), first)]])
+    step = Step(worker, arguments, count=count, least=least_rows(matrix), first=first)
+    _share_out([[step]])
 
 
 def _multiply_axis0(matrix: PackedAxis0, x: Tensor, isa: str, spared: int) -> Tensor:
     """Return x W^T, as `multiply`."""
     given, parts = x.float().contiguous(), _axis0_parts(matrix)
-    out = torch.zeros(len(x), matrix.rows)
+    out = float32(len(x), matrix.rows).zero_()
     addresses = [part.data_ptr() for part in (*parts, given, out)]
     step = Step(
         axis0_multiply_worker(matrix.form, isa),
@@ -215,7 +221,7 @@ def _axis0_parts(matrix: PackedAxis0) -> Sequence[Tensor]:
     """Return a matrix's parts as kernels take them."""
     step, zero = matrix.scale_step.float().flatten(), matrix.scale_zero.float().flatten()
     if matrix.columns % WIDE or len(step) % WIDE:  # else no vector goes on from the start
-        again = torch.arange(len(step) + WIDE) % len(step)
+        again = torch.arange(len(step) + WIDE, device="cpu") % len(step)
         step, zero = step[again], zero[again]
     numbers = (matrix.zero_step.float(), matrix.zero_zero.float())
     return (matrix.codes, matrix.scale, matrix.zero, step, zero, *numbers)
@@ -225,6 +231,16 @@ def _axis0_sizes(matrix: PackedAxis0) -> Sequence[int]:
     """Return R, B, K, S."""
     period = matrix.scale_step.numel()
     return (matrix.packed_rows, matrix.bundles, matrix.columns, period)
+
+
+def float32(*shape: int) -> Tensor:
+    """Return memory for numbers that kernels write, whatever torch makes by default."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
+def room_of(nbytes: int) -> Tensor:
+    """Return memory for what steps leave in it for later ones."""
+    return torch.empty(nbytes, dtype=torch.uint8, device="cpu")
 
 
 def _share_out(stages: Sequence[Sequence[Step]], *, spared: int = 0, **values: int) -> None:

@@ -28,7 +28,7 @@ def power_of_two(function: Function, x: Value) -> Value:
 
 
 def silu(function: Function, x: Value) -> Value:
-    """Return x / (1 + exp(-x))."""
+    """Return x / (1 + exp(-x)), or x / 2**126 if that is smaller still."""
     build, one = function.build, fill(F32, PIECE, 1.0)
     power = power_of_two(function, build.fmul(x, fill(F32, PIECE, -1 / math.log(2))))
     return build.fdiv(x, build.fadd(one, power))
@@ -41,9 +41,10 @@ def from_bfloat16(function: Function, halves: Value) -> Value:
 
 
 def to_bfloat16(function: Function, x: Value, *, native: bool = False) -> Value:
-    """Return bfloat16, <16 x i16>, rounded to nearest, ties to even; of finite numbers.
+    """Return bfloat16, <16 x i16>, rounded to nearest, ties to even; infinity stays what it is.
 
-    The CPU's own instruction (`native`) makes 0 of subnormal ones.
+    So does what arithmetic makes when there is no number. The CPU's own instruction (`native`)
+    makes 0 of subnormal ones.
     """
     build = function.build
     if native:

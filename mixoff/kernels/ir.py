@@ -36,10 +36,18 @@ class Function:
         Its name there.
     buffers, numbers
         Names of its arguments: pointers to bytes, then 64-bit integers. They are attributes.
+    shared
+        Whether other threads write into buffers while it runs.
     """
 
     def __init__(
-        self, module: ir.Module, name: str, buffers: Sequence[str], numbers: Sequence[str]
+        self,
+        module: ir.Module,
+        name: str,
+        buffers: Sequence[str],
+        numbers: Sequence[str],
+        *,
+        shared: bool = False,
     ) -> None:
         self.module, self.name = module, name
         self.buffers, self.numbers = tuple(buffers), tuple(numbers)
@@ -52,7 +60,7 @@ class Function:
         self.arguments: dict[str, Value] = {}
         for argument, label in zip(self.function.args, [*buffers, *numbers], strict=True):
             argument.name = label
-            if label in buffers:
+            if label in buffers and not shared:
                 argument.add_attribute("noalias")
             self.arguments[label] = argument
 
@@ -231,7 +239,7 @@ class Function:
         return self.build.call(reduce, [ir.Constant(F32, -0.0), value], fastmath=["reassoc"])
 
     def intrinsic(self, name: str, result: ir.Type, arguments: Sequence[ir.Type]) -> Value:
-        """Return a function that LLVM knows."""
+        """Return a function that LLVM knows, or C."""
         if name not in self.module.globals:
             ir.Function(self.module, ir.FunctionType(result, [*arguments]), name)
         return self.module.globals[name]

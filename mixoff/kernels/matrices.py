@@ -41,9 +41,10 @@ def as_packed(matrix: QuantizedTensor) -> Packed | PackedAxis0 | None:
 
 @dataclass(frozen=True)
 class _Kept:
-    """What was planned, for which matrices, whose addresses it holds, and for which settings."""
+    """What was planned, for which matrices, where these lay, and for which settings."""
 
-    matrices: Sequence[ref[PackedMatrix]]  # no more than that: one of them keeps this
+    matrices: Sequence[ref[PackedMatrix]]  # no more than that, since one of them keeps this
+    addresses: Sequence[int]
     settings: Hashable
     plan: Any
 
@@ -63,13 +64,20 @@ def planned(
     """
     keeper = matrices[0].pieces[0]
     kept: _Kept | None = keeper.kept.get(name)
+    addresses = [_address(piece) for matrix in matrices for piece in matrix.pieces]
     if (
         kept is None
-        or kept.settings != settings
+        or (kept.settings, kept.addresses) != (settings, addresses)
         or any(own() is not other for own, other in zip(kept.matrices, matrices, strict=True))
     ):
-        kept = keeper.kept[name] = _Kept([*map(ref, matrices)], settings, plan())
+        kept = _Kept([*map(ref, matrices)], addresses, settings, plan())
+        keeper.kept[name] = kept
     return kept.plan
+
+
+def _address(matrix: QuantizedTensor) -> int:
+    """Return where a matrix's first part lies, with which the others move."""
+    return next(iter(matrix.parts.values())).data_ptr()
 
 
 def packed_alike(*matrices: PackedMatrix) -> list[Packed] | None:

@@ -100,7 +100,7 @@ class PackedKernels(Kernels):
 
     def piece(self, matrix: QuantizedTensor, x: Tensor) -> Tensor:
         """Return x W^T, [..., K] -> [..., N], in x's type."""
-        packed = as_packed(matrix) if self._takes(x) else None
+        packed = as_packed(matrix) if self._takes(x, matrix) else None
         if packed is None or not isinstance(packed, self._matrices):
             return self._torch.piece(matrix, x)
         if packed.codes.device != x.device:
@@ -114,8 +114,9 @@ class PackedKernels(Kernels):
             y = self._multiply_dequantized(packed, rows)
         return y.reshape(*x.shape[:-1], matrix.shape[0])
 
-    def _takes(self, x: Tensor) -> bool:
-        return x.device.type == self._device and x.dtype in self._dtypes
+    def _takes(self, x: Tensor, matrix: PackedMatrix) -> bool:
+        here = x.device.type == self._device and x.dtype in self._dtypes
+        return here and x.shape[-1] == matrix.shape[1]  # else torch says what is wrong
 
     def workspace_nbytes(self, stored: Quantization, shape: Shape, dtype: torch.dtype) -> int:
         """Return the bytes of the rows that are dequantized at a time."""
@@ -145,7 +146,7 @@ class CPUKernels(PackedKernels):
         self, gate_up: PackedMatrix, down: PackedMatrix, x: Tensor, gate: Gate
     ) -> Tensor:
         """Return what an expert makes of tokens, [T, D] -> [T, D], in x's type."""
-        if len(x) == 1 and gate.is_silu and self._takes(x):
+        if len(x) == 1 and gate.is_silu and self._takes(x, gate_up):
 
             def plan() -> Any:
                 above, below = packed_alike(gate_up), packed_alike(down)
@@ -175,14 +176,14 @@ class CPUKernels(PackedKernels):
             What scores are multiplied by.
         """
         size = len(cos)
-        if not self._takes(x) or (cos.dtype, sin.dtype) != (x.dtype,) * 2 or size % 32:
+        if not self._takes(x, matrices[0]) or (cos.dtype, sin.dtype) != (x.dtype,) * 2 or size % 32:
             return None
 
         def plan() -> Any:
             packed = packed_alike(*matrices)
             if packed is None or len(packed) != len(matrices):
                 return None
-            return self._plan_queries(packed, size, scaling, x.dtype)
+            return self._plan_queries(packed, size=size, scaling=scaling, dtype=x.dtype)
 
         work = planned("queries", matrices, (size, scaling, x.dtype), plan)
         if work is None:

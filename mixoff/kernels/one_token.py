@@ -2,6 +2,8 @@
 
 Between its steps nobody comes back to Python, whose own memory the weights push out of the caches.
 D numbers of a token; G groups of h heads of size d, H = G h.
+
+Plans hold addresses of their matrices' parts, and keep these; who moves their bytes plans again.
 """
 
 from collections.abc import Sequence
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mixoff.kernels.compile import through_steps
-from mixoff.kernels.cpu import fastest, fastest_to_multiply
+from mixoff.kernels.cpu import fastest, fastest_to_multiply, float32, room_of
 from mixoff.kernels.layout import Packed
 from mixoff.kernels.steps import (
     Prepared,
@@ -25,7 +27,23 @@ from mixoff.kernels.steps import (
 from mixoff.kernels.threads import Place, Step, Work
 
 
-class FeedForward:
+class _Plan:
+    """Stages of steps, the room that they need, and the matrices that they read."""
+
+    def __init__(
+        self, stages: Sequence[Sequence[Step]], room: Room, matrices: Sequence[Packed]
+    ) -> None:
+        self._work, self._room = Work(stages, through_steps()), room.nbytes
+        self._matrices = tuple(matrices)  # kept: where they lie is part of the work
+
+    def _run(self, parts: dict[str, Tensor], spared: int, **numbers: int) -> None:
+        """Go through all stages, with contiguous tensors for what they have places for."""
+        room = room_of(self._room)
+        places = {name: part.data_ptr() for name, part in parts.items()}
+        self._work.run(spared=spared, room=room.data_ptr(), **places, **numbers)
+
+
+class FeedForward(_Plan):
     """An expert: (silu(gate x) * up x) down^T.
 
     Parameters
@@ -47,27 +65,27 @@ class FeedForward:
         dtype: torch.dtype,
         isa: str | None = None,
     ) -> None:
-        room, first = Room(), gate_up[0]
         rows = sum(piece.rows for piece in gate_up)
+        assert rows == 2 * down.columns
+        room = Room()
         inner = room.take(4 * rows)
-        integers, x = _prepare(first, Place("x"), dtype, isa, room)
+        integers, x = _prepare(gate_up[0], Place("x"), dtype, isa, room)
         within, hidden = prepare(
             down.form, inner, "gated", isa or fastest(), room, columns=down.columns
         )
         last = _products([down], hidden, Place("out"), isa)
         stages = [[integers], _products(gate_up, x, inner, isa), [within], last]
-        self._work, self._rows, self._room = Work(stages, through_steps()), down.rows, room.nbytes
-        self._read = (*gate_up, down)  # where they lie is part of the work
+        super().__init__(stages, room, [*gate_up, down])
+        self._rows = down.rows
 
     def __call__(self, x: Tensor, *, spared: int = 0) -> Tensor:
         """Return what it makes of one token in float32, contiguous [1, D] -> [1, D]."""
-        room, out = torch.empty(self._room, dtype=torch.uint8), torch.empty(1, self._rows)
-        places = {"x": x.data_ptr(), "room": room.data_ptr(), "out": out.data_ptr()}
-        self._work.run(spared=spared, **places)
+        out = float32(1, self._rows)
+        self._run({"x": x, "out": out}, spared)
         return out
 
 
-class Projection:
+class Projection(_Plan):
     """Queries, keys and values of one token, turned by its position.
 
     Parameters
@@ -85,28 +103,29 @@ class Projection:
     def __init__(
         self,
         matrices: Sequence[Packed],
+        *,
         size: int,
         scaling: float,
         dtype: torch.dtype,
         isa: str | None = None,
     ) -> None:
+        heads, groups, _ = (matrix.rows // size for matrix in matrices)
+        assert [matrix.rows for matrix in matrices] == [heads * size, *[groups * size] * 2]
         room = Room()
-        self._heads, self._groups, _ = (matrix.rows // size for matrix in matrices)
-        self._size, self._dtype = size, dtype
-        projected = room.take(4 * (self._heads + 2 * self._groups) * size)
+        projected = room.take(4 * (heads + 2 * groups) * size)
         integers, x = _prepare(matrices[0], Place("x"), dtype, isa, room)
         turned = rotation(
-            self._groups,
-            self._heads // self._groups,
+            groups,
+            heads // groups,
             size,
+            isa or fastest(),
             x=projected,
-            query=Place("query"),
             scaling=scaling,
             halves=dtype is torch.bfloat16,
         )
         stages = [[integers], _products(matrices, x, projected, isa), [turned]]
-        self._work, self._room = Work(stages, through_steps()), room.nbytes
-        self._read = tuple(matrices)
+        super().__init__(stages, room, matrices)
+        self._heads, self._groups, self._size, self._dtype = heads, groups, size, dtype
 
     def __call__(
         self, x: Tensor, cos: Tensor, sin: Tensor, *, spared: int = 0
@@ -115,16 +134,16 @@ class Projection:
 
         All that is given is contiguous.
         """
-        room = torch.empty(self._room, dtype=torch.uint8)
-        query = torch.empty(self._heads, self._size)
-        key, value = (torch.empty(self._groups, self._size, dtype=self._dtype) for _ in range(2))
+        query = float32(self._heads, self._size)
+        key, value = (
+            torch.empty(self._groups, self._size, dtype=self._dtype, device="cpu") for _ in range(2)
+        )
         parts = {"x": x, "cos": cos, "sin": sin, "query": query, "key": key, "value": value}
-        places = {name: part.data_ptr() for name, part in parts.items()}
-        self._work.run(spared=spared, room=room.data_ptr(), **places)
+        self._run(parts, spared)
         return query, key, value
 
 
-class AttendedProduct:
+class AttendedProduct(_Plan):
     """One token's attention, and its product with a matrix.
 
     Parameters
@@ -147,7 +166,9 @@ class AttendedProduct:
         dtype: torch.dtype,
         isa: str | None = None,
     ) -> None:
-        room, self._heads, self._rows = Room(), heads, matrix.rows
+        assert matrix.columns == heads * size
+        assert heads % groups == 0
+        room = Room()
         found = room.take(4 * heads * size)
         attends = attention(
             groups,
@@ -160,17 +181,15 @@ class AttendedProduct:
         )
         integers, x = _prepare(matrix, found, torch.float32, isa, room)
         stages = [[attends], [integers], _products([matrix], x, Place("out"), isa)]
-        self._work, self._room = Work(stages, through_steps()), room.nbytes
-        self._read = matrix
+        super().__init__(stages, room, [matrix])
+        self._heads, self._rows = heads, matrix.rows
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, *, spared: int = 0) -> Tensor:
         """Return it in float32, [1, N], of queries from `Projection` and two [G, T, d]."""
-        given = of_context(key, value)
-        scores = torch.empty(self._heads, given["room_tokens"])
-        room, out = torch.empty(self._room, dtype=torch.uint8), torch.empty(1, self._rows)
-        parts = {"query": query, "scores": scores, "room": room, "out": out}
-        places = {name: part.data_ptr() for name, part in parts.items()}
-        self._work.run(spared=spared, **places, **given)
+        context = of_context(key, value)
+        scores = float32(self._heads, context["room_tokens"])
+        out = float32(1, self._rows)
+        self._run({"query": query, "scores": scores, "out": out}, spared, **context)
         return out
 
 
@@ -185,6 +204,7 @@ def _products(matrices: Sequence[Packed], x: Prepared, out: Place, isa: str | No
     """Return what writes one token's products with matrices into out, side by side."""
     steps = []
     for matrix in matrices:
+        assert matrix.columns == x.columns
         steps.append(product(matrix, x, out, isa or fastest_to_multiply(matrix.form, 1)))
         out += 4 * matrix.rows
     return steps

@@ -20,7 +20,7 @@ def add_parts(module: ir.Module, kernel: Function) -> Function:
     any more.
     """
     kernel.function.linkage = "internal"
-    function = Function(module, NAME, ("task", "done"), ())
+    function = Function(module, NAME, ("task", "done"), (), shared=True)
     build = function.build
 
     def field(number: int) -> Value:
@@ -36,15 +36,18 @@ def add_parts(module: ir.Module, kernel: Function) -> Function:
     def limit(part: Value) -> Value:
         return function.add(first, build.udiv(function.mul(count, part), parts))
 
-    def take(_: Value) -> None:
-        part = build.atomic_rmw("add", taken, function.number(1), "monotonic")
+    part = function.variable(I64)
 
-        def work() -> None:
-            limits = (limit(part), limit(function.add(part, 1)))
-            build.call(kernel.function, [*buffers, *limits, *numbers])
-            build.atomic_rmw("add", done, function.number(1), "release")
+    def is_left() -> Value:
+        taking = build.atomic_rmw("add", taken, function.number(1), "monotonic")
+        build.store(taking, part)
+        return build.icmp_signed("<", taking, parts)
 
-        function.when(build.icmp_signed("<", part, parts), work)
+    def do() -> None:
+        own = build.load(part)
+        limits = (limit(own), limit(function.add(own, 1)))
+        build.call(kernel.function, [*buffers, *limits, *numbers])
+        build.atomic_rmw("add", done, function.number(1), "release")
 
-    function.loop(0, parts, 1, take)
+    function.loop_while(is_left, do)
     return function.end()

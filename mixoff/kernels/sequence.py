@@ -20,7 +20,7 @@ _PATIENCE = 1 << 10  # looks at what is done, until other threads are let run
 
 def add_sequence(module: ir.Module) -> Function:
     """Write the function ``sequence``, which does what is left of a sequence's steps."""
-    function = Function(module, NAME, (NAME,), ())
+    function = Function(module, NAME, (NAME,), (), shared=True)
     build, sequence = function.build, function[NAME]
     done = build.bitcast(sequence, I64.as_pointer())
     yields = hasattr(os, "sched_yield")  # C has it where Python does

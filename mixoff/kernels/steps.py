@@ -94,15 +94,15 @@ def product(matrix: Packed, x: Prepared, out: Argument, isa: str) -> Step:
 
 
 def rotation(
-    groups: int, heads: int, size: int, *, x: Place, query: Place, scaling: float, halves: bool
+    groups: int, heads: int, size: int, isa: str, *, x: Place, scaling: float, halves: bool
 ) -> Step:
     """Return what makes of one token's x what `mixoff.kernels.rotate` does.
 
-    It has places for cos and sin, key and value.
+    It has places for cos and sin, query, key and value.
     """
-    places = (Place("cos"), Place("sin"), query, Place("key"), Place("value"))
+    places = map(Place, ("cos", "sin", "query", "key", "value"))
     return Step(
-        rotate_worker(size, scaling, halves=halves),
+        rotate_worker(size, scaling, isa, halves=halves),
         [x, *places, groups * heads, groups],
         count=groups * (heads + 2),
         least=-(-_LEAST_NUMBERS // size),
@@ -110,14 +110,31 @@ def rotation(
 
 
 def attention(
-    groups: int, heads: int, size: int, isa: str, *, query: Argument, out: Argument, halves: bool
+    groups: int,
+    heads: int,
+    size: int,
+    isa: str,
+    *,
+    query: Argument,
+    out: Argument,
+    halves: bool,
+    least: int = 1,
 ) -> Step:
     """Return what attends for one token, with places for what `of_context` tells."""
     memory = (query, Place("key"), Place("value"), Place("scores"), out)
     numbers = ("tokens", "room_tokens", "key_head", "key_row", "value_head", "value_row")
     return Step(
-        attend_worker(heads, size, isa, halves=halves), [*memory, *map(Place, numbers)], groups
+        attend_worker(heads, size, isa, halves=halves),
+        [*memory, *map(Place, numbers)],
+        count=groups,
+        least=least,
     )
+
+
+def least_groups(key: Tensor) -> int:
+    """Return how many groups of keys [G, T, d], and values, are worth a thread."""
+    _, tokens, size = key.shape
+    return -(-_LEAST_NBYTES // max(1, 2 * tokens * size * key.dtype.itemsize))
 
 
 def of_context(key: Tensor, value: Tensor) -> dict[str, int]:

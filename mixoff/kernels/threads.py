@@ -8,7 +8,7 @@ import ctypes
 import os
 from array import array
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache
 
@@ -144,14 +144,29 @@ def _sequence(
 
 
 def _share_out_in_python(by: Code, sequence: int, threads: int) -> None:
+    """Let Python's threads go through a sequence; nobody may leave before all have, or be freed."""
     pool = _pool(os.getpid(), threads - 1)
-    others = [pool.submit(by.function, sequence) for _ in range(threads - 1)]
+    others: list[Future[None]] = []
     try:
+        for _ in range(threads - 1):
+            others.append(pool.submit(by.function, sequence))
         by.function(sequence)
     finally:
-        wait(others)
+        _wait(others)
     for other in others:
         other.result()
+
+
+def _wait(others: Sequence[Future[None]]) -> None:
+    """Wait for all, through interrupts, too, the last of which is raised then."""
+    interrupt = None
+    while not all(other.done() for other in others):
+        try:
+            wait(others)
+        except KeyboardInterrupt as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
 
 
 @cache

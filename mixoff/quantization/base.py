@@ -88,6 +88,9 @@ class QuantizedTensor:
         """Return the [N, K] matrix in a floating point type."""
         return self.quantization.dequantize(self.parts, self.shape, dtype)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"kept": {}}  # a copy has parts of its own
+
     @property
     def nbytes(self) -> int:
         """Bytes of all parts."""
