@@ -114,6 +114,7 @@ class OffloadedExperts(nn.Module):
         weights: Tensor,
     ) -> Tensor:
         """Return what `forward` does for one token, with fewer steps: nothing is to be gathered."""
+        shares = weights[0].tolist() if x.device.type == "cpu" else weights.T[:, :, None]
         results = {}
         for expert, tensors in arriving:
             if beside is not None and expert in arriving.computed:
@@ -121,7 +122,7 @@ class OffloadedExperts(nn.Module):
             else:
                 expert_out = self._compute(tensors, x, self.kernels)
             (position,), _ = rows[expert]
-            results[expert] = (expert_out * weights[:, position, None]).to(x.dtype)
+            results[expert] = (expert_out * shares[position]).to(x.dtype)
         return reduce(torch.add, (results[expert] for expert in sorted(results)))
 
     def _compute_beside(self, tensors: Expert, x: Tensor, like: Tensor) -> Tensor:
@@ -131,9 +132,14 @@ class OffloadedExperts(nn.Module):
 
     def _compute(self, tensors: Expert, x: Tensor, kernels: Kernels) -> Tensor:
         """Return what an expert makes of tokens, [t, D] -> [t, D], where both lie."""
-        own: Any = self.experts  # transformers' own
-        gate = Gate(own._apply_gate, _is_plain_silu(own.act_fn))
-        return kernels.feed_forward(tensors["gate_up_proj"], tensors["down_proj"], x, gate)
+        gate_up, down = tensors["gate_up_proj"], tensors["down_proj"]
+        return kernels.feed_forward(gate_up, down, x, self._gate)
+
+    @property
+    def _gate(self) -> Gate:
+        """What stands between an expert's matrices: transformers' own, as it is now."""
+        own: Any = self._modules["experts"]
+        return Gate(own._apply_gate, _is_plain_silu(own._modules["act_fn"]))
 
     def _request(
         self, hidden_states: Tensor, top_k_index: Tensor
@@ -143,9 +149,9 @@ class OffloadedExperts(nn.Module):
         if prefetcher is not None and not prefetcher.experts:
             prefetcher = None
         ranked = prefetcher.look_ahead(self.layer, hidden_states) if prefetcher else {}
-        indices = [top_k_index, *ranked.values()]
+        indices = [top_k_index.flatten(), *(guess.flatten() for guess in ranked.values())]
         # The layer's one sync: the host must know what to fetch.
-        flat = torch.cat([tensor.flatten() for tensor in indices]).tolist()
+        flat = (torch.cat(indices) if ranked else indices[0]).tolist()
         tokens, top_k = top_k_index.shape
         chosen = [flat[token * top_k : (token + 1) * top_k] for token in range(tokens)]  # [T][k]
         rows = _rows(chosen)

@@ -95,10 +95,10 @@ def test_places_are_filled_in_anew_each_time():
     step = Step(kernel.address, [Place("x") + 24], count=1, first=5)
     work = Work([[step]], through_steps())
     for x in (1000, 2000):
-        work.run(x=x)
+        work.run({"x": x})
     assert kernel.given == [[5, 1, 1024], [5, 1, 2024]]
     with pytest.raises(KeyError):
-        work.run(y=1)
+        work.run({"y": 1})
 
 
 def test_what_is_written_is_what_code_reads():

@@ -121,20 +121,25 @@ class _Prepare:
         return f.load_first(f["x"], at, kind, count)
 
     def _largest(self, pieces: list[Value]) -> Value:
-        f, kind = self._f, FLOATS
-        absolute = f.intrinsic("llvm.fabs.v16f32", kind, [kind])
-        larger = f.intrinsic("llvm.maximum.v16f32", kind, [kind] * 2)  # of what is none: none
-        first, *others = (f.build.call(absolute, [piece]) for piece in pieces)
+        """Return the largest absolute number; one that is none counts as larger than all.
+
+        Without their signs, floats are in the order of their bits.
+        """
+        f, kind = self._f, vector(I32, PIECE)
+        larger = f.intrinsic("llvm.smax.v16i32", kind, [kind] * 2)
+        first, *others = (
+            f.build.and_(f.build.bitcast(piece, kind), fill(I32, PIECE, 0x7FFFFFFF))
+            for piece in pieces
+        )
         for other in others:
             first = f.build.call(larger, [first, other])
-        return f.build.call(f.intrinsic("llvm.vector.reduce.fmaximum.v16f32", F32, [kind]), [first])
+        reduce = f.intrinsic("llvm.vector.reduce.smax.v16i32", I32, [kind])
+        return f.build.bitcast(f.build.call(reduce, [first]), F32)
 
     def _rounded(self, value: Value) -> Value:
-        f, kind = self._f, FLOATS
-        even = f.intrinsic("llvm.rint.v16f32", kind, [kind])
-        whole = vector(I32, PIECE)
-        to_integers = f.intrinsic("llvm.fptosi.sat.v16i32.v16f32", whole, [kind])
-        return f.build.call(to_integers, [f.build.call(even, [value])])
+        """Return the nearest integers; of what is no number, any: its step is none, either."""
+        even = self._f.intrinsic("llvm.rint.v16f32", FLOATS, [FLOATS])
+        return self._f.build.fptosi(self._f.build.call(even, [value]), vector(I32, PIECE))
 
     def _store_sums(self, whole: list[Value], step: Value, index: Value) -> None:
         f, unit = self._f, self._unit

@@ -245,4 +245,4 @@ def room_of(nbytes: int) -> Tensor:
 
 def _share_out(stages: Sequence[Sequence[Step]], *, spared: int = 0, **values: int) -> None:
     """Let threads go through stages of steps once."""
-    Work(stages, through_steps()).run(spared=spared, **values)
+    Work(stages, through_steps()).run(values, spared=spared)

@@ -44,9 +44,16 @@ class _Kept:
     """What was planned, for which matrices, where these lay, and for which settings."""
 
     matrices: Sequence[ref[PackedMatrix]]  # no more than that, since one of them keeps this
-    addresses: Sequence[int]
+    addresses: Sequence[Sequence[int]]
     settings: Hashable
     plan: Any
+
+    def is_of(self, matrices: Sequence[PackedMatrix]) -> bool:
+        """Return whether it was planned for these matrices, where they are now."""
+        for own, addresses, matrix in zip(self.matrices, self.addresses, matrices, strict=True):
+            if own() is not matrix or addresses != _addresses(matrix):
+                return False
+        return True
 
 
 def planned(
@@ -64,20 +71,15 @@ def planned(
     """
     keeper = matrices[0].pieces[0]
     kept: _Kept | None = keeper.kept.get(name)
-    addresses = [_address(piece) for matrix in matrices for piece in matrix.pieces]
-    if (
-        kept is None
-        or (kept.settings, kept.addresses) != (settings, addresses)
-        or any(own() is not other for own, other in zip(kept.matrices, matrices, strict=True))
-    ):
-        kept = _Kept([*map(ref, matrices)], addresses, settings, plan())
+    if kept is None or kept.settings != settings or not kept.is_of(matrices):
+        kept = _Kept([*map(ref, matrices)], [*map(_addresses, matrices)], settings, plan())
         keeper.kept[name] = kept
     return kept.plan
 
 
-def _address(matrix: QuantizedTensor) -> int:
-    """Return where a matrix's first part lies, with which the others move."""
-    return next(iter(matrix.parts.values())).data_ptr()
+def _addresses(matrix: PackedMatrix) -> list[int]:
+    """Return where the first parts of a matrix's pieces lie, with which the others move."""
+    return [next(iter(piece.parts.values())).data_ptr() for piece in matrix.pieces]
 
 
 def packed_alike(*matrices: PackedMatrix) -> list[Packed] | None:

@@ -39,8 +39,10 @@ class _Plan:
     def _run(self, parts: dict[str, Tensor], spared: int, **numbers: int) -> None:
         """Go through all stages, with contiguous tensors for what they have places for."""
         room = room_of(self._room)
-        places = {name: part.data_ptr() for name, part in parts.items()}
-        self._work.run(spared=spared, room=room.data_ptr(), **places, **numbers)
+        numbers["room"] = room.data_ptr()
+        for name, part in parts.items():
+            numbers[name] = part.data_ptr()
+        self._work.run(numbers, spared=spared)
 
 
 class FeedForward(_Plan):

@@ -19,7 +19,7 @@ from mixoff.kernels.multiply import TOGETHER
 from mixoff.kernels.threads import Argument, Place, Step
 
 _LEAST_NBYTES = 1 << 17  # packed bytes that are worth a thread
-_LEAST_NUMBERS = 1 << 12  # activations that are
+_LEAST_NUMBERS = 1 << 11  # activations that are
 
 
 class Room:

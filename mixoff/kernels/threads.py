@@ -7,10 +7,11 @@ fight for the same cores. Elsewhere threads of Python do.
 import ctypes
 import os
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 
 import torch
 
@@ -19,6 +20,9 @@ SEQUENCE, STEP = ("done", "steps"), ("code", "task", "before")
 TASK = ("taken", "parts", "first", "count")
 
 _PARTS_PER_THREAD = 4  # one that comes late takes fewer
+
+
+_NOTHING: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -93,15 +97,15 @@ class Work:
         self._most = max(step.most for stage in stages for step in stage)
         self._sequences: dict[int, tuple[array[int], list[tuple[int, Place]]]] = {}
 
-    def run(self, *, spared: int = 0, **values: int) -> None:
+    def run(self, values: Mapping[str, int] = _NOTHING, *, spared: int = 0) -> None:
         """Return when all is done.
 
         Parameters
         ----------
-        spared
-            How many threads fewer there are than torch is set to; one is always left.
         values
             What stands for each place.
+        spared
+            How many threads fewer there are than torch is set to; one is always left.
         """
         threads = max(1, min(torch.get_num_threads() - spared, self._most))
         if threads not in self._sequences:
