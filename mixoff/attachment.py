@@ -2,6 +2,11 @@
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.models.mixtral.modeling_mixtral import (
+    MixtralAttention,
+    MixtralRMSNorm,
+    MixtralTopKRouter,
+)
 
 from mixoff.attention import use_grouped_attention
 from mixoff.cache import ExpertCache
@@ -10,11 +15,18 @@ from mixoff.errors import CheckpointError
 from mixoff.formats import AnyCheckpoint
 from mixoff.kernels import Kernels, TorchKernels
 from mixoff.layers import OffloadedExperts, QuantizedLinear
-from mixoff.onednn import use_torch_for_one_token
+from mixoff.onednn import HeadWithoutOneDNN
 from mixoff.predictors import Prefetcher, predictor_named
 from mixoff.quantization import Unquantized
 from mixoff.records import aligned_buffer
-from mixoff.token_attention import use_kernels_for_one_token
+from mixoff.token_attention import OneTokenAttention
+from mixoff.token_parts import OneTokenNorm, OneTokenRouter
+
+_FOR_ONE_TOKEN: dict[type, type] = {
+    MixtralAttention: OneTokenAttention,
+    MixtralRMSNorm: OneTokenNorm,
+    MixtralTopKRouter: OneTokenRouter,
+}
 
 
 def attach(model: nn.Module, cache: ExpertCache, offload: OffloadConfig) -> None:
@@ -50,12 +62,12 @@ def give_kernels(
     quantized = any(not isinstance(one.layout.quantization, Unquantized) for one in packed)
     if quantized and cache.device.type == "cpu" and not isinstance(kernels, TorchKernels):
         use_grouped_attention(model)  # else results stay transformers' to the bit
-        gates = [block.get_submodule("gate") for block, _ in _blocks(model)]
-        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers' own
-        for module in gates if head is None else [*gates, head]:
-            use_torch_for_one_token(module)
         for module in model.modules():
-            use_kernels_for_one_token(module)
+            if type(module) in _FOR_ONE_TOKEN:  # which have all that their heirs need
+                module.__class__ = _FOR_ONE_TOKEN[type(module)]
+        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers' own
+        if type(head) is nn.Linear:
+            head.__class__ = HeadWithoutOneDNN
     for module in model.modules():
         if isinstance(module, QuantizedLinear | OffloadedExperts):
             module.kernels = kernels

@@ -5,8 +5,6 @@ PyTorch for each head by itself. Here a kernel reads keys and values once for se
 has no code for, a mask or some other type, PyTorch computes as one block of queries.
 """
 
-from functools import cache
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -14,6 +12,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from mixoff.kernels import cpu_operations
 
 SDPA, NAME = "sdpa", "mixoff_sdpa"
 
@@ -55,7 +55,7 @@ def attend(
         return result
     scaling = size**-0.5 if scaling is None else scaling
     together = query.reshape(batch, groups, heads // groups, size)
-    kernels = _kernels() if batch == 1 and attention_mask is None else None
+    kernels = cpu_operations() if batch == 1 and attention_mask is None else None
     if kernels is not None and kernels.attends(key[0], value[0]):
         attended = kernels.attend(together[0], key[0], value[0], scaling=scaling).to(query.dtype)
     else:
@@ -63,12 +63,3 @@ def attend(
             together, key, value, attn_mask=attention_mask, scale=scaling
         )
     return attended.reshape(batch, 1, heads, size), None
-
-
-@cache
-def _kernels() -> Any | None:
-    """Return the CPU's kernels; None without llvmlite, which compiles them."""
-    try:
-        return import_module("mixoff.kernels.cpu")
-    except ImportError:
-        return None

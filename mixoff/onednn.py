@@ -1,8 +1,7 @@
-"""One token's products in bfloat16 without oneDNN, on a CPU. Knows modules; nothing of models.
+"""One token's products in bfloat16 without oneDNN, on a CPU. Knows layers; nothing of models.
 
 PyTorch gives such products to oneDNN, which is fast at many tokens and slow at one: the head of a
-Mixtral took it 8.4 ms and PyTorch's own code 5.2, a router 17 microseconds and 3 (Zen 5, two
-cores).
+Mixtral took it 8.4 ms and PyTorch's own code 5.2 (Zen 5, two cores).
 """
 
 import threading
@@ -12,42 +11,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 
 _onednn: Any = torch.backends.mkldnn
 _lock = threading.Lock()
 _before: list[bool] = []  # what was set before each block that hasn't ended
 
 
-class OneTokenWithout(nn.Module):
-    """A module's ``forward`` that takes one token of bfloat16 without oneDNN.
+class HeadWithoutOneDNN(nn.Linear):
+    """A linear layer that takes one token of bfloat16 without oneDNN.
 
     The setting is the whole process's: products of other threads go without it, too, meanwhile.
     """
 
-    def forward(self, x: Tensor, *args: Any, **settings: Any) -> Any:
-        """Return what the module does, of [..., K]."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x W^T + bias, [..., K] -> [..., N]."""
         one = x.numel() == x.shape[-1] and x.dtype is torch.bfloat16 and x.device.type == "cpu"
         if not one:
-            return super().forward(x, *args, **settings)
+            return super().forward(x)
         with _without_onednn():
-            return super().forward(x, *args, **settings)
-
-
-class LinearWithout(OneTokenWithout, nn.Linear):  # type: ignore[misc]  # forward's types
-    """A linear layer that takes one token so."""
-
-
-class RouterWithout(OneTokenWithout, MixtralTopKRouter):  # type: ignore[misc]  # forward's types
-    """A router that takes one token so."""
-
-
-_CLASSES: dict[type, type] = {nn.Linear: LinearWithout, MixtralTopKRouter: RouterWithout}
-
-
-def use_torch_for_one_token(module: nn.Module) -> None:
-    """Let a linear layer or a router take one token without oneDNN; others stay what they are."""
-    module.__class__ = _CLASSES.get(type(module), type(module))
+            return super().forward(x)
 
 
 @contextmanager

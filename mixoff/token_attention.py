@@ -95,12 +95,6 @@ def _is_plain(part: nn.Module | None) -> TypeGuard[QuantizedLinear]:
     return part.bias is None and not hooks
 
 
-def use_kernels_for_one_token(module: nn.Module) -> None:
-    """Let a module take one token by itself, if it is attention of transformers' own."""
-    if type(module) is MixtralAttention:
-        module.__class__ = OneTokenAttention  # it has all that this needs
-
-
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Return softmax(Q K^T) V in float32, [1, G, h, d], for keys and values of any kind."""
     by_group = query.view(1, key.shape[1], -1, query.shape[-1])

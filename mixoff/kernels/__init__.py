@@ -5,7 +5,13 @@ operations in code that is compiled for this machine at run time, `cuda` in Trit
 Kernels know the layout of packed weights (`layout`) and what quantizations use it; no models.
 """
 
-from mixoff.kernels.choice import KERNELS, kernels_beside, kernels_named, kernels_planned
+from mixoff.kernels.choice import (
+    KERNELS,
+    cpu_operations,
+    kernels_beside,
+    kernels_named,
+    kernels_planned,
+)
 from mixoff.kernels.multiplying import CPUKernels, Gate, Kernels, TorchKernels
 
 __all__ = [
@@ -14,6 +20,7 @@ __all__ = [
     "Gate",
     "Kernels",
     "TorchKernels",
+    "cpu_operations",
     "kernels_beside",
     "kernels_named",
     "kernels_planned",

@@ -1,7 +1,9 @@
 """Which kernels multiply on a device: those asked for, or the fastest that can be had."""
 
 import logging
+from functools import cache
 from importlib import import_module
+from typing import Any
 
 import torch
 
@@ -37,6 +39,15 @@ def kernels_named(name: str, device: torch.device | str = "cpu") -> Kernels:
             _log.log(error.level, "%s: plain torch multiplies.", error)
             return TorchKernels()
         raise ConfigError(f"kernels={name!r}: {error}: {error.way_out}.") from error
+
+
+@cache
+def cpu_operations(name: str = "cpu") -> Any | None:
+    """Return the module of that name in `mixoff.kernels`; None without llvmlite, if it needs it."""
+    try:
+        return import_module(f"mixoff.kernels.{name}")
+    except ImportError:
+        return None
 
 
 def kernels_planned(device: torch.device) -> Kernels:

@@ -18,7 +18,9 @@ from mixoff.kernels import (
     codes,
     expand,
     multiply,
+    normalize,
     rotate,
+    route,
     sequence,
 )
 from mixoff.kernels.ir import Function
@@ -136,6 +138,18 @@ def prepare_worker(unit: int, lane: int, source: activations.Source, isa: str) -
 def rotate_worker(size: int, scaling: float, isa: str, *, halves: bool) -> int:
     """Return what does parts of `mixoff.kernels.rotate.add_rotate`'s work."""
     return _worker(lambda m: rotate.add_rotate(m, size, scaling, halves=halves), isa)
+
+
+@cache
+def route_worker(isa: str, *, halves: bool) -> int:
+    """Return what does parts of `mixoff.kernels.route.add_route`'s work."""
+    return _worker(lambda module: route.add_route(module, halves=halves), isa)
+
+
+@cache
+def normalize_worker(epsilon: float, isa: str, *, halves: bool) -> int:
+    """Return what does parts of `mixoff.kernels.normalize.add_normalize`'s work."""
+    return _worker(lambda m: normalize.add_normalize(m, epsilon, halves=halves), isa)
 
 
 @cache

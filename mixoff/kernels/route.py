@@ -1,0 +1,116 @@
+"""A router's choice for one token: the likeliest experts, and their shares."""
+
+import math
+
+from llvmlite import ir
+
+from mixoff.kernels.floats import FLOATS, PIECE, from_bfloat16, power_of_two, to_bfloat16
+from mixoff.kernels.ir import F32, I8, I16, I64, Function, Value, fill, vector
+
+BUFFERS = ("x", "weight", "logits", "taken", "shares", "chosen")
+NUMBERS = ("first", "last", "columns", "experts", "top_k")
+
+_AT_ONCE = 4  # sums, which wait for nobody else's
+
+
+def add_route(module: ir.Module, *, halves: bool) -> Function:
+    """Write the function ``route``, which goes through one token: ``first`` 0, ``last`` 1.
+
+    Buffers: x [D] and weight [E, D], float32, or bfloat16 if `halves`; to write into, float32
+    logits [E], rounded to x's type, bytes taken [E], float32 shares [k], which are softmax of the
+    largest logits, and int64 chosen [k], whose they are, the largest first. Of equal ones, and
+    those that are no numbers, the first is taken. Numbers: D, a multiple of 64; E; k.
+    """
+    function = Function(module, "route", BUFFERS, NUMBERS)
+    _Route(function, halves).write()
+    return function.end()
+
+
+class _Route:
+    def __init__(self, function: Function, halves: bool) -> None:
+        self._f, self._halves = function, halves
+
+    def write(self) -> None:
+        f = self._f
+
+        def token(_: Value) -> None:
+            f.loop(0, f["experts"], 1, self._write_logit)
+            f.loop(0, f["top_k"], 1, self._choose)
+            self._write_shares()
+
+        f.loop(f["first"], f["last"], 1, token)
+
+    def _write_logit(self, expert: Value) -> None:
+        f = self._f
+        row = f.mul(expert, f["columns"])
+        sums = [f.variable(FLOATS) for _ in range(_AT_ONCE)]
+        for place in sums:
+            f.build.store(fill(F32, PIECE, 0.0), place)
+
+        def columns(k: Value) -> None:
+            for number, place in enumerate(sums):
+                at = f.add(k, number * PIECE)
+                x, weight = self._loaded("x", at), self._loaded("weight", f.add(row, at))
+                f.build.store(f.fma(x, weight, f.build.load(place)), place)
+
+        f.loop(0, f["columns"], PIECE * _AT_ONCE, columns)
+        first, *others = (f.build.load(place) for place in sums)
+        for other in others:
+            first = f.build.fadd(first, other)
+        total = f.sum_lanes(first)
+        if self._halves:
+            rounded = from_bfloat16(f, to_bfloat16(f, f.splat(total, PIECE)))
+            total = f.build.extract_element(rounded, ir.Constant(ir.IntType(32), 0))
+        f.store(total, f["logits"], f.mul(expert, 4), align=4)
+        f.store(ir.Constant(I8, 0), f["taken"], expert)
+
+    def _loaded(self, name: str, index: Value) -> Value:
+        f = self._f
+        if not self._halves:
+            return f.load(f[name], f.mul(index, 4), FLOATS, align=4)
+        return from_bfloat16(f, f.load(f[name], f.mul(index, 2), vector(I16, PIECE), align=2))
+
+    def _choose(self, place: Value) -> None:
+        """Write the largest logit that isn't taken, and whose it is."""
+        f, build = self._f, self._f.build
+        best, largest = f.variable(I64), f.variable(F32)
+        build.store(f.number(-1), best)
+
+        def look(expert: Value) -> None:
+            logit = f.load(f["logits"], f.mul(expert, 4), F32, align=4)
+            is_free = build.icmp_signed("==", f.load(f["taken"], expert, I8), ir.Constant(I8, 0))
+            is_first = build.icmp_signed("<", build.load(best), f.number(0))
+            is_larger = build.fcmp_ordered(">", logit, build.load(largest))
+            is_better = build.and_(is_free, build.or_(is_first, is_larger))
+            build.store(build.select(is_better, expert, build.load(best)), best)
+            build.store(build.select(is_better, logit, build.load(largest)), largest)
+
+        build.store(ir.Constant(F32, 0.0), largest)
+        f.loop(0, f["experts"], 1, look)
+        f.store(ir.Constant(I8, 1), f["taken"], build.load(best))
+        f.store(build.load(best), f["chosen"], f.mul(place, 8), align=8)
+        f.store(build.load(largest), f["shares"], f.mul(place, 4), align=4)
+
+    def _write_shares(self) -> None:
+        """Turn the largest logits into shares, which add up to 1."""
+        f, build = self._f, self._f.build
+        top = f.load(f["shares"], f.number(0), F32, align=4)
+        total = f.variable(F32, ir.Constant(F32, 0.0))
+        build.store(ir.Constant(F32, 0.0), total)
+
+        def weigh(place: Value) -> None:
+            at = f.mul(place, 4)
+            less = build.fsub(f.load(f["shares"], at, F32, align=4), top)
+            exponent = build.fmul(less, ir.Constant(F32, 1 / math.log(2)))
+            powers = power_of_two(f, f.splat(exponent, PIECE))
+            share = build.extract_element(powers, ir.Constant(ir.IntType(32), 0))
+            build.store(build.fadd(build.load(total), share), total)
+            f.store(share, f["shares"], at, align=4)
+
+        def divide(place: Value) -> None:
+            at = f.mul(place, 4)
+            share = build.fdiv(f.load(f["shares"], at, F32, align=4), build.load(total))
+            f.store(share, f["shares"], at, align=4)
+
+        f.loop(0, f["top_k"], 1, weigh)
+        f.loop(0, f["top_k"], 1, divide)
