@@ -78,6 +78,8 @@ ORDER = (
     "prospects",
     "convert",
     "attention",
+    "token_attention",
+    "token_parts",
     "onednn",
     "attachment",
     "builder",
