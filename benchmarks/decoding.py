@@ -11,11 +11,12 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
+from transformers.models.mixtral.modeling_mixtral import MixtralAttention
 
 from mixoff import OffloadConfig, build_model, prefetcher_of
 from mixoff.contexts import growing_cache
-from mixoff.kernels import Kernels
-from mixoff.layers import OffloadedExperts, QuantizedLinear
+from mixoff.kernels import Gate, Kernels
+from mixoff.layers import OffloadedExperts
 
 WARM_UP = 2  # tokens of each turn that aren't timed
 
@@ -35,14 +36,14 @@ class Stopwatch:
 
 
 class TimedKernels(Kernels):
-    """The same products, watched."""
+    """The same kernels of experts, watched."""
 
     def __init__(self, kernels: Kernels, watch: Stopwatch) -> None:
         self._kernels, self._watch = kernels, watch
 
-    def matmul(self, matrix: Any, x: Tensor) -> Tensor:
+    def feed_forward(self, gate_up: Any, down: Any, x: Tensor, gate: Gate) -> Tensor:
         self._watch.start()
-        y = self._kernels.matmul(matrix, x)
+        y = self._kernels.feed_forward(gate_up, down, x, gate)
         self._watch.stop()
         return y
 
@@ -64,8 +65,9 @@ class Run:
         self.watches = {name: Stopwatch() for name in ("experts", "attention", "head")}
         self.chosen: list[list[Tensor]] = [[] for _ in range(self.cache.num_layers)]
         for module in self.model.modules():
-            if isinstance(module, QuantizedLinear):
-                module.kernels = TimedKernels(module.kernels, self.watches["attention"])
+            if isinstance(module, MixtralAttention):
+                module.register_forward_pre_hook(self.watches["attention"].start)
+                module.register_forward_hook(self.watches["attention"].stop)
             if isinstance(module, OffloadedExperts):
                 module.kernels = TimedKernels(module.kernels, self.watches["experts"])
                 module.register_forward_pre_hook(self._note)
