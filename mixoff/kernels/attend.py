@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from llvmlite import ir
 
-from mixoff.kernels.floats import FLOATS, PIECE, from_bfloat16, power_of_two
-from mixoff.kernels.ir import F32, I16, Function, Value, fill, vector
+from mixoff.kernels.floats import FLOATS, PIECE, load_floats, power_of_two
+from mixoff.kernels.ir import F32, Function, Value, fill
 
 BUFFERS = ("query", "key", "value", "scores", "out")
 NUMBERS = ("first", "last", "tokens", "room", "key_head", "key_row", "value_head", "value_row")
@@ -135,7 +135,4 @@ class _Attend:
     def _loaded(self, row: Value, piece: int) -> Value:
         """Return a piece of a token's key or value."""
         f = self._f
-        if not self._halves:
-            return f.load(row, f.number(4 * PIECE * piece), FLOATS, align=4)
-        halves = f.load(row, f.number(2 * PIECE * piece), vector(I16, PIECE), align=2)
-        return from_bfloat16(f, halves)
+        return load_floats(f, row, f.number(PIECE * piece), halves=self._halves)

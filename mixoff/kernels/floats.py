@@ -1,11 +1,13 @@
-"""Arithmetic on vectors of 16 floats that LLVM has no instruction for. Knows numbers alone."""
+"""Vectors of 16 floats: arithmetic that LLVM has no instruction for, and types in memory."""
 
 import math
+from collections.abc import Callable
 
 from mixoff.kernels.ir import F32, I16, I32, Function, Value, fill, vector
 
 PIECE = 16  # floats of a vector
 FLOATS = vector(F32, PIECE)
+AT_ONCE = 4 * PIECE  # floats whose sums wait for nobody else's
 
 _INTEGERS, _HALVES = vector(I32, PIECE), vector(I16, PIECE)
 _EXPONENTS = 126.0  # of normal numbers, from -126 on
@@ -32,6 +34,45 @@ def silu(function: Function, x: Value) -> Value:
     build, one = function.build, fill(F32, PIECE, 1.0)
     power = power_of_two(function, build.fmul(x, fill(F32, PIECE, -1 / math.log(2))))
     return build.fdiv(x, build.fadd(one, power))
+
+
+def load_floats(function: Function, base: Value, index: Value, *, halves: bool) -> Value:
+    """Return the floats that lie from an index on, as float32 or bfloat16 (`halves`)."""
+    if not halves:
+        return function.load(base, function.mul(index, 4), FLOATS, align=4)
+    return from_bfloat16(function, function.load(base, function.mul(index, 2), _HALVES, align=2))
+
+
+def store_floats(
+    function: Function, value: Value, base: Value, index: Value, *, halves: bool
+) -> None:
+    """Write floats from an index on, as float32 or rounded to bfloat16 (`halves`)."""
+    stored, itemsize = (to_bfloat16(function, value), 2) if halves else (value, 4)
+    function.store(stored, base, function.mul(index, itemsize), align=itemsize)
+
+
+def sum_products(
+    function: Function, columns: Value, pair: Callable[[Value], tuple[Value, Value]]
+) -> Value:
+    """Return the sum of products of floats of columns, a multiple of `AT_ONCE`, in any order.
+
+    `pair` is given a column, and returns the floats of 16 from there on of both factors.
+    """
+    build = function.build
+    sums = [function.variable(FLOATS) for _ in range(AT_ONCE // PIECE)]
+    for place in sums:
+        build.store(fill(F32, PIECE, 0.0), place)
+
+    def add(k: Value) -> None:
+        for number, place in enumerate(sums):
+            one, other = pair(function.add(k, number * PIECE))
+            build.store(function.fma(one, other, build.load(place)), place)
+
+    function.loop(0, columns, AT_ONCE, add)
+    first, *others = (build.load(place) for place in sums)
+    for other in others:
+        first = build.fadd(first, other)
+    return function.sum_lanes(first)
 
 
 def from_bfloat16(function: Function, halves: Value) -> Value:

@@ -4,8 +4,8 @@ import math
 
 from llvmlite import ir
 
-from mixoff.kernels.floats import FLOATS, PIECE, from_bfloat16, to_bfloat16
-from mixoff.kernels.ir import F32, I16, Function, Value, fill, vector
+from mixoff.kernels.floats import FLOATS, PIECE, load_floats, store_floats
+from mixoff.kernels.ir import F32, Function, Value, fill
 
 BUFFERS = ("x", "cos", "sin", "query", "key", "value")
 NUMBERS = ("first", "last", "heads", "groups")
@@ -78,12 +78,9 @@ class _Rotate:
 
     def _factors(self, name: str, piece: int) -> Value:
         f = self._f
-        if not self._halves:
-            return f.load(f[name], f.number(4 * piece), FLOATS, align=4)
-        return from_bfloat16(f, f.load(f[name], f.number(2 * piece), vector(I16, PIECE), align=2))
+        return load_floats(f, f[name], f.number(piece), halves=self._halves)
 
     def _store(self, value: Value, name: str, number: Value, piece: int) -> None:
-        f, itemsize = self._f, 2 if self._halves else 4
-        stored = to_bfloat16(f, value) if self._halves else value
-        at = f.mul(f.add(f.mul(number, self._size), piece), itemsize)
-        f.store(stored, f[name], at, align=itemsize)
+        f = self._f
+        at = f.add(f.mul(number, self._size), piece)
+        store_floats(f, value, f[name], at, halves=self._halves)

@@ -1,16 +1,22 @@
 """A router's choice for one token: the likeliest experts, and their shares."""
 
 import math
+from functools import partial
 
 from llvmlite import ir
 
-from mixoff.kernels.floats import FLOATS, PIECE, from_bfloat16, power_of_two, to_bfloat16
-from mixoff.kernels.ir import F32, I8, I16, I64, Function, Value, fill, vector
+from mixoff.kernels.floats import (
+    PIECE,
+    from_bfloat16,
+    load_floats,
+    power_of_two,
+    sum_products,
+    to_bfloat16,
+)
+from mixoff.kernels.ir import F32, I8, I32, I64, Function, Value
 
 BUFFERS = ("x", "weight", "logits", "taken", "shares", "chosen")
 NUMBERS = ("first", "last", "columns", "experts", "top_k")
-
-_AT_ONCE = 4  # sums, which wait for nobody else's
 
 
 def add_route(module: ir.Module, *, halves: bool) -> Function:
@@ -43,32 +49,17 @@ class _Route:
     def _write_logit(self, expert: Value) -> None:
         f = self._f
         row = f.mul(expert, f["columns"])
-        sums = [f.variable(FLOATS) for _ in range(_AT_ONCE)]
-        for place in sums:
-            f.build.store(fill(F32, PIECE, 0.0), place)
 
-        def columns(k: Value) -> None:
-            for number, place in enumerate(sums):
-                at = f.add(k, number * PIECE)
-                x, weight = self._loaded("x", at), self._loaded("weight", f.add(row, at))
-                f.build.store(f.fma(x, weight, f.build.load(place)), place)
+        def pair(k: Value) -> tuple[Value, Value]:
+            load = partial(load_floats, f, halves=self._halves)
+            return load(f["x"], k), load(f["weight"], f.add(row, k))
 
-        f.loop(0, f["columns"], PIECE * _AT_ONCE, columns)
-        first, *others = (f.build.load(place) for place in sums)
-        for other in others:
-            first = f.build.fadd(first, other)
-        total = f.sum_lanes(first)
+        total = sum_products(f, f["columns"], pair)
         if self._halves:
             rounded = from_bfloat16(f, to_bfloat16(f, f.splat(total, PIECE)))
-            total = f.build.extract_element(rounded, ir.Constant(ir.IntType(32), 0))
+            total = f.build.extract_element(rounded, ir.Constant(I32, 0))
         f.store(total, f["logits"], f.mul(expert, 4), align=4)
         f.store(ir.Constant(I8, 0), f["taken"], expert)
-
-    def _loaded(self, name: str, index: Value) -> Value:
-        f = self._f
-        if not self._halves:
-            return f.load(f[name], f.mul(index, 4), FLOATS, align=4)
-        return from_bfloat16(f, f.load(f[name], f.mul(index, 2), vector(I16, PIECE), align=2))
 
     def _choose(self, place: Value) -> None:
         """Write the largest logit that isn't taken, and whose it is."""
@@ -103,7 +94,7 @@ class _Route:
             less = build.fsub(f.load(f["shares"], at, F32, align=4), top)
             exponent = build.fmul(less, ir.Constant(F32, 1 / math.log(2)))
             powers = power_of_two(f, f.splat(exponent, PIECE))
-            share = build.extract_element(powers, ir.Constant(ir.IntType(32), 0))
+            share = build.extract_element(powers, ir.Constant(I32, 0))
             build.store(build.fadd(build.load(total), share), total)
             f.store(share, f["shares"], at, align=4)
 
