@@ -103,6 +103,20 @@ def test_an_expert_in_another_form_than_the_last_is_planned_anew():
         del gate_up  # another one may come to lie at its address
 
 
+def test_other_scales_for_the_same_codes_are_planned_anew():
+    kernels, gate = kernels_named("cpu"), Gate(silu_gate, True)
+    gate_up, down = random_matrix(HQQ(4, 64), 256, 64, 0), random_matrix(HQQ(4, 64), 64, 128, 1)
+    parts = {**gate_up.parts, "scale": gate_up.parts["scale"] * 2}
+    other = QuantizedTensor(gate_up.quantization, gate_up.shape, parts)
+    x = torch.randn(1, 64, generator=torch.Generator().manual_seed(0))
+    before = kernels.feed_forward(gate_up, down, x, gate)
+    found = kernels.feed_forward(other, down, x, gate)
+    assert torch.allclose(
+        found, kernels.matmul(down, silu_gate(kernels.matmul(other, x))), rtol=1e-3
+    )
+    assert not torch.allclose(found, before, rtol=0.1)
+
+
 def test_a_matrix_with_plans_is_copied_without_them():
     kernels, gate = kernels_named("cpu"), Gate(silu_gate, True)
     gate_up, down = random_matrix(HQQ(4, 64), 256, 64, 0), random_matrix(HQQ(4, 64), 64, 128, 1)

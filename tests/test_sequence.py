@@ -2,6 +2,9 @@
 
 import ctypes
 import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 import torch
@@ -88,6 +91,24 @@ def test_who_waits_for_a_late_thread_goes_on_when_it_is_done(monkeypatch):
     Work(steps, through_steps()).run()
     assert [name for name, _ in done] == ["a"] * 8 + ["b"] * 8
     assert done.index(("a", 1)) == 7
+
+
+def test_who_waits_for_others_leaves_when_they_are_done_whatever_interrupts(monkeypatch):
+    wait, interrupts, go_on = threads.wait, [KeyboardInterrupt(), KeyboardInterrupt()], []
+
+    def interrupted(others: Sequence[Future]) -> None:
+        if interrupts:
+            go_on.append(not others[0].done())
+            raise interrupts.pop()
+        wait(others)
+
+    monkeypatch.setattr(threads, "wait", interrupted)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(time.sleep, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            threads._wait([other])
+        assert other.done()
+    assert go_on == [True, True]
 
 
 def test_places_are_filled_in_anew_each_time():

@@ -276,12 +276,20 @@ def test_a_record_that_is_put_in_place_of_another_is_attended_with(build, name):
     assert attended(attention) == before
 
 
-def test_records_whose_memory_moves_are_found_where_they_are(build):
+@pytest.mark.parametrize("name", ["v_proj", "o_proj"])
+def test_records_whose_memory_moves_are_found_where_they_are(build, name):
     attention = attentions(build())[0]
-    before = attended(attention)
-    for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-        getattr(attention, name).weight.data.share_memory_()
+    before, record = attended(attention), getattr(attention, name).weight.data
+    record.share_memory_()
     assert attended(attention) == before
+    record.zero_()  # and not what lies where they were
+    assert attended(attention) == 0
+
+
+def test_angles_of_another_size_are_refused_as_transformers_does(build):
+    attention, angles = attentions(build())[0], torch.zeros(1, 1, 64)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="size of tensor"):
+        attention(torch.ones(1, 1, 128), (angles.cos(), angles.sin()), attention_mask=None)
 
 
 def test_a_model_that_goes_leaves_nothing_to_the_garbage_collector(quantized):
@@ -297,6 +305,17 @@ def test_a_model_that_goes_leaves_nothing_to_the_garbage_collector(quantized):
         assert [ref() for ref in known] == [None] * len(known)
     finally:
         gc.enable()
+
+
+def test_hooks_of_an_experts_activation_are_called(build):
+    model, seen = build(), []
+    activation = model.model.layers[0].mlp.experts.experts.act_fn
+    activation.register_forward_hook(lambda module, args, found: seen.append(found.shape[0]))
+    expected = read(model)
+    seen.clear()
+    found = decoded(model, growing_cache(model.config))
+    assert seen.count(1) >= 2 * 5
+    assert torch.allclose(found, expected, atol=2e-3)
 
 
 def test_hooks_of_the_whole_module_are_called(build):

@@ -117,6 +117,7 @@ def test_what_kernels_do_not_take_is_left_to_transformers(x, monkeypatch):
     assert small.takes_whole(X, weight)
     assert not small.takes_whole(x, weight)
     assert not small.takes_whole(X[..., :40], weight[:40])
+    assert not small.takes_whole(X, torch.ones(128)[::2])
     assert not small.takes_whole(X, weight.requires_grad_())
     monkeypatch.setattr(small, "normalize", None)
     monkeypatch.setattr(small, "route", None)
