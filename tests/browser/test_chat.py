@@ -14,6 +14,8 @@ STORY = "Tell me a story about a fox."
 NO_END = """globals().update(hook=chat.model.lm_head.register_forward_hook(
     lambda module, inputs, logits: logits.index_fill(
         -1, __import__("torch").tensor([chat.tokenizer.eos_token_id]), float("-inf"))))"""
+UNHURRIED = """globals().update(pause=chat.model.lm_head.register_forward_pre_hook(
+    lambda module, inputs: __import__("time").sleep(0.02)))"""
 IN_COLAB = """import sys
 from importlib.machinery import ModuleSpec
 from importlib.util import module_from_spec
@@ -56,6 +58,14 @@ def endless(notebook):
     notebook.ask("hook.remove()")
 
 
+@pytest.fixture
+def unhurried(notebook, endless):
+    """Let replies take four seconds, so that something else can be done meanwhile."""
+    notebook.ask(UNHURRIED)
+    yield
+    notebook.ask("pause.remove()")
+
+
 def test_a_reply_of_200_tokens_repaints_the_history_at_most_twice(box, endless, tell, kernel):
     box.answer("Who are you?")
     box.watch()
@@ -70,7 +80,7 @@ def test_a_reply_of_200_tokens_repaints_the_history_at_most_twice(box, endless, 
     tell(f"{kernel}: {len(seen.live)} writes of the reply, {len(seen.log)} of the history")
 
 
-def test_stop_ends_the_reply_and_keeps_what_was_said(box, endless, tell, kernel):
+def test_stop_ends_the_reply_and_keeps_what_was_said(box, unhurried, tell, kernel):
     box.watch()
     box.send(STORY)
     box.wait_for_text()
@@ -116,7 +126,7 @@ def test_the_slider_resizes_the_live_cache_and_reloads_nothing(box):
     box.answer("Who are you?")
 
 
-def test_the_slider_resizes_the_cache_during_a_reply(box, endless):
+def test_the_slider_resizes_the_cache_during_a_reply(box, unhurried):
     box.set_slider("Experts on the device", 6)
     box.send(STORY)
     box.wait_for_text()
@@ -127,7 +137,7 @@ def test_the_slider_resizes_the_cache_during_a_reply(box, endless):
     assert box.notebook.ask("chat.last.new_tokens") == 200
 
 
-def test_the_kernel_is_free_for_other_cells_while_a_reply_streams(box, endless):
+def test_the_kernel_is_free_for_other_cells_while_a_reply_streams(box, unhurried):
     box.send(STORY)
     box.wait_for_text()
     box.notebook.wait_until_idle()
@@ -169,7 +179,7 @@ def test_two_tabs_on_one_kernel_show_one_conversation(box, open_tab):
     assert first.notebook.ask("[m['role'] for m in chat.messages]") == ["user", "assistant"] * 2
 
 
-def test_a_click_in_the_other_tab_during_a_reply_begins_no_second_one(box, endless, open_tab):
+def test_a_click_in_the_other_tab_during_a_reply_begins_no_second_one(box, unhurried, open_tab):
     box.notebook.save()
     second = ChatBox(open_tab("chat.ipynb"))
     box.send(STORY)
