@@ -5,7 +5,7 @@ Run it from the root of a clone, on a machine that does nothing else:
 
 An expert is three matrices of 4096 x 14336 weights: gate and up as one, and down. Weights are
 random codes and scales: what they are changes no time. Both products are computed in one go, by
-ggml as by mixoff, whose one token goes through the gate between them, too; others call each. Axis 0
+ggml as by mixoff, whose one token goes through the gate between them, too; others take two. Axis 0
 is the layout that mixtral-offloading released, with its 2 bits of experts and 4 of attention. All
 arms take turns, round by round, in an order that changes, with a pause before each, after which no
 other arm's threads wait for work; a turn goes through ``--copies`` experts one after the other,
@@ -106,20 +106,23 @@ def ours(scheme: HQQ | HQQAxis0, copies: int, tokens: int) -> Iterator[Arm]:
     most = most_tokens(torch.float32, type(as_packed(experts[0][0])))
     operation = multiply if tokens <= most else multiply_dequantized
 
-    def steps(number: int, isa: str) -> None:
-        for matrix, x in zip(experts[number], inputs, strict=True):
-            operation(as_packed(matrix), x, isa=isa)
+    plans: dict[str, list[FeedForward]] = {isa: [] for isa in usable_isas()}
+    if tokens == 1 and isinstance(scheme, HQQ):
+        pairs = [(as_packed(above), as_packed(below)) for above, below in experts]
+        for isa, planned in plans.items():
+            planned += [FeedForward([a], b, torch.float32, isa) for a, b in pairs]
 
-    def together(isa: str) -> Callable[[int], object]:
-        plans = [FeedForward([as_packed(a)], as_packed(b), torch.float32, isa) for a, b in experts]
-        return lambda number: plans[number](inputs[0])
+    def run(number: int, place: int, isa: str) -> None:
+        copy = (number + place) % copies
+        if plans[isa]:
+            plans[isa][copy](inputs[0])
+            return
+        for matrix, x in zip(experts[copy], inputs, strict=True):
+            operation(as_packed(matrix), x, isa=isa)
 
     nbytes = sum(matrix.nbytes for matrix in experts[0])
     for place, isa in enumerate(usable_isas()):
-        alone = tokens == 1 and isinstance(scheme, HQQ)
-        do = together(isa) if alone else partial(steps, isa=isa)
-        run = partial(lambda number, do, place: do((number + place) % copies), do=do, place=place)
-        yield Arm(f"{label(scheme)}, {isa}", nbytes, timed(run), [])
+        yield Arm(f"{label(scheme)}, {isa}", nbytes, timed(partial(run, place=place, isa=isa)), [])
 
 
 def torch_path(scheme: HQQ | HQQAxis0, tokens: int) -> Arm:

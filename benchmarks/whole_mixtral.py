@@ -21,8 +21,8 @@ layer changes the hidden states; *guessed* is the share of misses that were fetc
 
 Arms take turns, round by round: each stream with and without prefetch. *MB* are those that the
 cache moved, guesses that came for nothing too; *MB_read* all that the process had read, as the
-system counts. Where a token's time goes: waiting for experts, experts, attention, the head, and the
-rest, which is Python's and torch's own, with routers, norms and guesses.
+system counts. Where a token's time goes: what experts take, attention, the head and waiting for
+experts, and the rest, which is Python's and torch's own, with routers, norms and guesses.
 """
 
 import argparse

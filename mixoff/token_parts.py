@@ -7,7 +7,7 @@ caches that the weights have just gone through. These take one.
 from torch import Tensor
 from transformers.models.mixtral.modeling_mixtral import MixtralRMSNorm, MixtralTopKRouter
 
-from mixoff.kernels import cpu_operations
+from mixoff.kernels import cpu_module
 
 
 class OneTokenRouter(MixtralTopKRouter):
@@ -15,7 +15,7 @@ class OneTokenRouter(MixtralTopKRouter):
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits [T, E], and shares and experts of the largest [T, k], of [..., D]."""
-        kernels = cpu_operations("small")
+        kernels = cpu_module("token_parts")
         if kernels is None or not kernels.takes_whole(hidden_states, self.weight):
             own: tuple[Tensor, Tensor, Tensor]
             own = super().forward(hidden_states)  # type: ignore[no-untyped-call]  # transformers'
@@ -30,7 +30,7 @@ class OneTokenNorm(MixtralRMSNorm):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return what is normalized, [..., D]."""
-        kernels = cpu_operations("small")
+        kernels = cpu_module("token_parts")
         if kernels is None or not kernels.takes_whole(hidden_states, self.weight):
             own: Tensor = super().forward(hidden_states)
             return own

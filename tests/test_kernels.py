@@ -13,11 +13,7 @@ from torch.nn.functional import pad
 from mixoff.kernels.layout import Form, Packed
 from mixoff.kernels.matrices import as_packed
 from mixoff.kernels.threads import Code, Step, Work
-from mixoff.quantization import (
-    HQQ,
-    HQQAxis0,
-    QuantizedTensor,
-)
+from mixoff.quantization import HQQ, HQQAxis0, QuantizedTensor
 
 pytest.importorskip("llvmlite", reason="kernels are compiled by it")
 

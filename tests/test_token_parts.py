@@ -12,7 +12,7 @@ from transformers.models.mixtral.modeling_mixtral import MixtralRMSNorm, Mixtral
 pytest.importorskip("llvmlite", reason="kernels are compiled by it")
 
 from mixoff.builder import build_model
-from mixoff.kernels import small
+from mixoff.kernels import token_parts
 from mixoff.kernels.compile import usable_isas
 from mixoff.token_parts import OneTokenNorm, OneTokenRouter
 
@@ -46,7 +46,7 @@ def test_a_router_chooses_as_transformers_does(isa, experts, columns, top_k, dty
     top_k = min(top_k, experts)
     own = router(experts, top_k, columns, dtype)
     x = numbers(1, columns, seed=seed, dtype=dtype)
-    logits, shares, chosen = small.route(x, own.weight, top_k, isa=isa)
+    logits, shares, chosen = token_parts.route(x, own.weight, top_k, isa=isa)
     expected = x.double() @ own.weight.double().T
     rounding = 1e-5 if dtype is torch.float32 else 4e-3
     size = x.double().norm() * own.weight.double().norm(dim=1).max()
@@ -74,9 +74,9 @@ def test_a_whole_router_is_transformers_own():
 def test_of_equal_logits_and_of_none_the_first_are_taken(isa):
     weight = torch.ones(5, 64)
     weight[3] = 2
-    _, shares, chosen = small.route(torch.ones(1, 64), weight, 3, isa=isa)
+    _, shares, chosen = token_parts.route(torch.ones(1, 64), weight, 3, isa=isa)
     assert chosen.tolist() == [[3, 0, 1]]
-    _, shares, chosen = small.route(torch.full((1, 64), torch.nan), weight, 3, isa=isa)
+    _, shares, chosen = token_parts.route(torch.full((1, 64), torch.nan), weight, 3, isa=isa)
     assert sorted(chosen[0].tolist()) == [0, 1, 2]
     assert shares.isnan().all()
 
@@ -94,7 +94,7 @@ def test_norms_are_transformers_own(isa, columns, dtype, size, epsilon, seed):
     own = MixtralRMSNorm(columns, eps=epsilon).to(dtype)
     own.weight = nn.Parameter(numbers(columns, seed=1, dtype=dtype), requires_grad=False)
     x = (numbers(1, 1, columns, seed=seed, dtype=torch.float32) * size).to(dtype)
-    found = small.normalize(x, own.weight, epsilon, isa=isa)
+    found = token_parts.normalize(x, own.weight, epsilon, isa=isa)
     assert (found.shape, found.dtype) == (x.shape, dtype)
     close = {"rtol": 1e-5} if dtype is torch.float32 else {"rtol": 1.6e-2}  # a step or two
     assert torch.allclose(found, own(x), atol=1e-7, **close)
@@ -114,13 +114,13 @@ X = torch.ones(1, 1, 64)
 )
 def test_what_kernels_do_not_take_is_left_to_transformers(x, monkeypatch):
     weight = torch.ones(64)
-    assert small.takes_whole(X, weight)
-    assert not small.takes_whole(x, weight)
-    assert not small.takes_whole(X[..., :40], weight[:40])
-    assert not small.takes_whole(X, torch.ones(128)[::2])
-    assert not small.takes_whole(X, weight.requires_grad_())
-    monkeypatch.setattr(small, "normalize", None)
-    monkeypatch.setattr(small, "route", None)
+    assert token_parts.takes_whole(X, weight)
+    assert not token_parts.takes_whole(x, weight)
+    assert not token_parts.takes_whole(X[..., :40], weight[:40])
+    assert not token_parts.takes_whole(X, torch.ones(128)[::2])
+    assert not token_parts.takes_whole(X, weight.requires_grad_())
+    monkeypatch.setattr(token_parts, "normalize", None)
+    monkeypatch.setattr(token_parts, "route", None)
     norm = MixtralRMSNorm(64).to(x.dtype if x.dtype is not torch.bfloat16 else torch.float32)
     norm.__class__ = OneTokenNorm
     assert norm(x).shape == x.shape

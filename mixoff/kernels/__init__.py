@@ -7,7 +7,7 @@ Kernels know the layout of packed weights (`layout`) and what quantizations use 
 
 from mixoff.kernels.choice import (
     KERNELS,
-    cpu_operations,
+    cpu_module,
     kernels_beside,
     kernels_named,
     kernels_planned,
@@ -20,7 +20,7 @@ __all__ = [
     "Gate",
     "Kernels",
     "TorchKernels",
-    "cpu_operations",
+    "cpu_module",
     "kernels_beside",
     "kernels_named",
     "kernels_planned",

@@ -42,7 +42,7 @@ def kernels_named(name: str, device: torch.device | str = "cpu") -> Kernels:
 
 
 @cache
-def cpu_operations(name: str = "cpu") -> Any | None:
+def cpu_module(name: str) -> Any | None:
     """Return the module of that name in `mixoff.kernels`; None without llvmlite, if it needs it."""
     try:
         return import_module(f"mixoff.kernels.{name}")

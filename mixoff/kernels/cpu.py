@@ -96,7 +96,7 @@ def multiply(
         given = torch.nn.functional.pad(given, (0, 0, 0, -count % TOGETHER))
     given = given.contiguous()
     together = len(given) >= TOGETHER
-    out = float32(len(given), matrix.rows)
+    out = empty_floats(len(given), matrix.rows)
     if together:
         out.zero_()
     room = Room()
@@ -110,7 +110,7 @@ def multiply(
         tokens=len(given),
     )
     stages = [[integers], [product(matrix, prepared, out.data_ptr(), isa)]]
-    memory = room_of(room.nbytes)
+    memory = empty_bytes(room.nbytes)
     _share_out(stages, spared=spared, room=memory.data_ptr())
     return out[:count]
 
@@ -134,7 +134,7 @@ def attend(
     Of G groups of h heads, each shares keys and values. Threads share groups.
     """
     given = (query.float() * (scaling / math.log(2))).contiguous()
-    out = float32(*query.shape)
+    out = empty_floats(*query.shape)
     groups, heads, size = query.shape
     step = attention(
         groups,
@@ -147,7 +147,7 @@ def attend(
         least=least_groups(key),
     )
     context = of_context(key, value)
-    scores = float32(groups, heads, context["room_tokens"])
+    scores = empty_floats(groups, heads, context["room_tokens"])
     _share_out([[step]], scores=scores.data_ptr(), **context)
     return out
 
@@ -205,7 +205,7 @@ def _expand(matrix: Packed | PackedAxis0, out: Tensor, first: int, count: int, i
 def _multiply_axis0(matrix: PackedAxis0, x: Tensor, isa: str, spared: int) -> Tensor:
     """Return x W^T, as `multiply`."""
     given, parts = x.float().contiguous(), _axis0_parts(matrix)
-    out = float32(len(x), matrix.rows).zero_()
+    out = empty_floats(len(x), matrix.rows).zero_()
     addresses = [part.data_ptr() for part in (*parts, given, out)]
     step = Step(
         axis0_multiply_worker(matrix.form, isa),
@@ -233,12 +233,12 @@ def _axis0_sizes(matrix: PackedAxis0) -> Sequence[int]:
     return (matrix.packed_rows, matrix.bundles, matrix.columns, period)
 
 
-def float32(*shape: int) -> Tensor:
+def empty_floats(*shape: int) -> Tensor:
     """Return memory for numbers that kernels write, whatever torch makes by default."""
     return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
-def room_of(nbytes: int) -> Tensor:
+def empty_bytes(nbytes: int) -> Tensor:
     """Return memory for what steps leave in it for later ones."""
     return torch.empty(nbytes, dtype=torch.uint8, device="cpu")
 

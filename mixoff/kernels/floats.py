@@ -59,9 +59,8 @@ def sum_products(
     `pair` is given a column, and returns the floats of 16 from there on of both factors.
     """
     build = function.build
-    sums = [function.variable(FLOATS) for _ in range(AT_ONCE // PIECE)]
-    for place in sums:
-        build.store(fill(F32, PIECE, 0.0), place)
+    nothing = fill(F32, PIECE, 0.0)
+    sums = [function.variable(FLOATS, nothing) for _ in range(AT_ONCE // PIECE)]
 
     def add(k: Value) -> None:
         for number, place in enumerate(sums):

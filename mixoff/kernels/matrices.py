@@ -1,4 +1,7 @@
-"""Quantized matrices as kernels take them. Knows quantizations; nothing of devices' code."""
+"""Quantized matrices as kernels take them, and what is planned for them and kept with them.
+
+Knows quantizations; nothing of devices' code.
+"""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass

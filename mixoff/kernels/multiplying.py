@@ -137,7 +137,7 @@ class CPUKernels(PackedKernels):
 
     def __init__(self, operations: Any, one_token: Any) -> None:
         super().__init__(operations, "cpu")
-        self._attends = operations.attends
+        self._attends, self._turns = operations.attends, one_token.turns
         self._plan_expert = one_token.FeedForward
         self._plan_queries = one_token.Projection
         self._plan_attended = one_token.AttendedProduct
@@ -175,8 +175,8 @@ class CPUKernels(PackedKernels):
         scaling
             What scores are multiplied by.
         """
-        size = len(cos)
-        if not self._takes(x, matrices[0]) or (cos.dtype, sin.dtype) != (x.dtype,) * 2 or size % 32:
+        size, of_one_type = len(cos), cos.dtype is sin.dtype is x.dtype
+        if not (of_one_type and self._turns(size) and self._takes(x, matrices[0])):
             return None
 
         def plan() -> Any:

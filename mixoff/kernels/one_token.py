@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mixoff.kernels.compile import through_steps
-from mixoff.kernels.cpu import fastest, fastest_to_multiply, float32, room_of
+from mixoff.kernels.cpu import empty_bytes, empty_floats, fastest, fastest_to_multiply
+from mixoff.kernels.floats import PIECE
 from mixoff.kernels.layout import Packed
 from mixoff.kernels.steps import (
     Prepared,
@@ -27,6 +28,11 @@ from mixoff.kernels.steps import (
 from mixoff.kernels.threads import Place, Step, Work
 
 
+def turns(size: int) -> bool:
+    """Return whether heads of a size can be turned: each half is whole vectors."""
+    return size % (2 * PIECE) == 0
+
+
 class _Plan:
     """Stages of steps, the room that they need, and the matrices that they read."""
 
@@ -38,7 +44,7 @@ class _Plan:
 
     def _run(self, parts: dict[str, Tensor], spared: int, **numbers: int) -> None:
         """Go through all stages, with contiguous tensors for what they have places for."""
-        room = room_of(self._room)
+        room = empty_bytes(self._room)
         numbers["room"] = room.data_ptr()
         for name, part in parts.items():
             numbers[name] = part.data_ptr()
@@ -82,7 +88,7 @@ class FeedForward(_Plan):
 
     def __call__(self, x: Tensor, *, spared: int = 0) -> Tensor:
         """Return what it makes of one token in float32, contiguous [1, D] -> [1, D]."""
-        out = float32(1, self._rows)
+        out = empty_floats(1, self._rows)
         self._run({"x": x, "out": out}, spared)
         return out
 
@@ -95,7 +101,7 @@ class Projection(_Plan):
     matrices
         Those of queries, keys and values, which take the same activations.
     size
-        d, a multiple of 32.
+        d, which `turns` takes.
     scaling
         What scores are multiplied by.
     dtype
@@ -117,8 +123,8 @@ class Projection(_Plan):
         projected = room.take(4 * (heads + 2 * groups) * size)
         integers, x = _prepare(matrices[0], Place("x"), dtype, isa, room)
         turned = rotation(
+            heads,
             groups,
-            heads // groups,
             size,
             isa or fastest(),
             x=projected,
@@ -136,7 +142,7 @@ class Projection(_Plan):
 
         All that is given is contiguous.
         """
-        query = float32(self._heads, self._size)
+        query = empty_floats(self._heads, self._size)
         key, value = (
             torch.empty(self._groups, self._size, dtype=self._dtype, device="cpu") for _ in range(2)
         )
@@ -189,8 +195,8 @@ class AttendedProduct(_Plan):
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, *, spared: int = 0) -> Tensor:
         """Return it in float32, [1, N], of queries from `Projection` and two [G, T, d]."""
         context = of_context(key, value)
-        scores = float32(self._heads, context["room_tokens"])
-        out = float32(1, self._rows)
+        scores = empty_floats(self._heads, context["room_tokens"])
+        out = empty_floats(1, self._rows)
         self._run({"query": query, "scores": scores, "out": out}, spared, **context)
         return out
 

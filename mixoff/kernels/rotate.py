@@ -17,7 +17,8 @@ def add_rotate(module: ir.Module, size: int, scaling: float, *, halves: bool = F
     Buffers: float32 x [heads + 2 groups, size], heads of queries, then of keys, then of values; cos
     and sin [size]; float32 query [heads, size], turned and times `scaling` and log2(e), as
     ``attend`` takes it; key, turned, and value [groups, size]. cos, sin, key and value are
-    float32, or bfloat16 if `halves`. Numbers: the heads of x to go through, heads and groups.
+    float32, or bfloat16 if `halves`. Numbers: the heads of x to go through, heads and groups. Half
+    a head is whole vectors.
     """
     function = Function(module, "rotate", BUFFERS, NUMBERS)
     _Rotate(function, size, scaling, halves).write()

@@ -64,8 +64,7 @@ class _Route:
     def _choose(self, place: Value) -> None:
         """Write the largest logit that isn't taken, and whose it is."""
         f, build = self._f, self._f.build
-        best, largest = f.variable(I64), f.variable(F32)
-        build.store(f.number(-1), best)
+        best, largest = f.variable(I64, f.number(-1)), f.variable(F32, ir.Constant(F32, 0.0))
 
         def look(expert: Value) -> None:
             logit = f.load(f["logits"], f.mul(expert, 4), F32, align=4)
@@ -76,7 +75,6 @@ class _Route:
             build.store(build.select(is_better, expert, build.load(best)), best)
             build.store(build.select(is_better, logit, build.load(largest)), largest)
 
-        build.store(ir.Constant(F32, 0.0), largest)
         f.loop(0, f["experts"], 1, look)
         f.store(ir.Constant(I8, 1), f["taken"], build.load(best))
         f.store(build.load(best), f["chosen"], f.mul(place, 8), align=8)
@@ -87,7 +85,6 @@ class _Route:
         f, build = self._f, self._f.build
         top = f.load(f["shares"], f.number(0), F32, align=4)
         total = f.variable(F32, ir.Constant(F32, 0.0))
-        build.store(ir.Constant(F32, 0.0), total)
 
         def weigh(place: Value) -> None:
             at = f.mul(place, 4)

@@ -56,5 +56,4 @@ def _wait(function: Function, done: Value, before: Value, *, yields: bool) -> No
             run_others = function.intrinsic("sched_yield", I32, [])
             function.when(often, lambda: build.call(run_others, []))
 
-    build.store(function.number(0), looks)
     function.loop_while(is_waiting, look_again)

@@ -94,17 +94,17 @@ def product(matrix: Packed, x: Prepared, out: Argument, isa: str) -> Step:
 
 
 def rotation(
-    groups: int, heads: int, size: int, isa: str, *, x: Place, scaling: float, halves: bool
+    heads: int, groups: int, size: int, isa: str, *, x: Place, scaling: float, halves: bool
 ) -> Step:
-    """Return what makes of one token's x what `mixoff.kernels.rotate` does.
+    """Return what makes of one token's x, of all heads, what `mixoff.kernels.rotate` does.
 
     It has places for cos and sin, query, key and value.
     """
     places = map(Place, ("cos", "sin", "query", "key", "value"))
     return Step(
         rotate_worker(size, scaling, isa, halves=halves),
-        [x, *places, groups * heads, groups],
-        count=groups * (heads + 2),
+        [x, *places, heads, groups],
+        count=heads + 2 * groups,
         least=-(-_LEAST_NUMBERS // size),
     )
 

@@ -20,8 +20,6 @@ SEQUENCE, STEP = ("done", "steps"), ("code", "task", "before")
 TASK = ("taken", "parts", "first", "count")
 
 _PARTS_PER_THREAD = 4  # one that comes late takes fewer
-
-
 _NOTHING: Mapping[str, int] = MappingProxyType({})
 
 
@@ -163,10 +161,11 @@ def _share_out_in_python(by: Code, sequence: int, threads: int) -> None:
 
 def _wait(others: Sequence[Future[None]]) -> None:
     """Wait for all, through interrupts, too, the last of which is raised then."""
-    interrupt = None
-    while not all(other.done() for other in others):
+    interrupt, are_done = None, False
+    while not are_done:
         try:
             wait(others)
+            are_done = True
         except KeyboardInterrupt as error:
             interrupt = error
     if interrupt is not None:

@@ -1,4 +1,7 @@
-"""A layer's small parts for one token: router and norm. D numbers of a token, E experts."""
+"""Kernels of what a layer needs for one token besides matrices: a router's choice, and norms.
+
+D numbers of a token, E experts.
+"""
 
 from collections.abc import Sequence
 from functools import cache
@@ -9,7 +12,7 @@ from torch import Tensor
 from mixoff.kernels import normalize as normalizing
 from mixoff.kernels import route as routing
 from mixoff.kernels.compile import normalize_worker, route_worker, through_steps
-from mixoff.kernels.cpu import DTYPES, fastest, float32, room_of
+from mixoff.kernels.cpu import DTYPES, empty_bytes, empty_floats, fastest
 from mixoff.kernels.threads import Place, Step, Work
 
 _WHOLE = 64  # columns that kernels go through at a time, without a rest
@@ -38,10 +41,10 @@ def route(
     which logits are rounded to.
     """
     experts, columns = weight.shape
-    logits, shares = float32(1, experts), float32(1, top_k)
+    logits, shares = empty_floats(1, experts), empty_floats(1, top_k)
     chosen = torch.empty(1, top_k, dtype=torch.int64, device="cpu")
     parts = {"x": x.contiguous(), "weight": weight, "logits": logits}
-    parts |= {"taken": room_of(experts), "shares": shares, "chosen": chosen}
+    parts |= {"taken": empty_bytes(experts), "shares": shares, "chosen": chosen}
     work = _routing(columns, experts, top_k, isa or fastest(), x.dtype is torch.bfloat16)
     work.run({name: part.data_ptr() for name, part in parts.items()})
     return logits.to(x.dtype), shares, chosen
