@@ -10,11 +10,11 @@ DEMO = "data/demo-mixtral"
 
 
 def version() -> str:
-    """Read `__version__` from mixoff/__init__.py, without importing what it needs."""
-    text = (HERE / "mixoff" / "__init__.py").read_text(encoding="utf-8")
+    """Read `__version__` from mixoff/_version.py, without importing what it needs."""
+    text = (HERE / "mixoff" / "_version.py").read_text(encoding="utf-8")
     found = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
     if found is None:
-        raise SystemExit('setup.py: mixoff/__init__.py has no line `__version__ = "..."`.')
+        raise SystemExit('setup.py: mixoff/_version.py has no line `__version__ = "..."`.')
     return found[1]
 
 

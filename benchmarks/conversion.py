@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from transformers import MixtralConfig
 
-from mixoff.mixtral import Mixtral
-from mixoff.new_shards import NewTensor, write_shard
+from mixoff.checkpoints.safetensors_write import NewTensor, write_shard
+from mixoff.families.mixtral import Mixtral
 
 SHARD_NBYTES = 5 * 10**9
 CHUNK = 1 << 24  # weights

@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers.models.mixtral.modeling_mixtral import MixtralAttention
 
 from mixoff import OffloadConfig, build_model, prefetcher_of
-from mixoff.contexts import growing_cache
+from mixoff.chat.kv_cache import growing_cache
 from mixoff.kernels import Gate, Kernels
-from mixoff.layers import OffloadedExperts
+from mixoff.models.layers.experts import OffloadedExperts
 
 WARM_UP = 2  # tokens of each turn that aren't timed
 

@@ -24,7 +24,7 @@ from importlib.util import find_spec
 import torch
 
 from mixoff.kernels import kernels_named
-from mixoff.kernels.matrices import as_packed
+from mixoff.kernels.plans import as_packed
 from mixoff.quantization import HQQ, QuantizedTensor
 
 HIDDEN, INNER = 4096, 14336
@@ -205,7 +205,7 @@ def report(found: list[Arm], tokens: int) -> None:
 
 def error(scheme: HQQ, tokens: int) -> float:
     """Return the largest error of a slice's results over the largest result, in float32."""
-    from mixoff.kernels.cuda import multiply
+    from mixoff.kernels.triton.operations import multiply
 
     matrix = random_matrix(scheme, (512, HIDDEN), 3)
     x = torch.randn(tokens, HIDDEN, device="cuda")

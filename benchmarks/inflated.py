@@ -37,8 +37,8 @@ from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from mixoff import OffloadConfig, demo_path, inflate_checkpoint
-from mixoff.config import format_nbytes, parse_nbytes
-from mixoff.policies import LIVE_POLICIES
+from mixoff.policies.registry import LIVE_POLICIES
+from mixoff.units import format_nbytes, parse_nbytes
 
 EXPERTS = 8
 

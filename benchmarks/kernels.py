@@ -36,12 +36,13 @@ import torch
 from peers.experts import Peer, expert_peers
 
 from mixoff.kernels import kernels_named
-from mixoff.kernels.compile import usable_isas
-from mixoff.kernels.cpu import most_tokens, multiply, multiply_dequantized
-from mixoff.kernels.matrices import as_packed
-from mixoff.kernels.one_token import FeedForward
+from mixoff.kernels.cpu.compile import usable_isas
+from mixoff.kernels.cpu.one_token import FeedForward
+from mixoff.kernels.cpu.operations import most_tokens, multiply, multiply_dequantized
+from mixoff.kernels.plans import as_packed
 from mixoff.quantization import HQQ, HQQAxis0, PackedMatrix, QuantizedTensor
-from mixoff.records import RecordLayout, aligned_buffer
+from mixoff.tiers.aligned import aligned_buffer
+from mixoff.tiers.record import RecordLayout
 
 HIDDEN, INNER = 4096, 14336
 SHAPES = ((2 * INNER, HIDDEN), (HIDDEN, INNER))

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mixoff.config import format_nbytes, parse_nbytes
+from mixoff.units import format_nbytes, parse_nbytes
 
 _JOIN = 'echo $$ > "$0" && exec "$@"'  # a shell's own process joins, and becomes the command
 

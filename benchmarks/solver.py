@@ -18,7 +18,7 @@ import torch
 from hqq.core.quantize import Quantizer
 from torch import Tensor
 
-from mixoff.quantization.solver import solve
+from mixoff.quantization.hqq_solver import solve
 
 SETTINGS = ((2, 16), (3, 64), (4, 64), (8, 64))  # nbits, group_size
 ROWS = 64

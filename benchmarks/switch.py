@@ -4,9 +4,10 @@ Run it from the root of a clone, on a machine that does nothing else:
 ``.venv/bin/python benchmarks/switch.py``. It takes two minutes.
 
 Both ways take a 4096 x 4096 matrix of random codes and as many tokens; *packed* is
-`mixoff.kernels.cpu.multiply`, the others dequantize some rows at a time and leave the product to
-torch's matrix library, in float32 and in bfloat16. Ways take turns, round by round; printed are
-medians in milliseconds. `mixoff.kernels.cpu.most_tokens` tells what this found.
+`mixoff.kernels.cpu.operations.multiply`, the others dequantize some rows at a time and leave the
+product to torch's matrix library, in float32 and in bfloat16. Ways take turns, round by round;
+printed are medians in milliseconds. `mixoff.kernels.cpu.operations.most_tokens` tells what this
+found.
 """
 
 import argparse
@@ -17,8 +18,8 @@ from functools import partial
 import torch
 from kernels import SCHEMES, random_matrix
 
-from mixoff.kernels.cpu import multiply, multiply_dequantized
-from mixoff.kernels.matrices import as_packed
+from mixoff.kernels.cpu.operations import multiply, multiply_dequantized
+from mixoff.kernels.plans import as_packed
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 

@@ -28,12 +28,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixoff.convert.folder import write_durably
-from mixoff.convert.small_files import small_files
-from mixoff.convert.units import units_of
-from mixoff.mixtral import Mixtral
+from mixoff.checkpoints.safetensors_read import read_shard
+from mixoff.convert.companions import small_files
+from mixoff.convert.output_files import units_of
+from mixoff.convert.partial_folder import write_durably
+from mixoff.families.mixtral import Mixtral
 from mixoff.quantization import HQQ, QuantizedTensor, Scheme
-from mixoff.shards import read_shard
 
 ATTENTION, EXPERTS = 0.05, 0.25  # variance that each adds to the residual stream in a layer
 SILU_GATED = 0.6  # size of silu(a) * b for normal a and b

@@ -34,13 +34,13 @@ import torch
 from kernels import random_matrix
 
 from mixoff import ExpertCache
-from mixoff.disk import DiskReader, Pread
 from mixoff.kernels import kernels_named
 from mixoff.quantization import HQQ
-from mixoff.records import RecordLayout
-from mixoff.store import RecordLocation, RecordStore
-from mixoff.tiers import HostDevice
-from mixoff.transfer import Transfers
+from mixoff.tiers.cpu import HostDevice
+from mixoff.tiers.disk import DiskReader, Pread
+from mixoff.tiers.queue import Transfers
+from mixoff.tiers.record import RecordLayout, RecordLocation
+from mixoff.tiers.store import RecordStore
 
 LAYERS, EXPERTS, SLOTS = 4, 8, 4
 HIDDEN, INNER = 2048, 7168

@@ -44,15 +44,15 @@ import torch
 from transformers import AutoTokenizer
 
 from mixoff import Chat, ExpertCache, OffloadConfig, build_model, demo_path
-from mixoff.config import format_nbytes
-from mixoff.disk import DiskReader
-from mixoff.predictors import NextGate
+from mixoff.measure.recall import watch_routers
+from mixoff.predictors.next_gate import NextGate
 from mixoff.quantization import Unquantized
-from mixoff.recall import watch_routers
-from mixoff.records import RecordLayout
-from mixoff.store import RecordLocation, RecordStore
-from mixoff.tiers import HostDevice
-from mixoff.transfer import Transfers
+from mixoff.tiers.cpu import HostDevice
+from mixoff.tiers.disk import DiskReader
+from mixoff.tiers.queue import Transfers
+from mixoff.tiers.record import RecordLayout, RecordLocation
+from mixoff.tiers.store import RecordStore
+from mixoff.units import format_nbytes
 
 LAYERS, EXPERTS, SLOTS, STAGING = 4, 8, 4, 4
 FIRST_LAYER = 4  # of the demo model

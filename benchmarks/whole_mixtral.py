@@ -44,8 +44,8 @@ from synthetic import Shape, write_checkpoint
 from transformers.utils import logging
 
 from mixoff import OffloadConfig, Scheme, plan_memory
-from mixoff.config import format_nbytes, parse_nbytes
-from mixoff.formats import open_checkpoint
+from mixoff.checkpoints.formats import open_checkpoint
+from mixoff.units import format_nbytes, parse_nbytes
 
 
 def stream(length: int, vocab: int, repeat: float, seed: int) -> list[int]:

@@ -1,64 +1,13 @@
 """Settings of a run. Knows numbers and their rules; knows nothing of models, files or torch."""
 
-import re
 from dataclasses import dataclass
-from decimal import Decimal
-from typing import Any, Literal
+from typing import Literal
 
 from mixoff.errors import ConfigError
-from mixoff.policies import LIVE_POLICIES, Policy
-
-# What mixtral-offloading published, in a layout of its own; the command line's default.
-# It has no tokenizer: that is the original's.
-ORIGINAL_CHECKPOINT = "mistralai/Mixtral-8x7B-Instruct-v0.1"
-RELEASED_CHECKPOINT = "lavawolfiee/Mixtral-8x7B-Instruct-v0.1-offloading-demo"
-
-AUTO = "auto"  # a budget: what is free, less some headroom
-
-PREDICTOR_NAMES = ("next-gate", "previous-token", "frequency", "markov")
-
-_UNITS: dict[str, int] = {"": 1, "B": 1} | {
-    f"{prefix}{suffix}": base**power
-    for power, prefix in enumerate("KMGT", start=1)
-    for suffix, base in (("iB", 1024), ("B", 1000))
-}
-
-
-def parse_nbytes(size: int | str) -> int:
-    """Return a size in bytes from an int or from what a person writes: "10GiB", "500 MB", "4096".
-
-    GiB are powers of 1024, GB powers of 1000.
-
-    Raises
-    ------
-    ConfigError
-        If the text is not a number followed by a unit, or is negative.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)\s*", str(size), re.IGNORECASE)
-    unit = match and next((u for u in _UNITS if u.lower() == match[2].lower()), None)
-    if match is None or unit is None:
-        raise ConfigError(f"{size!r} is not a size: write bytes or a number and a unit, as 10GiB.")
-    return int(Decimal(match[1]) * _UNITS[unit])
-
-
-def format_nbytes(nbytes: float) -> str:
-    """Return bytes as a person reads them, in binary units: "1.50 GiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(nbytes) < 1024:
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.2f} {unit}"
-        nbytes /= 1024
-    return f"{nbytes:.2f} TiB"
-
-
-def parse_budget(size: int | str) -> int | None:
-    """Return a size in bytes as `parse_nbytes` does, or None for "auto".
-
-    Raises
-    ------
-    ConfigError
-        If it is neither.
-    """
-    return None if size == AUTO else parse_nbytes(size)
+from mixoff.policies.base import Policy
+from mixoff.policies.registry import LIVE_POLICIES
+from mixoff.predictors import PREDICTORS, Predictor
+from mixoff.units import AUTO, parse_budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +72,7 @@ class OffloadConfig:
     policy: str | Policy = "lru"
     prefetch: int = 0
     layers_ahead: int = 1
-    predictor: Any = "next-gate"  # what a Predictor is, no one knows here: it needs torch
+    predictor: str | Predictor = "next-gate"
     staging: int = 4
     io: Literal["auto", "direct", "buffered"] = "auto"
     miss: Literal["fetch", "compute", "auto"] = "fetch"
@@ -146,8 +95,11 @@ class OffloadConfig:
         _check_word(self, "io", ("auto", "direct", "buffered"))
         _check_word(self, "host_tier", ("auto", "inclusive", "exclusive"))
         _check_word(self, "miss", ("fetch", "compute", "auto"))
-        if not hasattr(self.predictor, "scores"):
-            _check_word(self, "predictor", PREDICTOR_NAMES)
+        if not isinstance(self.predictor, Predictor) and self.predictor not in tuple(PREDICTORS):
+            raise ConfigError(
+                f"predictor={self.predictor!r}: give one of {', '.join(PREDICTORS)}, "
+                "or a Predictor."
+            )
         if not isinstance(self.policy, Policy) and self.policy not in tuple(LIVE_POLICIES):
             raise ConfigError(
                 f"policy={self.policy!r}: give one of {', '.join(LIVE_POLICIES)}, or a Policy."

@@ -5,17 +5,17 @@ from typing import Any
 
 from fake_device import ComputingDevice
 
-from mixoff.attachment import attach, give_kernels
-from mixoff.builder import build_model
-from mixoff.cache import ExpertCache
-from mixoff.checkpoint import Checkpoint
+from mixoff.cache.cache import ExpertCache
+from mixoff.checkpoints.mixoff_format import Checkpoint
 from mixoff.config import OffloadConfig
-from mixoff.disk import DiskReader
-from mixoff.host import PinnedMemory
 from mixoff.kernels import kernels_named
-from mixoff.link import LinkedDevice
-from mixoff.store import RecordStore
-from mixoff.transfer import Transfers
+from mixoff.models.build import build_model
+from mixoff.models.replace import attach, give_kernels
+from mixoff.tiers.disk import DiskReader
+from mixoff.tiers.gpu import LinkedDevice
+from mixoff.tiers.host import PinnedMemory
+from mixoff.tiers.queue import Transfers
+from mixoff.tiers.store import RecordStore
 
 
 def build(

@@ -131,7 +131,7 @@ def speeds() -> Any:
 
 EXAMPLES: dict[str, Callable[[], tuple[Any, ...]]] = {  # of every picture, what it is given
     "balance": lambda: (routed(layers=32),),
-    "divergence": lambda: (kinds(),),
+    "usage_divergence": lambda: (kinds(),),
     "hit_rate": lambda: (swept(),),
     "kind_hit_rate": lambda: (kinds(),),
     "layer_hit_rate": lambda: (swept(layers=32),),

@@ -4,10 +4,11 @@ import copy
 from collections.abc import Iterable
 from typing import Any
 
-from mixoff.events import Copy, Demand, Guess, Missed, Snapshot, Tier
-from mixoff.policies import Policy, policy_name, policy_named
-from mixoff.residency import Residency
+from mixoff.policies.base import Policy
+from mixoff.policies.registry import policy_name, policy_named
+from mixoff.policies.residency import Residency
 from mixoff.trace import Recorder, Trace
+from mixoff.trace.events import Copy, Demand, Guess, Missed, Snapshot, Tier
 
 MS = 1_000_000  # nanoseconds
 NBYTES = 1000  # of a record in layer 0; one more in each later layer

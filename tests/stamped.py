@@ -6,10 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mixoff.buffers import Expert
 from mixoff.quantization import Unquantized
-from mixoff.records import RecordLayout
-from mixoff.store import RecordLocation
+from mixoff.tiers.buffers import Expert
+from mixoff.tiers.record import RecordLayout, RecordLocation
 
 LAYOUT = RecordLayout(Unquantized("float32"), (("weight", (3, 5)),))
 

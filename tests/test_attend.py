@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 pytest.importorskip("llvmlite", reason="kernels are compiled by it")
 
-from mixoff.kernels import cpu, steps
-from mixoff.kernels.compile import usable_isas
+from mixoff.kernels.cpu import operations as cpu
+from mixoff.kernels.cpu import steps
+from mixoff.kernels.cpu.compile import usable_isas
 
 
 def inputs(groups, heads, tokens, size, dtype, seed=0):

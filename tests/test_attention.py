@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from tiny import EXACT, MIXED
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from mixoff import attention, builder
-from mixoff.attention import NAME, attend
+from mixoff.models import build as builder
+from mixoff.models.layers import sdpa as attention
+from mixoff.models.layers.sdpa import NAME, attend
 
 SIZE = 16
 
@@ -62,7 +63,7 @@ def test_one_token_is_not_left_to_transformers(monkeypatch):
     ("batch", "masked", "by_kernel"), [(1, False, True), (1, True, False), (2, False, False)]
 )
 def test_a_kernel_takes_one_token_without_a_mask(monkeypatch, batch, masked, by_kernel, dtype):
-    cpu = pytest.importorskip("mixoff.kernels.cpu", exc_type=ImportError)
+    cpu = pytest.importorskip("mixoff.kernels.cpu.operations", exc_type=ImportError)
     taken = []
 
     def attend_noting(*args, **settings):

@@ -7,7 +7,7 @@ from test_quantization import weights
 
 from mixoff.errors import ConfigError
 from mixoff.quantization import HQQAxis0, QuantizedTensor, quantization_from_dict
-from mixoff.records import RecordLayout
+from mixoff.tiers.record import RecordLayout
 
 ALL_BITS = [
     Bits(8, 64, 32),

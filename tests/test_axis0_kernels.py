@@ -11,12 +11,13 @@ from safetensors.torch import load_file
 from test_kernels import ISAS, of_codes_zero
 from transformers.cache_utils import DynamicCache
 
-from mixoff.builder import build_model
 from mixoff.config import OffloadConfig
-from mixoff.kernels import cpu, steps, threads
+from mixoff.kernels.cpu import operations as cpu
+from mixoff.kernels.cpu import steps, threads
 from mixoff.kernels.layout import Packed, PackedAxis0
-from mixoff.kernels.matrices import as_packed
-from mixoff.kernels.multiplying import PackedKernels
+from mixoff.kernels.packed import PackedKernels
+from mixoff.kernels.plans import as_packed
+from mixoff.models.build import build_model
 from mixoff.quantization import HQQAxis0, QuantizedTensor
 
 FOLDER = Path(__file__).parent / "data" / "released-layout-tiny"

@@ -10,8 +10,8 @@ from fake_device import FakeDevice
 
 from mixoff import measure_transfers
 from mixoff.errors import ConfigError
-from mixoff.routes import CAN_DROP, FromDisk, Route, ToDevice, WithinHost
-from mixoff.transfer import Transfers
+from mixoff.measure.transfer_paths import CAN_DROP, FromDisk, Route, ToDevice, WithinHost
+from mixoff.tiers.queue import Transfers
 
 NBYTES = 5000  # no whole number of pages
 SMALL = {"sizes": (4096, NBYTES), "in_flight": (1, 3), "rounds": 2, "seconds": 0.0}

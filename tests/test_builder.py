@@ -21,14 +21,15 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, MixtralForCausalLM, PreTrainedModel
 
 import mixoff
-from mixoff.builder import build_model, register
-from mixoff.cache import ExpertCache, cache_of
-from mixoff.checkpoint import INDEX_NAME, Checkpoint, experts_tensor, layer_file
+from mixoff.cache.cache import ExpertCache, cache_of
+from mixoff.checkpoints.mixoff_format import INDEX_NAME, Checkpoint, experts_tensor, layer_file
 from mixoff.config import OffloadConfig
 from mixoff.errors import CheckpointError, ConfigError, MixoffError
-from mixoff.plan import plan_memory
+from mixoff.models.build import build_model
+from mixoff.models.quantizer import register
+from mixoff.planning.plan import plan_memory
 from mixoff.quantization import HQQ, Scheme, Unquantized
-from mixoff.records import RecordLayout
+from mixoff.tiers.record import RecordLayout
 
 REFERENCES: dict[str, dict[str, Any]] = {
     "top-2 of 8": {},
@@ -385,7 +386,7 @@ def test_a_model_gets_the_slots_that_its_budget_pays_for(quantized):
 
 
 def test_a_budget_that_is_too_small_is_refused_before_anything_is_loaded(quantized, monkeypatch):
-    monkeypatch.delattr("mixoff.builder.AutoModelForCausalLM.from_pretrained")
+    monkeypatch.delattr("mixoff.models.build.AutoModelForCausalLM.from_pretrained")
     with pytest.raises(ConfigError, match=r"device_memory='64KiB' .* bytes or more"):
         build_model(quantized(EXACT), OffloadConfig(device_memory="64KiB"))
 

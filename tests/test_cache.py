@@ -21,16 +21,17 @@ from oracle import LRUOracle
 from stamped import LAYOUT, Files, is_right
 from torch import nn
 
-from mixoff.cache import ExpertCache, cache_of
+from mixoff.cache.cache import ExpertCache, cache_of
+from mixoff.cache.stats import CacheStats
 from mixoff.config import OffloadConfig
-from mixoff.disk import DiskReader
 from mixoff.errors import CheckpointError, ConfigError, MixoffError
-from mixoff.policies import Belady, BeladyBypass, Policy
-from mixoff.simulate import replay
-from mixoff.stats import CacheStats
-from mixoff.store import RecordStore
-from mixoff.tiers import HostDevice
-from mixoff.transfer import Transfers
+from mixoff.policies.base import Policy
+from mixoff.policies.optimal import Belady, BeladyBypass
+from mixoff.simulate.replay import replay
+from mixoff.tiers.cpu import HostDevice
+from mixoff.tiers.disk import DiskReader
+from mixoff.tiers.queue import Transfers
+from mixoff.tiers.store import RecordStore
 
 
 def make(files: Files, slots: int, **options: Any) -> ExpertCache:

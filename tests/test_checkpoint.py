@@ -14,14 +14,20 @@ import torch
 from damage import changed, each_flip, each_truncation, swapped
 from tiny import EXACT, MIXED
 
-from mixoff.buffers import Buffer
-from mixoff.checkpoint import INDEX_NAME, TRUNK_NAME, Checkpoint, experts_tensor, layer_file
-from mixoff.disk import DiskReader
+from mixoff.checkpoints.mixoff_format import (
+    INDEX_NAME,
+    TRUNK_NAME,
+    Checkpoint,
+    experts_tensor,
+    layer_file,
+)
+from mixoff.checkpoints.quantization_config import quantization_settings, scheme_from_settings
 from mixoff.errors import CheckpointError, ConfigError
 from mixoff.quantization import HQQ, Scheme
-from mixoff.records import PAGE
-from mixoff.settings import quantization_settings, scheme_from_settings
-from mixoff.store import RecordStore
+from mixoff.tiers.aligned import PAGE
+from mixoff.tiers.buffers import Buffer
+from mixoff.tiers.disk import DiskReader
+from mixoff.tiers.store import RecordStore
 
 SMALL = {
     "experts": 1,

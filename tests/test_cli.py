@@ -22,14 +22,14 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 import mixoff
+from mixoff.cache.stats import CacheStats
+from mixoff.chat.reply import ReplyStats
 from mixoff.cli import app
 from mixoff.cli.options import MIXTRAL
 from mixoff.cli.printable import one_line, printable
 from mixoff.cli.report import statistics_line, statistics_object
 from mixoff.cli.terminal import Session
 from mixoff.errors import ConfigError, MixoffError
-from mixoff.replies import ReplyStats
-from mixoff.stats import CacheStats
 
 RELEASED_LAYOUT = Path(__file__).parent / "data" / "released-layout-tiny"
 RELEASED = "lavawolfiee/Mixtral-8x7B-Instruct-v0.1-offloading-demo"
@@ -322,7 +322,7 @@ def test_an_interrupt_outside_of_a_chat_ends_with_one_line(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mixoff.builder.AutoModelForCausalLM.from_pretrained", interrupted)
+    monkeypatch.setattr("mixoff.models.build.AutoModelForCausalLM.from_pretrained", interrupted)
     words = ("--quantized-model-name", checkpoint, "--offload-per-layer", 1, "--prompt", "Hello")
     result = mixoff_says("chat", *words)
     assert (result.exit_code, result.stderr) == (130, "mixoff: interrupted\n")
@@ -364,7 +364,7 @@ def test_a_prompt_is_answered_and_the_input_left_alone(checkpoint: Path) -> None
 def test_the_demo_answers_without_a_checkpoint_being_named(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mixoff.demo.first_checkpoint", lambda *_: checkpoint)
+    monkeypatch.setattr("mixoff.known_models.first_checkpoint", lambda *_: checkpoint)
     words = ("demo", "--offload-per-layer", 2, "--max-new-tokens", 4, "--device", "cpu")
     assert "hits " in mixoff_says(*words, piped="Hello! Who are you?\n").stdout
 
@@ -437,7 +437,7 @@ def test_a_budget_for_the_device_replaces_the_default_number_of_experts_outside(
 def test_every_command_that_runs_takes_budgets(
     command: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mixoff.demo.first_checkpoint", lambda *_: checkpoint)
+    monkeypatch.setattr("mixoff.known_models.first_checkpoint", lambda *_: checkpoint)
     (tmp_path / "text.txt").write_text("Hello! Who are you? " * 4)
     limits = ("--prompt", "Hello!", "--max-new-tokens", 2)
     words = {

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixoff.config import OffloadConfig, format_nbytes, parse_nbytes
+from mixoff.config import OffloadConfig
 from mixoff.errors import ConfigError, MixoffError
-from mixoff.policies import LRU
+from mixoff.policies.recency import LRU
+from mixoff.units import format_nbytes, parse_nbytes
 
 
 @pytest.mark.parametrize(

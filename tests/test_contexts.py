@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from transformers import DynamicCache, MixtralConfig
 from transformers.cache_utils import DynamicLayer
 
-from mixoff import contexts
-from mixoff.contexts import GrowingLayer, growing_cache
+from mixoff.chat import kv_cache as contexts
+from mixoff.chat.kv_cache import GrowingLayer, growing_cache
 
 HEADS, SIZE = 2, 4
 steps = st.lists(st.integers(1, 90) | st.integers(-30, -1), max_size=12)

@@ -226,7 +226,7 @@ def test_a_reply_that_runs_in_another_thread_ends_when_the_model_is_given_back()
 
 
 def test_a_reply_that_nobody_reads_any_more_does_not_keep_a_chat_from_closing(monkeypatch):
-    monkeypatch.setattr("mixoff.generate._PATIENCE_S", 0.1)
+    monkeypatch.setattr("mixoff.chat.chat._PATIENCE_S", 0.1)
     chat = loaded()
     reply = chat.send(ASKED[0])
     next(reply)

@@ -19,10 +19,10 @@ from faulty_files import FaultyFiles
 from tiny import EXACT, MIXED
 from tqdm.auto import tqdm  # the class that conversions use: each has a lock of its own
 
+from mixoff.checkpoints.source_files import FolderFiles
 from mixoff.convert import Conversion, quantize_checkpoint
 from mixoff.errors import CheckpointError, ConfigError, MixoffError
 from mixoff.quantization import Scheme
-from mixoff.sources import FolderFiles
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks, and locks folders")
 FAULTS = (errno.EIO, errno.ENOSPC, errno.EACCES)

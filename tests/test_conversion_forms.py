@@ -15,13 +15,13 @@ from test_convert import stack_experts
 from tiny import EXACT, random_mixtral
 from transformers import MixtralForCausalLM
 
-from mixoff.builder import build_model
-from mixoff.checkpoint import Checkpoint
+from mixoff.checkpoints.mixoff_format import Checkpoint
+from mixoff.checkpoints.mixtral_offloading import ReleasedCheckpoint
 from mixoff.config import OffloadConfig
 from mixoff.convert import quantize_checkpoint
 from mixoff.errors import CheckpointError, ConfigError
+from mixoff.models.build import build_model
 from mixoff.quantization import HQQ, HQQAxis0, Scheme, Unquantized
-from mixoff.released import ReleasedCheckpoint
 
 RELEASED = Path(__file__).parent / "data" / "released-layout-tiny"
 REFERENCE = load_file(RELEASED / "reference.safetensors")

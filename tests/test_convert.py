@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from tiny import EXACT, MIXED, random_mixtral
 from torch import Tensor
 
-from mixoff.checkpoint import INDEX_NAME, TRUNK_NAME, Checkpoint, layer_file
+from mixoff.checkpoints.mixoff_format import INDEX_NAME, TRUNK_NAME, Checkpoint, layer_file
+from mixoff.checkpoints.safetensors_read import read_shard
+from mixoff.checkpoints.source_files import FolderFiles
 from mixoff.convert import Conversion, quantize_checkpoint
 from mixoff.convert.conversion import RUNNING
 from mixoff.errors import CheckpointError, ConfigError
 from mixoff.quantization import HQQ, QuantizedTensor, Scheme, Unquantized
-from mixoff.shards import read_shard
-from mixoff.sources import FolderFiles
 
 HALF = Scheme(attention=Unquantized("float16"), experts=Unquantized("float16"))
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mixoff import Chat, OffloadConfig, build_model, demo_path, held_out_loss
-from mixoff.demo import demo_data
+from mixoff.known_models import demo_data
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 SHIPPED = "4-bit attention, 2-bit experts"

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from mixoff.disk import DiskReader, SeekingPread, choose_io
 from mixoff.errors import CheckpointError, MixoffError
-from mixoff.records import PAGE
+from mixoff.tiers.aligned import PAGE
+from mixoff.tiers.disk import DiskReader, SeekingPread, choose_io
 
 NBYTES = 40 * PAGE + 1234
 CONTENT = random.Random(0).randbytes(NBYTES)
@@ -209,7 +209,7 @@ def in_pieces(descriptor: int, buffers: Sequence[memoryview], offset: int) -> in
 )
 def test_a_file_that_refuses_direct_io_is_read_through_the_page_cache(file, faults, why, caplog):
     reader = DiskReader("direct", **faults)
-    with caplog.at_level(logging.WARNING, "mixoff.disk"):
+    with caplog.at_level(logging.WARNING, "mixoff.tiers.disk"):
         for _ in range(2):
             assert bytes_read(reader, file, 0, 48 * PAGE) == CONTENT
     assert reader.io == "buffered"

@@ -17,14 +17,15 @@ from tiny import EXACT
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 
-import mixoff.generate
-from mixoff.builder import build_model
+import mixoff.chat.chat
+from mixoff.chat.chat import Chat
+from mixoff.chat.reply import ReplyStats
+from mixoff.chat.sampling import Sampling
+from mixoff.chat.template import Template
+from mixoff.chat.text_stream import TextStream
 from mixoff.config import OffloadConfig
 from mixoff.errors import ConfigError, MixoffError
-from mixoff.generate import Chat
-from mixoff.replies import ReplyStats
-from mixoff.sampling import Sampling
-from mixoff.streaming import Template, TextStream
+from mixoff.models.build import build_model
 
 TEXT = Path(__file__).read_text(encoding="utf-8")[:6000]
 SPECIAL = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
@@ -304,7 +305,7 @@ def test_after_an_end_of_sequence_only_the_templates_text_is_prefilled(model, to
 
 def test_chunks_of_a_long_prefill_never_change_the_reply(model, tokenizer, monkeypatch):
     whole = say(Chat(model, tokenizer, temperature=0, max_new_tokens=8), TEXT[:200])
-    monkeypatch.setattr(mixoff.generate, "_CHUNK", 7)
+    monkeypatch.setattr(mixoff.chat.chat, "_CHUNK", 7)
     spy = Spy(model)
     assert say(Chat(model, tokenizer, temperature=0, max_new_tokens=8), TEXT[:200]) == whole
     assert len(spy.read[0]) == len(spy.read[1]) == 7
@@ -436,7 +437,7 @@ def assert_continues(model, tokenizer, chat, streamed, expected):
 def test_an_interrupt_at_any_call_of_the_model_leaves_a_chat_that_goes_on(
     tokenizer, monkeypatch, where, window
 ):
-    monkeypatch.setattr(mixoff.generate, "_CHUNK", 6)
+    monkeypatch.setattr(mixoff.chat.chat, "_CHUNK", 6)
     model = tiny_model(tokenizer, sliding_window=window)
     expected = converse(model, tokenizer, QUESTIONS[:1], STEPS)[0]
     calls = math.ceil(len(expected[0]) / 6) + 3  # the last token is drawn, not read
@@ -508,7 +509,7 @@ def test_stop_from_another_thread_ends_the_reply(model, tokenizer):
 
 
 def test_stop_during_a_prefill_leaves_an_empty_reply(model, tokenizer, monkeypatch):
-    monkeypatch.setattr(mixoff.generate, "_CHUNK", 3)
+    monkeypatch.setattr(mixoff.chat.chat, "_CHUNK", 3)
     expected = converse(model, tokenizer, QUESTIONS[:1], STEPS)[0]
     chat = Chat(model, tokenizer, temperature=0, max_new_tokens=STEPS)
     handle = model.register_forward_hook(lambda *_: chat.stop())
@@ -534,7 +535,7 @@ def test_half_a_character_isnt_kept_when_a_reply_is_cut_short(model, tokenizer):
 
 
 def test_an_error_during_prefill_takes_the_message_back(model, tokenizer, monkeypatch):
-    monkeypatch.setattr(mixoff.generate, "_CHUNK", 3)
+    monkeypatch.setattr(mixoff.chat.chat, "_CHUNK", 3)
     expected = converse(model, tokenizer, QUESTIONS, STEPS)
     chat = Chat(model, tokenizer, temperature=0, max_new_tokens=STEPS)
     say(chat, QUESTIONS[0])
@@ -602,7 +603,7 @@ def test_a_full_context_drops_the_oldest_turns_and_says_so(tokenizer, caplog):
     model = tiny_model(tokenizer, positions=96)
     longest = Spy(model)
     chat = Chat(model, tokenizer, system="Be brief.", temperature=0, max_new_tokens=8)
-    with caplog.at_level("INFO", logger="mixoff.generate"):
+    with caplog.at_level("INFO", logger="mixoff.chat.chat"):
         for turn in range(9):
             say(chat, f"Question number {turn}")
             assert chat.last.prompt_tokens + chat.last.new_tokens <= 96

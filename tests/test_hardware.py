@@ -10,8 +10,8 @@ import torch
 from huggingface_hub import constants
 
 from mixoff import Hardware, demo_path, suggest_checkpoint, this_hardware
-from mixoff.config import RELEASED_CHECKPOINT
-from mixoff.memory import FreeMemory
+from mixoff.known_models import RELEASED_CHECKPOINT
+from mixoff.planning.free_memory import FreeMemory
 
 GIB = 1 << 30
 WEIGHTS_GIB = 16.9  # of the released files: 256 experts of 66.1 MB, and a trunk of 1.16 GiB

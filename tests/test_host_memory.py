@@ -6,7 +6,13 @@ import psutil
 import pytest
 import torch
 
-from mixoff.memory import FreeMemory, free_device_memory, free_host_memory, free_memory, headroom
+from mixoff.planning.free_memory import (
+    FreeMemory,
+    free_device_memory,
+    free_host_memory,
+    free_memory,
+    headroom,
+)
 
 MIB = 2**20
 

@@ -26,14 +26,14 @@ from released_writer import Bits, write_released
 from tiny import MIXED, random_mixtral
 
 import mixoff
-from mixoff.builder import build_model
+from mixoff.chat.load import load_tokenizer
+from mixoff.checkpoints.formats import open_checkpoint
+from mixoff.checkpoints.safetensors_read import read_shard
 from mixoff.config import OffloadConfig
 from mixoff.convert import quantize_checkpoint
 from mixoff.errors import CheckpointError, MixoffError
-from mixoff.formats import open_checkpoint
-from mixoff.loading import load_tokenizer
-from mixoff.shards import read_shard
-from mixoff.trace.files import read as read_trace
+from mixoff.models.build import build_model
+from mixoff.trace.file import read as read_trace
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of a process are Linux's")
 

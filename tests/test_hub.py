@@ -22,11 +22,11 @@ from hub_fixtures import process_environment
 from hub_server import Hub
 from huggingface_hub import constants
 
+from mixoff.checkpoints.formats import open_checkpoint
 from mixoff.errors import CheckpointError
-from mixoff.formats import open_checkpoint
 from mixoff.hub import HubCheckpoint, named_checkpoint
 from mixoff.hub.snapshot import storage_folder
-from mixoff.hub.verification import digest_of
+from mixoff.hub.verify import digest_of
 
 NAME = "somebody/quantized"
 LAYER = "layer-00001.safetensors"
@@ -247,7 +247,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         names.append(path.name)
         return digest_of(path, like)
 
-    monkeypatch.setattr("mixoff.hub.verification.digest_of", count)
+    monkeypatch.setattr("mixoff.hub.verify.digest_of", count)
     return names
 
 

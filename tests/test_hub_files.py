@@ -10,12 +10,12 @@ from hub_server import Hub
 from huggingface_hub import constants, hf_hub_download
 from tiny import MIXED
 
+from mixoff.checkpoints.safetensors_read import read_shard
+from mixoff.checkpoints.source_files import FolderFiles, SourceFiles
+from mixoff.checkpoints.unquantized import Original
 from mixoff.convert import quantize_checkpoint
 from mixoff.errors import CheckpointError
 from mixoff.hub import HubFiles
-from mixoff.originals import Original
-from mixoff.shards import read_shard
-from mixoff.sources import FolderFiles, SourceFiles
 
 NAME = "somebody/original"
 INDEX = "model.safetensors.index.json"

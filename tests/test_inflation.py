@@ -7,7 +7,7 @@ import torch
 from tiny import MIXED, random_mixtral
 
 from mixoff import OffloadConfig, build_model, inflate_checkpoint, quantize_checkpoint
-from mixoff.checkpoint import Checkpoint
+from mixoff.checkpoints.mixoff_format import Checkpoint
 from mixoff.errors import CheckpointError, ConfigError
 
 IDS = torch.tensor([[*b"a fox and a hen"]])

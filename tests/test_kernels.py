@@ -10,16 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import pad
 
+from mixoff.kernels.cpu.threads import Code, Step, Work
 from mixoff.kernels.layout import Form, Packed
-from mixoff.kernels.matrices import as_packed
-from mixoff.kernels.threads import Code, Step, Work
+from mixoff.kernels.plans import as_packed
 from mixoff.quantization import HQQ, HQQAxis0, QuantizedTensor
 
 pytest.importorskip("llvmlite", reason="kernels are compiled by it")
 
-from mixoff.kernels import compile as compiling
-from mixoff.kernels import cpu, steps, threads
-from mixoff.kernels.compile import usable_isas
+from mixoff.kernels.cpu import compile as compiling
+from mixoff.kernels.cpu import operations as cpu
+from mixoff.kernels.cpu import steps, threads
+from mixoff.kernels.cpu.compile import usable_isas
 
 ISAS = usable_isas()
 GROUPS = (8, 16, 32, 64, 128, 4096)

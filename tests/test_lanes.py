@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from recordings import MS, HandPlayed
 
 from mixoff.trace import Trace
-from mixoff.trace.lanes import COMPUTE, EXPERTS, TRUNK, WAIT, Span, spans
+from mixoff.trace.timeline import COMPUTE, EXPERTS, TRUNK, WAIT, Span, spans
 
 EXPERT_COUNT, LAYERS = 5, 3
 needed = st.lists(st.integers(0, EXPERT_COUNT - 1), max_size=EXPERT_COUNT)

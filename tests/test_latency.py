@@ -12,8 +12,8 @@ from recordings import MS, HandPlayed
 
 from mixoff import Guessing, Link, Machine, Trace, measured_speed, predict_speed, replay
 from mixoff.errors import ConfigError, TraceError
-from mixoff.machine import PIECE, link_of
-from mixoff.traffic import Traffic
+from mixoff.simulate.link_queue import Traffic
+from mixoff.simulate.machine import PIECE, link_of
 
 ROUND = Machine(layer_s=0.010, expert_s=0.001, token_s=0.100, link=Link(0.002, 1e6))
 NBYTES = 3000  # 5 ms over that link

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from mixoff.layers import QuantizedLinear
+from mixoff.models.layers.linear import QuantizedLinear
 from mixoff.quantization import HQQ, QuantizedTensor
-from mixoff.records import RecordLayout
+from mixoff.tiers.record import RecordLayout
 
 SCHEME = HQQ(4, 64)
 

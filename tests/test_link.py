@@ -9,13 +9,13 @@ import torch
 from fake_device import FakeDevice, FakeEvent, FakeStream
 from stamped import LAYOUT, Files, is_right
 
-from mixoff.cache import ExpertCache
-from mixoff.disk import DiskReader
-from mixoff.host import PinnedMemory
-from mixoff.link import LinkedDevice
-from mixoff.misses import Miss
-from mixoff.store import RecordStore
-from mixoff.transfer import Transfers
+from mixoff.cache.cache import ExpertCache
+from mixoff.cache.miss_choice import Miss
+from mixoff.tiers.disk import DiskReader
+from mixoff.tiers.gpu import LinkedDevice
+from mixoff.tiers.host import PinnedMemory
+from mixoff.tiers.queue import Transfers
+from mixoff.tiers.store import RecordStore
 
 LAYERS, EXPERTS = 3, 6
 TIERS = {

@@ -14,11 +14,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import mixoff
-from mixoff.builder import build_model
-from mixoff.cache import ExpertCache
-from mixoff.config import PREDICTOR_NAMES, OffloadConfig
-from mixoff.policies import LIVE_POLICIES
-from mixoff.predictors import Predictor
+from mixoff.cache.cache import ExpertCache
+from mixoff.config import OffloadConfig
+from mixoff.models.build import build_model
+from mixoff.policies.registry import LIVE_POLICIES
+from mixoff.predictors import PREDICTORS
+from mixoff.predictors.base import Predictor
 from mixoff.trace import Trace
 
 LAYERS, EXPERTS = 4, 8
@@ -142,7 +143,7 @@ def compare(usual: tuple[Tensor, Any], model: Any, cache: ExpertCache) -> None:
 
 @pytest.mark.parametrize(
     ("prefetch", "ahead", "predictor"),
-    [*product([0, 1, 2, 4], [1, 2, 3], ["next-gate"]), *product([2], [3], PREDICTOR_NAMES[1:])],
+    [*product([0, 1, 2, 4], [1, 2, 3], ["next-gate"]), *product([2], [3], list(PREDICTORS)[1:])],
 )
 def test_no_guess_changes_logits_hits_or_misses(built, usual, prefetch, ahead, predictor):
     model, cache = built(4, prefetch=prefetch, layers_ahead=ahead, predictor=predictor)
@@ -169,8 +170,8 @@ def test_no_way_of_moving_bytes_changes_logits_hits_or_misses(built, usual, opti
 
 @pytest.mark.parametrize("threads", [0, 1, 2])
 def test_no_number_of_threads_changes_logits_hits_or_misses(built, usual, monkeypatch, threads):
-    transfers = mixoff.assembly.Transfers
-    monkeypatch.setattr("mixoff.assembly.Transfers", lambda: transfers(threads))
+    transfers = mixoff.models.assemble.Transfers
+    monkeypatch.setattr("mixoff.models.assemble.Transfers", lambda: transfers(threads))
     compare(usual, *built(4, prefetch=2))
 
 

@@ -9,15 +9,21 @@ import torch
 from torch import Tensor
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from mixoff.checkpoint import INDEX_NAME, TRUNK_NAME, Checkpoint, experts_tensor, layer_file
+from mixoff.checkpoints.mixoff_format import (
+    INDEX_NAME,
+    TRUNK_NAME,
+    Checkpoint,
+    experts_tensor,
+    layer_file,
+)
+from mixoff.checkpoints.quantization_config import quantization_settings
+from mixoff.checkpoints.safetensors_read import read_shard
+from mixoff.checkpoints.safetensors_write import NewTensor, write_shard
 from mixoff.config import OffloadConfig
 from mixoff.kernels import kernels_named
-from mixoff.new_shards import NewTensor, write_shard
-from mixoff.plan import plan_memory
+from mixoff.planning.plan import plan_memory
 from mixoff.quantization import HQQ, Scheme
-from mixoff.records import RecordLayout
-from mixoff.settings import quantization_settings
-from mixoff.shards import read_shard
+from mixoff.tiers.record import RecordLayout
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -42,7 +48,7 @@ import sys
 from pathlib import Path
 import torch
 import transformers
-import mixoff.builder
+import mixoff.models.build
 from mixoff.kernels import kernels_named
 from mixoff.quantization import HQQ, QuantizedTensor
 

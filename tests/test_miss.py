@@ -11,16 +11,16 @@ from test_live_replay import run, tokens
 from torch import Tensor
 
 import mixoff
-from mixoff.attachment import give_kernels
-from mixoff.cache import ExpertCache
+from mixoff.cache.cache import ExpertCache
+from mixoff.cache.miss_choice import Candidate, Choice
 from mixoff.errors import MixoffError, TraceError
 from mixoff.kernels import TorchKernels
-from mixoff.machine import Link, Machine
-from mixoff.misses import Candidate, Choice
-from mixoff.policies import LIVE_POLICIES
+from mixoff.models.replace import give_kernels
+from mixoff.policies.registry import LIVE_POLICIES
+from mixoff.simulate.machine import Link, Machine
 from mixoff.trace import Trace
-from mixoff.trace.lanes import BESIDE, spans
-from mixoff.trace.lanes import EXPERTS as EXPERTS_MARK
+from mixoff.trace.timeline import BESIDE, spans
+from mixoff.trace.timeline import EXPERTS as EXPERTS_MARK
 
 LAYERS, EXPERTS, TOP_K = 4, 8, 3
 HOSTS = {
@@ -364,7 +364,7 @@ def test_what_was_computed_has_a_lane_of_its_own_and_no_token_waits_for_it(built
     assert len(lanes) == trace.demands().computed.sum() > 0
     starts = [span.start_ns for span in lanes]
     assert starts == sorted(starts), "one after the other"
-    shown = mixoff.tables.timeline(trace)
+    shown = mixoff.plots.timeline_table(trace)
     assert set(shown[shown.lane == BESIDE].mark) == {EXPERTS_MARK}
     step = int(trace.per_token().computed.argmax())
     number = trace.per_token().computed[step]

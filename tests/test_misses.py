@@ -2,7 +2,7 @@
 
 import pytest
 
-from mixoff.misses import Candidate, Choice
+from mixoff.cache.miss_choice import Candidate, Choice
 
 MB = 1_000_000
 

@@ -9,7 +9,7 @@ import torch
 from mixoff.errors import ConfigError
 from mixoff.kernels import Gate, TorchKernels, kernels_named
 from mixoff.kernels.layout import Packed
-from mixoff.kernels.multiplying import PackedKernels
+from mixoff.kernels.packed import PackedKernels
 from mixoff.quantization import (
     HQQ,
     HQQAxis0,
@@ -23,7 +23,7 @@ pytest.importorskip("llvmlite", reason="kernels are compiled by it")
 
 from test_kernels import random_matrix
 
-from mixoff.kernels import cpu
+from mixoff.kernels.cpu import operations as cpu
 
 SCHEMES: list[Quantization] = [
     HQQ(2, 16, 8),
@@ -156,7 +156,7 @@ def test_without_llvmlite_torch_multiplies_and_says_so_if_kernels_were_asked_for
     def missing(name: str) -> None:
         raise ImportError("No module named 'llvmlite'")
 
-    monkeypatch.setattr("mixoff.kernels.choice.import_module", missing)
+    monkeypatch.setattr("mixoff.kernels.select.import_module", missing)
     assert isinstance(kernels_named("auto"), TorchKernels)
     with pytest.raises(ConfigError, match=r"kernels='cpu': llvmlite .* mixoff\[cpu\]"):
         kernels_named("cpu")

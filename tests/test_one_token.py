@@ -12,9 +12,9 @@ pytest.importorskip("llvmlite", reason="kernels are compiled by it")
 
 from test_kernels import packed
 
-from mixoff.kernels import steps, threads
-from mixoff.kernels.compile import usable_isas
-from mixoff.kernels.one_token import AttendedProduct, FeedForward, Projection
+from mixoff.kernels.cpu import steps, threads
+from mixoff.kernels.cpu.compile import usable_isas
+from mixoff.kernels.cpu.one_token import AttendedProduct, FeedForward, Projection
 from mixoff.quantization import HQQ, QuantizedTensor
 
 ISAS = usable_isas()

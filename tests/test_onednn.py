@@ -7,8 +7,8 @@ import torch
 from tiny import EXACT, MIXED
 from torch import nn
 
-from mixoff.builder import build_model
-from mixoff.onednn import HeadWithoutOneDNN
+from mixoff.models.build import build_model
+from mixoff.models.layers.head import HeadWithoutOneDNN
 
 ONE, MANY = torch.zeros(1, 1, 8).bfloat16(), torch.zeros(1, 2, 8).bfloat16()
 

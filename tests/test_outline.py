@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from tiny import EXACT, MIXED
 
-from mixoff.checkpoint import Checkpoint
+from mixoff.checkpoints.mixoff_format import Checkpoint
 from mixoff.config import OffloadConfig
 from mixoff.errors import CheckpointError, ConfigError
-from mixoff.memory import FreeMemory
-from mixoff.outline import Outline
-from mixoff.plan import plan_memory
+from mixoff.planning.free_memory import FreeMemory
+from mixoff.planning.outline import Outline
+from mixoff.planning.plan import plan_memory
 from mixoff.quantization import HQQ, HQQAxis0, Quantization, Scheme, Unquantized
 
 GIB = 2**30

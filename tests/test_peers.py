@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mixoff import Scheme, Unquantized, quantize_checkpoint
-from mixoff.formats import open_checkpoint
-from mixoff.shards import read_shard
+from mixoff.checkpoints.formats import open_checkpoint
+from mixoff.checkpoints.safetensors_read import read_shard
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 

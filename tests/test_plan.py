@@ -8,14 +8,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import EXACT, MIXED
 
-from mixoff.checkpoint import Checkpoint
-from mixoff.config import OffloadConfig, format_nbytes
+from mixoff.checkpoints.mixoff_format import Checkpoint
+from mixoff.config import OffloadConfig
 from mixoff.errors import ConfigError
 from mixoff.kernels import kernels_named
-from mixoff.memory import FreeMemory, headroom
-from mixoff.plan import MemoryPlan, plan_memory
+from mixoff.planning.free_memory import FreeMemory, headroom
+from mixoff.planning.plan import MemoryPlan, plan_memory
 from mixoff.quantization import HQQ, Unquantized
-from mixoff.records import PAGE
+from mixoff.tiers.aligned import PAGE
+from mixoff.units import format_nbytes
 
 MIB, GIB = 2**20, 2**30
 LAYERS, EXPERTS = 2, 8

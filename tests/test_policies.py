@@ -7,18 +7,12 @@ import pytest
 from recordings import HandPlayed
 
 from mixoff.errors import ConfigError
-from mixoff.policies import (
-    LIVE_POLICIES,
-    POLICIES,
-    Belady,
-    Policy,
-    Random,
-    Static,
-    Usage,
-    policy_name,
-    policy_named,
-)
-from mixoff.residency import Residency
+from mixoff.policies.base import Policy
+from mixoff.policies.fixed import Random, Static
+from mixoff.policies.optimal import Belady
+from mixoff.policies.registry import LIVE_POLICIES, POLICIES, policy_name, policy_named
+from mixoff.policies.residency import Residency
+from mixoff.policies.usage import Usage
 
 K, L, E = 3, 4, 6  # sizes, layers, experts
 

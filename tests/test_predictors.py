@@ -12,21 +12,16 @@ import torch
 from tiny import VOCAB
 from torch import Tensor, nn
 
-from mixoff.builder import build_model
-from mixoff.cache import ExpertCache
-from mixoff.config import PREDICTOR_NAMES, OffloadConfig
+from mixoff.cache.cache import ExpertCache
+from mixoff.cache.prefetcher import Prefetcher
+from mixoff.config import OffloadConfig
 from mixoff.errors import ConfigError
-from mixoff.layers import OffloadedExperts
-from mixoff.predictors import (
-    PREDICTORS,
-    Frequency,
-    Markov,
-    NextGate,
-    Predictor,
-    Prefetcher,
-    PreviousToken,
-    predictor_named,
-)
+from mixoff.models.build import build_model
+from mixoff.models.layers.experts import OffloadedExperts
+from mixoff.predictors.base import Predictor
+from mixoff.predictors.history import Frequency, Markov, PreviousToken
+from mixoff.predictors.next_gate import NextGate
+from mixoff.predictors.registry import PREDICTORS, predictor_named
 
 LAYERS, EXPERTS, WIDTH = 3, 4, 5
 ids = torch.randint(VOCAB, (1, 12), generator=torch.Generator().manual_seed(1))
@@ -113,9 +108,9 @@ def test_history_gives_every_token_a_row(gates, kind):
 
 
 def test_every_predictor_has_its_name_and_no_other_has(gates):
-    assert tuple(PREDICTORS) == PREDICTOR_NAMES
-    for name, make in PREDICTORS.items():
-        assert type(predictor_named(name, gates)) is make
+    for name, home in PREDICTORS.items():
+        made = type(predictor_named(name, gates))
+        assert f"{made.__module__}:{made.__qualname__}" == home
     own = NextGate(gates)
     assert predictor_named(own, gates) is own
     with pytest.raises(ConfigError, match="give one of next-gate, previous-token"):
@@ -198,7 +193,7 @@ def test_the_gate_of_a_layer_itself_guesses_all_that_its_router_chooses(built):
     cache.close()
 
 
-@pytest.mark.parametrize("predictor", PREDICTOR_NAMES)
+@pytest.mark.parametrize("predictor", [*PREDICTORS])
 def test_a_predictor_adds_no_parameter_to_the_model(built, predictor):
     plain, cache = built()
     guessing, other = built(prefetch=2, predictor=predictor)
@@ -209,7 +204,7 @@ def test_a_predictor_adds_no_parameter_to_the_model(built, predictor):
     other.close()
 
 
-@pytest.mark.parametrize("predictor", PREDICTOR_NAMES)
+@pytest.mark.parametrize("predictor", [*PREDICTORS])
 def test_a_model_that_guesses_is_collected_and_its_thread_ends(built, predictor):
     model, cache = built(prefetch=2, predictor=predictor)
     with torch.no_grad():

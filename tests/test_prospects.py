@@ -11,12 +11,12 @@ from tiny import EXACT, MIXED, random_mixtral
 from typer.testing import CliRunner
 
 from mixoff import look_ahead, plan_memory
+from mixoff.checkpoints.formats import open_checkpoint
 from mixoff.cli import app
 from mixoff.config import OffloadConfig
 from mixoff.errors import CheckpointError, ConfigError
-from mixoff.formats import open_checkpoint
-from mixoff.memory import FreeMemory
-from mixoff.plan import MemoryPlan
+from mixoff.planning.free_memory import FreeMemory
+from mixoff.planning.plan import MemoryPlan
 
 NAME = "somebody/model"
 RELEASED = Path(__file__).parent / "data" / "released-layout-tiny"

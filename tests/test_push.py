@@ -9,10 +9,10 @@ import pytest
 from hub_server import Hub
 from typer.testing import CliRunner
 
-import mixoff
 from mixoff.cli import app
 from mixoff.errors import CheckpointError, ConfigError
 from mixoff.hub import model_card, named_checkpoint, push_to_hub
+from mixoff.units import format_nbytes
 
 NAME = "somebody/uploaded"
 RELEASED_LAYOUT = Path(__file__).parent / "data" / "released-layout-tiny"
@@ -206,7 +206,7 @@ def test_a_card_tells_the_sizes_that_info_tells(checkpoint: Path) -> None:
         ("all experts", "experts_nbytes"),
         ("the rest (trunk)", "trunk_nbytes"),
     ):
-        assert f"| {label} | {mixoff.config.format_nbytes(facts[key])} |" in card
+        assert f"| {label} | {format_nbytes(facts[key])} |" in card
 
 
 def test_a_card_shows_commands_with_the_repositorys_name(checkpoint: Path) -> None:

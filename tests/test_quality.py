@@ -9,7 +9,7 @@ from tiny import EXACT, MIXED, bytes_as_ids
 
 from mixoff import Reference, compute_reference, measure_quality, schemes_of_bits
 from mixoff.errors import ConfigError
-from mixoff.quality import nominal_bits
+from mixoff.measure.quality import nominal_bits
 from mixoff.quantization import HQQ, Scheme, Unquantized
 
 TEXT = "What a scheme costs is told by a text. " * 4

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from mixoff.errors import ConfigError
 from mixoff.kernels import TorchKernels
-from mixoff.packing import BITS
 from mixoff.quantization import (
     HQQ,
     Quantization,
@@ -17,6 +16,7 @@ from mixoff.quantization import (
     Unquantized,
     quantization_from_dict,
 )
+from mixoff.quantization.packing import BITS
 
 HALF = 2**-11  # the largest relative error of rounding to float16
 SETTINGS = [  # nbits, group_size, columns; 2,080 columns in groups of 16 are 130 groups: 128 and 2

@@ -9,8 +9,8 @@ from tiny import EXACT, random_mixtral
 
 from mixoff import build_model, measure_recall
 from mixoff.errors import ConfigError
-from mixoff.predictors import PREDICTORS
-from mixoff.recall import watch_routers
+from mixoff.measure.recall import watch_routers
+from mixoff.predictors.registry import PREDICTORS
 
 LAYERS, EXPERTS, TOKENS = 4, 8, 24
 

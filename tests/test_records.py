@@ -12,9 +12,10 @@ from torch import Tensor
 
 from mixoff.errors import ConfigError
 from mixoff.kernels import TorchKernels
-from mixoff.packing import BITS
 from mixoff.quantization import HQQ, QuantizedTensor, StackedRows, Unquantized
-from mixoff.records import PAGE, RecordLayout, aligned_buffer
+from mixoff.quantization.packing import BITS
+from mixoff.tiers.aligned import PAGE, aligned_buffer
+from mixoff.tiers.record import RecordLayout
 
 SCHEMES = [HQQ(nbits, 16, bits) for nbits in BITS for bits in (16, 8)]
 SCHEMES += [Unquantized(dtype) for dtype in ("float32", "float16", "bfloat16")]

@@ -14,10 +14,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import MixtralForCausalLM
 
 from mixoff import CheckpointError, ConfigError, compute_reference
-from mixoff.memory import headroom
-from mixoff.originals import Original
-from mixoff.reference import Reference, reference_nbytes
-from mixoff.sources import FolderFiles
+from mixoff.checkpoints.source_files import FolderFiles
+from mixoff.checkpoints.unquantized import Original
+from mixoff.measure.reference import Reference, reference_nbytes
+from mixoff.planning.free_memory import headroom
 
 FILE = "model.safetensors"
 TEXT = "Windows of 128 tokens, the last one shorter: each token sees its window only. " * 4

@@ -16,16 +16,16 @@ from torch import Tensor
 from transformers import MixtralForCausalLM, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from mixoff.builder import build_model
-from mixoff.cache import ExpertCache
-from mixoff.checkpoint import Checkpoint
+from mixoff.cache.cache import ExpertCache
+from mixoff.checkpoints.formats import open_checkpoint
+from mixoff.checkpoints.mixoff_format import Checkpoint
+from mixoff.checkpoints.mixtral_offloading import ReleasedCheckpoint
 from mixoff.config import OffloadConfig
 from mixoff.errors import CheckpointError
-from mixoff.formats import open_checkpoint
-from mixoff.layers import QuantizedLinear
-from mixoff.plan import plan_memory
+from mixoff.models.build import build_model
+from mixoff.models.layers.linear import QuantizedLinear
+from mixoff.planning.plan import plan_memory
 from mixoff.quantization import HQQAxis0, Scheme, StackedRows
-from mixoff.released import ReleasedCheckpoint
 
 FOLDER = Path(__file__).parent / "data" / "released-layout-tiny"
 REFERENCE = load_file(FOLDER / "reference.safetensors")

@@ -6,8 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import ORACLES, LRUOracle
 
-from mixoff.policies import LIVE_POLICIES, LRU, Policy, policy_named
-from mixoff.residency import Decision, Residency, admit
+from mixoff.policies.base import Policy
+from mixoff.policies.recency import LRU
+from mixoff.policies.registry import LIVE_POLICIES, policy_named
+from mixoff.policies.residency import Decision, Residency, admit
 
 
 @st.composite

@@ -107,7 +107,7 @@ def test_what_lru_hits_of_sets_can_differ_from_what_either_distance_says():
 
 def test_the_picture_tells_the_least_that_lru_hits_of_what_was_needed_before():
     trace = some("zipf", top_k=2)
-    table = mixoff.tables.reuse_distance(trace, groups=1)
+    table = mixoff.plots.reuse_distance_table(trace, groups=1)
     for slots in range(1, 9):
         hit, _, most = repeats(trace, slots)
         (share,) = table["share"][table["others"] == slots - 1]
@@ -117,7 +117,7 @@ def test_the_picture_tells_the_least_that_lru_hits_of_what_was_needed_before():
 
 def test_a_cycle_comes_back_after_all_others():
     trace = some("cyclic", top_k=1)
-    table = mixoff.tables.reuse_distance(trace, groups=2)
+    table = mixoff.plots.reuse_distance_table(trace, groups=2)
     assert table["layers"].unique().tolist() == ["0", "1"]
     assert table["share"][table["others"] < 7].eq(0).all()
     assert table["share"][table["others"] == 7].tolist() == [142 / 150] * 2  # 8 are the first
@@ -129,9 +129,11 @@ def test_a_cycle_comes_back_after_all_others():
 )
 def test_layers_are_grouped_with_their_neighbours(layers, groups, names):
     trace = Trace.synthetic("uniform", tokens=9, layers=layers, experts=4, top_k=1, seed=0)
-    assert mixoff.tables.reuse_distance(trace, groups=groups)["layers"].unique().tolist() == names
+    assert (
+        mixoff.plots.reuse_distance_table(trace, groups=groups)["layers"].unique().tolist() == names
+    )
 
 
 def test_no_group_is_refused():
     with pytest.raises(ConfigError, match="groups=0"):
-        mixoff.tables.reuse_distance(some("zipf", 1), groups=0)
+        mixoff.plots.reuse_distance_table(some("zipf", 1), groups=0)

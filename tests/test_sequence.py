@@ -11,9 +11,9 @@ import torch
 
 pytest.importorskip("llvmlite", reason="kernels are compiled by it")
 
-from mixoff.kernels import threads
-from mixoff.kernels.compile import through_steps
-from mixoff.kernels.threads import SEQUENCE, STEP, TASK, Place, Step, Work
+from mixoff.kernels.cpu import threads
+from mixoff.kernels.cpu.compile import through_steps
+from mixoff.kernels.cpu.threads import SEQUENCE, STEP, TASK, Place, Step, Work
 
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
 Longs = ctypes.POINTER(ctypes.c_int64)

@@ -15,10 +15,10 @@ from damage import changed, each_flip, each_truncation
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mixoff.checkpoints.safetensors_read import read_shard
+from mixoff.checkpoints.safetensors_write import NewTensor, write_shard
 from mixoff.errors import CheckpointError
-from mixoff.new_shards import NewTensor, write_shard
-from mixoff.records import PAGE
-from mixoff.shards import read_shard
+from mixoff.tiers.aligned import PAGE
 
 
 def tensors() -> dict[str, Tensor]:

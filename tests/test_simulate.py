@@ -12,8 +12,10 @@ from oracle import ORACLES, LRUOracle, most_hits
 from recordings import NBYTES, HandPlayed, traced
 
 from mixoff.errors import ConfigError, TraceError
-from mixoff.policies import LIVE_POLICIES, POLICIES, Policy, Random, Static, policy_name
-from mixoff.simulate import replay, sweep
+from mixoff.policies.base import Policy
+from mixoff.policies.fixed import Random, Static
+from mixoff.policies.registry import LIVE_POLICIES, POLICIES, policy_name
+from mixoff.simulate.replay import replay, sweep
 from mixoff.trace import Trace
 
 # Simulated hit rates in percent at 1 to 7 of 8 slots, uniform top-2 of 8, 20,000 tokens: the

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mixoff.errors import ConfigError
-from mixoff.packing import BITS
-from mixoff.quantization.solver import solve
+from mixoff.quantization.hqq_solver import solve
+from mixoff.quantization.packing import BITS
 
 ROOT = Path(__file__).resolve().parents[1]
 Found = tuple[Tensor, Tensor, Tensor]
@@ -195,7 +195,7 @@ def test_a_zero_beyond_float16_is_refused():
 def test_memory_beyond_input_and_output_stays_small(axis):
     script = f"""
 import resource, torch
-from mixoff.quantization.solver import solve
+from mixoff.quantization.hqq_solver import solve
 torch.set_num_threads(1)
 weight = torch.empty(4096, 8192, dtype=torch.bfloat16)
 for row in weight:

@@ -1,7 +1,7 @@
 """What loading takes is measured where nothing else is, and stands beside what was planned."""
 
 from mixoff import OffloadConfig, demo_path, measure_load, plan_memory
-from mixoff.formats import open_checkpoint
+from mixoff.checkpoints.formats import open_checkpoint
 
 MIB = 1 << 20
 

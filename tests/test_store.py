@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from mixoff.buffers import Buffer
-from mixoff.disk import DiskReader, Io
 from mixoff.errors import CheckpointError
-from mixoff.records import PAGE
-from mixoff.store import RecordLocation, RecordStore
+from mixoff.tiers.aligned import PAGE
+from mixoff.tiers.buffers import Buffer
+from mixoff.tiers.disk import DiskReader, Io
+from mixoff.tiers.record import RecordLocation
+from mixoff.tiers.store import RecordStore
 
 LAYERS, EXPERTS, NBYTES = 2, 4, 5000
 
@@ -67,7 +68,7 @@ def open_files() -> list[str]:
 @pytest.mark.parametrize("io", ["buffered", "direct"])
 @pytest.mark.parametrize("chunk", [PAGE, 2 * PAGE, 2**20])
 def test_every_record_is_read_as_it_was_written_each_time(locations, monkeypatch, io, chunk):
-    monkeypatch.setattr("mixoff.buffers.CHUNK", chunk)
+    monkeypatch.setattr("mixoff.tiers.buffers.CHUNK", chunk)
     store = make(locations, io)
     for _ in range(3):
         for layer in range(LAYERS):
@@ -76,7 +77,7 @@ def test_every_record_is_read_as_it_was_written_each_time(locations, monkeypatch
 
 
 def test_a_record_comes_in_chunks_that_are_there_when_they_are_told_of(locations, monkeypatch):
-    monkeypatch.setattr("mixoff.buffers.CHUNK", PAGE)
+    monkeypatch.setattr("mixoff.tiers.buffers.CHUNK", PAGE)
     for expert, location in enumerate(locations[0]):
         buffer, whole, at = Buffer.for_records(NBYTES), record(0, expert), 0
         for first, last in make(locations).read(0, expert, buffer):
@@ -90,7 +91,7 @@ def test_a_record_comes_in_chunks_that_are_there_when_they_are_told_of(locations
 
 @pytest.mark.parametrize("chunk", [PAGE, 2**20])
 def test_damage_is_found_before_the_last_chunk_is_told_of(locations, monkeypatch, chunk):
-    monkeypatch.setattr("mixoff.buffers.CHUNK", chunk)
+    monkeypatch.setattr("mixoff.tiers.buffers.CHUNK", chunk)
     damage(locations[0][1])
     buffer, told = Buffer.for_records(NBYTES), []
     with pytest.raises(CheckpointError, match="damaged"):

@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 from stamped import LAYOUT, Files, is_right
 
-from mixoff.cache import ExpertCache
-from mixoff.disk import DiskReader
+from mixoff.cache.cache import ExpertCache
 from mixoff.errors import CheckpointError
-from mixoff.policies import LIVE_POLICIES
-from mixoff.store import RecordStore
-from mixoff.tiers import HostDevice
-from mixoff.transfer import Transfers
+from mixoff.policies.registry import LIVE_POLICIES
+from mixoff.tiers.cpu import HostDevice
+from mixoff.tiers.disk import DiskReader
+from mixoff.tiers.queue import Transfers
+from mixoff.tiers.store import RecordStore
 
 LAYERS, EXPERTS, TOKENS, SEEDS = 3, 6, 1000, 10
 

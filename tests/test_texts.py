@@ -10,7 +10,7 @@ from tiny import EXACT
 
 from mixoff import OffloadConfig, build_model, record_texts
 from mixoff.errors import ConfigError
-from mixoff.recall import watch_routers
+from mixoff.measure.recall import watch_routers
 
 LAYERS = 3
 

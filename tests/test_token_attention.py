@@ -17,12 +17,12 @@ from transformers.models.mixtral.modeling_mixtral import MixtralAttention
 
 pytest.importorskip("llvmlite", reason="kernels are compiled by it")
 
-from mixoff.builder import build_model
-from mixoff.contexts import growing_cache
+from mixoff.chat.kv_cache import growing_cache
 from mixoff.kernels import CPUKernels
-from mixoff.layers import QuantizedLinear
+from mixoff.models.build import build_model
+from mixoff.models.layers.attention import OneTokenAttention
+from mixoff.models.layers.linear import QuantizedLinear
 from mixoff.quantization import HQQ, HQQAxis0, Scheme
-from mixoff.token_attention import OneTokenAttention
 
 HEADS_OF_32 = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
 IDS = torch.arange(3, 11)[None]

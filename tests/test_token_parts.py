@@ -11,10 +11,10 @@ from transformers.models.mixtral.modeling_mixtral import MixtralRMSNorm, Mixtral
 
 pytest.importorskip("llvmlite", reason="kernels are compiled by it")
 
-from mixoff.builder import build_model
-from mixoff.kernels import token_parts
-from mixoff.kernels.compile import usable_isas
-from mixoff.token_parts import OneTokenNorm, OneTokenRouter
+from mixoff.kernels.cpu import router_norm as token_parts
+from mixoff.kernels.cpu.compile import usable_isas
+from mixoff.models.build import build_model
+from mixoff.models.layers.router_norm import OneTokenNorm, OneTokenRouter
 
 ISAS = usable_isas()
 DTYPES = (torch.float32, torch.bfloat16)

@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 import mixoff
 from mixoff.errors import ConfigError, TraceError
-from mixoff.events import Copy, Demand, Guess, Missed
 from mixoff.trace import Recorder, Trace
+from mixoff.trace.events import Copy, Demand, Guess, Missed
 
 EXPERTS, LAYERS = 5, 3
 FACTS = {"num_experts": EXPERTS, "num_layers": LAYERS, "record_nbytes": [7] * LAYERS}

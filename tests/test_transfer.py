@@ -13,7 +13,7 @@ from itertools import permutations, product
 import pytest
 
 from mixoff.errors import MixoffError
-from mixoff.transfer import State, Ticket, Transfers
+from mixoff.tiers.queue import State, Ticket, Transfers
 
 
 class Work:

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from mixoff import OffloadConfig, build_model, demo_path
 from mixoff.errors import ConfigError
 from mixoff.kernels import KERNELS, TorchKernels, kernels_beside, kernels_named
-from mixoff.kernels.matrices import as_packed
-from mixoff.kernels.multiplying import PackedKernels
+from mixoff.kernels.packed import PackedKernels
+from mixoff.kernels.plans import as_packed
 from mixoff.quantization import HQQ, HQQAxis0, QuantizedTensor, StackedRows, Unquantized
 
 pytest.importorskip("triton", reason="kernels are compiled by it, and it is on Linux alone")
 
-from mixoff.kernels import cuda
+from mixoff.kernels.triton import operations as cuda
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
@@ -257,7 +257,7 @@ def test_tensors_of_a_cpu_are_multiplied_by_the_kernels_of_a_gpu_as_torch_does(m
 
 
 def missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "mixoff.kernels.cuda", None)
+    monkeypatch.setitem(sys.modules, "mixoff.kernels.triton.operations", None)
 
 
 def old(monkeypatch):

@@ -18,13 +18,13 @@ from gate import Gate, gated, until
 from test_generate import byte_level_tokenizer, tiny_model
 from transformers import AutoTokenizer
 
-from mixoff.builder import build_model
+from mixoff.cache.prefetcher import prefetcher_of
+from mixoff.cache.stats import CacheStats
+from mixoff.chat.chat import Chat
 from mixoff.config import OffloadConfig
-from mixoff.demo import demo_path
 from mixoff.errors import MixoffError
-from mixoff.generate import Chat
-from mixoff.predictors import prefetcher_of
-from mixoff.stats import CacheStats
+from mixoff.known_models import demo_path
+from mixoff.models.build import build_model
 from mixoff.widget import ChatWidget, repl
 from mixoff.widget.gauges import Reading, colours, gauges_html, luminance
 from mixoff.widget.messages import live_html, log_html, markdown_html, reply_html, user_html

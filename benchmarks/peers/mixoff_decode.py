@@ -9,7 +9,7 @@ from transformers.utils import logging
 from worker import decode
 
 from mixoff import CacheStats, ExpertCache, OffloadConfig, build_model
-from mixoff.contexts import growing_cache
+from mixoff.chat.kv_cache import growing_cache
 
 
 @dataclass

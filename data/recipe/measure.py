@@ -23,8 +23,8 @@ from transformers import (
 
 from corpus import PROBES, render
 from mixoff import HQQ, OffloadConfig, Scheme, build_model, held_out_loss, quantize_checkpoint
-from mixoff.policies import LRU
-from mixoff.residency import Residency
+from mixoff.policies.recency import LRU
+from mixoff.policies.residency import Residency
 from wording import Turn, noise
 
 PROBE_SEED = 999

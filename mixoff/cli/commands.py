@@ -15,15 +15,9 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from mixoff import __version__
+from mixoff._version import __version__
 from mixoff.cli.conversion import quantize
 from mixoff.cli.evaluation import evaluate
-from mixoff.cli.loading import (
-    conversation,
-    named,
-    named_device,
-    offload_settings,
-)
 from mixoff.cli.options import (
     MIXTRAL,
     RELEASED,
@@ -49,6 +43,7 @@ from mixoff.cli.options import (
     TopP,
 )
 from mixoff.cli.planning import plan
+from mixoff.cli.prepare import conversation, named, named_device, offload_settings
 from mixoff.cli.printable import one_line
 from mixoff.cli.push import push
 from mixoff.cli.recordings import record, replay
@@ -123,7 +118,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Chat with the demo model, which needs no network; through a pipe, each line is a message."""
-    from mixoff import demo_path
+    from mixoff.known_models import demo_path
 
     chat(
         ctx,
@@ -214,8 +209,8 @@ def info(
         ctx, offload_per_layer, device_memory=device_memory, host_memory=host_memory
     )
     with progress("importing torch"):
-        from mixoff import plan_memory
-        from mixoff.formats import open_checkpoint
+        from mixoff.checkpoints.formats import open_checkpoint
+        from mixoff.planning.plan import plan_memory
     found = named(checkpoint)
     opened = open_checkpoint(found.folder)
     planned = plan_memory(

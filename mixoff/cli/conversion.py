@@ -17,7 +17,7 @@ from mixoff.cli.schemes import (
     LayerExperts,
 )
 from mixoff.cli.terminal import progress
-from mixoff.config import format_nbytes
+from mixoff.units import format_nbytes
 
 if TYPE_CHECKING:
     from mixoff.convert import Conversion
@@ -55,7 +55,7 @@ def quantize(
     """
     with progress("importing torch"):
         from mixoff.convert import Conversion, source_files
-        from mixoff.documents import read_json
+        from mixoff.safe_json import read_json
     files = source_files(source, target, keep_shards=keep_shards)
     asked = AskedScheme(
         attention, experts, layer_experts, group_size, attention_group_size, experts_group_size

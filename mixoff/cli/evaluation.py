@@ -11,14 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixoff.cli.loading import (
-    load,
-    named,
-    named_device,
-    offload_settings,
-    open_runnable,
-    read_text,
-)
 from mixoff.cli.options import (
     MIXTRAL,
     CheckpointName,
@@ -30,6 +22,7 @@ from mixoff.cli.options import (
     ModelName,
     OffloadPerLayer,
 )
+from mixoff.cli.prepare import load, named, named_device, offload_settings, open_runnable, read_text
 from mixoff.cli.printable import one_line
 from mixoff.cli.report import percent
 from mixoff.cli.terminal import progress
@@ -37,10 +30,12 @@ from mixoff.cli.terminal import progress
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from mixoff import Divergence, ExpertCache, Reference
-    from mixoff.evaluate import HeldOutLoss
-    from mixoff.formats import AnyCheckpoint
-    from mixoff.originals import Original
+    from mixoff.cache.cache import ExpertCache
+    from mixoff.checkpoints.formats import AnyCheckpoint
+    from mixoff.checkpoints.unquantized import Original
+    from mixoff.measure.divergence import Divergence
+    from mixoff.measure.perplexity import HeldOutLoss
+    from mixoff.measure.reference import Reference
 
     LoadModel = Callable[[], tuple[PreTrainedModel, ExpertCache, PreTrainedTokenizerBase]]
 
@@ -79,7 +74,7 @@ def evaluate(
     else:
         opened = open_runnable(found, offload, device)
         original = _original_of(opened, against)
-        from mixoff.loading import load_tokenizer
+        from mixoff.chat.load import load_tokenizer
 
         tokenizer = load_tokenizer(opened.path, model_name)
         facts = _compared(load_model, original, tokenizer, content, tokens, named_device(device))
@@ -94,7 +89,7 @@ def evaluate(
 def _predicted(load_model: "LoadModel", text: str, tokens: int | None) -> dict[str, Any]:
     """Return how well a model predicts a text, as JSON holds it."""
     model, _, tokenizer = load_model()
-    from mixoff import held_out_loss
+    from mixoff.measure.perplexity import held_out_loss
 
     started = perf_counter()
     found = held_out_loss(model, tokenizer, text, tokens=tokens, progress=sys.stderr.isatty())
@@ -110,7 +105,8 @@ def _compared(
     device: str,
 ) -> dict[str, Any]:
     """Return that, and how far the model is from the original, which is gone when it is loaded."""
-    from mixoff import compute_reference, divergence
+    from mixoff.measure.divergence import divergence
+    from mixoff.measure.reference import compute_reference
 
     shown, started = sys.stderr.isatty(), perf_counter()
     reference = compute_reference(
@@ -127,8 +123,8 @@ def _compared(
 def _original_of(checkpoint: "AnyCheckpoint", against: Path) -> "Original":
     """Return the unquantized model named; one that isn't the checkpoint's is refused."""
     with progress("importing transformers"):
-        from mixoff.comparison import refuse_other_sizes
-        from mixoff.reference import open_original
+        from mixoff.measure.divergence import refuse_other_sizes
+        from mixoff.measure.reference import open_original
     original = open_original(against)
     refuse_other_sizes(checkpoint.config, original, str(checkpoint.path))
     return original
@@ -140,7 +136,7 @@ def _loss_facts(found: "HeldOutLoss") -> dict[str, Any]:
 
 def _divergence_facts(found: "Divergence", reference: "Reference") -> dict[str, Any]:
     """Return what was compared, as JSON holds it: what is unknown is null, sizes are in bytes."""
-    from mixoff.reference import reference_nbytes
+    from mixoff.measure.reference import reference_nbytes
 
     return {
         "against": reference.original.files.name,

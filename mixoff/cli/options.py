@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from mixoff.config import ORIGINAL_CHECKPOINT, RELEASED_CHECKPOINT
-from mixoff.policies import LIVE_POLICIES, POLICIES
+from mixoff.known_models import ORIGINAL_CHECKPOINT, RELEASED_CHECKPOINT
+from mixoff.policies.registry import LIVE_POLICIES, POLICIES
 
 MIXTRAL = ORIGINAL_CHECKPOINT
 RELEASED = RELEASED_CHECKPOINT

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from mixoff.cli.loading import named_device, offload_settings
 from mixoff.cli.options import (
     Context,
     Device,
@@ -16,6 +15,7 @@ from mixoff.cli.options import (
     Json,
     OffloadPerLayer,
 )
+from mixoff.cli.prepare import named_device, offload_settings
 from mixoff.cli.report import checkpoint_facts, checkpoint_table, memory_table, plan_facts
 from mixoff.cli.schemes import (
     AskedScheme,
@@ -27,10 +27,10 @@ from mixoff.cli.schemes import (
     LayerExperts,
 )
 from mixoff.cli.terminal import progress
-from mixoff.config import format_nbytes
+from mixoff.units import format_nbytes
 
 if TYPE_CHECKING:
-    from mixoff.prospects import Prospect
+    from mixoff.planning.preview import Prospect
 
 
 def plan(
@@ -65,7 +65,8 @@ def plan(
         attention, experts, layer_experts, group_size, attention_group_size, experts_group_size
     )
     with progress("importing torch"):
-        from mixoff import look_ahead, plan_memory
+        from mixoff.planning.plan import plan_memory
+        from mixoff.planning.preview import look_ahead
     prospect = look_ahead(name)
     outline = prospect.outline(asked.scheme(prospect.config) if asked else None)
     planned = plan_memory(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mixoff.cli.loading import read_text
+from mixoff.cli.prepare import read_text
 from mixoff.cli.printable import one_line
 from mixoff.cli.terminal import progress
 from mixoff.errors import ConfigError

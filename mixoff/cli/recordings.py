@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from mixoff.cli.loading import conversation, named
 from mixoff.cli.options import (
     MIXTRAL,
     CheckpointName,
@@ -31,6 +30,7 @@ from mixoff.cli.options import (
     TopP,
     complete_policies,
 )
+from mixoff.cli.prepare import conversation, named
 from mixoff.cli.printable import one_line
 from mixoff.cli.report import sweep_table, trace_facts, trace_table
 from mixoff.cli.terminal import answer_text
@@ -117,7 +117,8 @@ def replay(
     as_json: Json = False,
 ) -> None:
     """Show what other caches would have done with a recording."""
-    from mixoff import Trace, sweep
+    from mixoff.simulate.replay import sweep
+    from mixoff.trace import Trace
 
     recorded = Trace.load(trace)
     table = sweep(recorded, _words(policies), None if slots is None else _numbers(slots))

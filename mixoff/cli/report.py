@@ -10,14 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from mixoff.cli.printable import one_line
-from mixoff.config import format_nbytes
+from mixoff.units import format_nbytes
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mixoff.plan import MemoryPlan, PlannedCheckpoint
-    from mixoff.replies import ReplyStats
-    from mixoff.stats import CacheStats
+    from mixoff.cache.stats import CacheStats
+    from mixoff.chat.reply import ReplyStats
+    from mixoff.planning.plan import MemoryPlan, PlannedCheckpoint
     from mixoff.trace import Trace
 
 

@@ -60,8 +60,8 @@ class AskedScheme:
 
     def scheme(self, config: Mapping[str, Any]) -> "Scheme":
         """Return the scheme, for a model of these settings: "none" keeps the type named there."""
-        from mixoff import Scheme
-        from mixoff.settings import stored_dtype
+        from mixoff.checkpoints.quantization_config import stored_dtype
+        from mixoff.quantization import Scheme
 
         stored = str(stored_dtype(config)).removeprefix("torch.")
         groups = self.attention_group_size or self.group_size or 64
@@ -79,7 +79,7 @@ class AskedScheme:
 
 
 def _quantization(bits: Bits, group_size: int, scale_nbits: int, stored: str) -> "Quantization":
-    from mixoff import HQQ, Unquantized
+    from mixoff.quantization import HQQ, Unquantized
 
     if bits is Bits.none:
         return Unquantized(stored)

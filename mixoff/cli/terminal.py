@@ -15,7 +15,7 @@ from mixoff.cli.report import layer_table, statistics_line, statistics_object
 from mixoff.errors import MixoffError
 
 if TYPE_CHECKING:
-    from mixoff.generate import Chat
+    from mixoff.chat.chat import Chat
 
 _COMMANDS = {
     "/reset": "forget the conversation",

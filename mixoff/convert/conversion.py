@@ -1,8 +1,9 @@
 """A conversion from its source to the folder that it makes. Knows the order of things.
 
-Files are written one by one into a folder beside the target (`mixoff.convert.folder`). When all are
-there, every byte is read again, and only then the folder gets its name. Whatever ends a conversion
-before, the same conversion goes on with the files that are whole, and makes the same bytes.
+Files are written one by one into a folder beside the target (`mixoff.convert.partial_folder`). When
+all are there, every byte is read again, and only then the folder gets its name. Whatever ends a
+conversion before, the same conversion goes on with the files that are whole, and makes the same
+bytes.
 """
 
 import shutil
@@ -15,17 +16,21 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from mixoff.checkpoint import Checkpoint
-from mixoff.convert.folder import PartialFolder, named_errors, write_durably
+from mixoff.checkpoints.mixoff_format import Checkpoint
+from mixoff.checkpoints.quantization_config import (
+    FORMAT_VERSION,
+    quantization_settings,
+    stored_dtype,
+)
+from mixoff.checkpoints.safetensors_read import read_shard
+from mixoff.checkpoints.source_files import SourceFiles
+from mixoff.convert.companions import SMALL_FILES, small_files
 from mixoff.convert.matrices import Matrices, open_matrices
-from mixoff.convert.small_files import SMALL_FILES, small_files
-from mixoff.convert.units import Unit, units_of
+from mixoff.convert.output_files import Unit, units_of
+from mixoff.convert.partial_folder import PartialFolder, named_errors, write_durably
 from mixoff.errors import CheckpointError, ConfigError
 from mixoff.quantization import Scheme
-from mixoff.records import PAGE
-from mixoff.settings import FORMAT_VERSION, quantization_settings, stored_dtype
-from mixoff.shards import read_shard
-from mixoff.sources import SourceFiles
+from mixoff.tiers.aligned import PAGE
 
 RUNNING = 600 << 20  # bytes that Python and torch take by themselves
 _STORED_COPIES, _WORK_NBYTES = 3, 8  # of a matrix as it is stored, and for each of its weights

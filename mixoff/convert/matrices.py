@@ -10,11 +10,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mixoff.checkpoint import INDEX_NAME
-from mixoff.documents import read_json
+from mixoff.checkpoints.mixoff_format import INDEX_NAME
+from mixoff.checkpoints.mixtral_offloading import ReleasedCheckpoint, is_released_layout
+from mixoff.checkpoints.source_files import SourceFiles
+from mixoff.checkpoints.unquantized import Original
 from mixoff.errors import CheckpointError, ConfigError
-from mixoff.mixtral import Mixtral, is_attention_matrix
-from mixoff.originals import Original
+from mixoff.families.mixtral import Mixtral, is_attention_matrix
 from mixoff.quantization import (
     PackedMatrix,
     Quantization,
@@ -22,9 +23,8 @@ from mixoff.quantization import (
     Scheme,
     StackedRows,
 )
-from mixoff.records import PAGE
-from mixoff.released import ReleasedCheckpoint, is_released_layout
-from mixoff.sources import SourceFiles
+from mixoff.safe_json import read_json
+from mixoff.tiers.aligned import PAGE
 
 
 class Weights(Protocol):

@@ -1,11 +1,11 @@
 """The Hugging Face hub: a checkpoint by its name, an original's files one by one, and an upload."""
 
 from mixoff.hub.card import model_card
-from mixoff.hub.checkpoint import HubCheckpoint, named_checkpoint
 from mixoff.hub.files import HubFiles
 from mixoff.hub.metadata import HubMetadata
 from mixoff.hub.push import push_to_hub
 from mixoff.hub.repository import is_on_hub
+from mixoff.hub.resolve import HubCheckpoint, named_checkpoint
 from mixoff.hub.snapshot import cached_nbytes
 
 __all__ = [

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mixoff import __version__
-from mixoff.config import format_nbytes
+from mixoff._version import __version__
+from mixoff.checkpoints.formats import AnyCheckpoint, open_checkpoint
 from mixoff.errors import ConfigError
-from mixoff.formats import AnyCheckpoint, open_checkpoint
+from mixoff.units import format_nbytes
 
 _TAGS = ("mixoff", "mixture-of-experts", "mixtral", "quantized", "offloading")
 _MEASURED = {  # what `mixoff eval --json` prints, and how a person reads it

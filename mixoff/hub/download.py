@@ -22,10 +22,10 @@ from huggingface_hub.utils import (
     http_stream_backoff,
 )
 
-from mixoff.config import format_nbytes
 from mixoff.errors import CheckpointError
 from mixoff.hub.repository import RemoteFile, Repository
-from mixoff.hub.verification import digest_of
+from mixoff.hub.verify import digest_of
+from mixoff.units import format_nbytes
 
 _PARTIAL = ".mixoff-partial"
 _TRIES = 5  # as many as the client itself has

@@ -6,15 +6,15 @@ from pathlib import Path
 
 from huggingface_hub.errors import HTTPError
 
-from mixoff.checkpoint import INDEX_NAME
+from mixoff.checkpoints.mixoff_format import INDEX_NAME
+from mixoff.checkpoints.safetensors_read import Shard, header_nbytes, parse_shard, read_shard
+from mixoff.checkpoints.source_files import indexed_files
 from mixoff.errors import CheckpointError
 from mixoff.hub.download import download, first_bytes, partial_of
-from mixoff.hub.refusals import is_passing, plain_errors
+from mixoff.hub.errors import is_passing, plain_errors
 from mixoff.hub.repository import HubName, RemoteFile, Repository, ask_hub
 from mixoff.hub.snapshot import Snapshot, cached_snapshot, is_whole
-from mixoff.hub.verification import Notes
-from mixoff.shards import Shard, header_nbytes, parse_shard, read_shard
-from mixoff.sources import indexed_files
+from mixoff.hub.verify import Notes
 
 _SINGLE = "model.safetensors"
 _NOTES = ".mixoff-verified.json"

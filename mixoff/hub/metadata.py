@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mixoff.documents import read_json
+from mixoff.checkpoints.safetensors_read import Shard
+from mixoff.hub.errors import plain_errors
 from mixoff.hub.files import remote_header
-from mixoff.hub.refusals import plain_errors
 from mixoff.hub.repository import HubName, ask_hub
 from mixoff.hub.snapshot import Snapshot
-from mixoff.shards import Shard
+from mixoff.safe_json import read_json
 
 
 class HubMetadata:

@@ -7,11 +7,11 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HTTPError
 
-from mixoff.checkpoint import INDEX_NAME, Checkpoint
+from mixoff.checkpoints.mixoff_format import INDEX_NAME, Checkpoint
+from mixoff.checkpoints.source_files import COMPANIONS
 from mixoff.errors import CheckpointError, ConfigError
 from mixoff.hub.card import model_card
-from mixoff.hub.refusals import plain_errors
-from mixoff.sources import COMPANIONS
+from mixoff.hub.errors import plain_errors
 
 
 def push_to_hub(

@@ -18,7 +18,7 @@ from huggingface_hub.file_download import repo_folder_name
 from mixoff.errors import CheckpointError
 from mixoff.hub.download import download
 from mixoff.hub.repository import HubName, RemoteFile, Repository, is_fetched, short_title
-from mixoff.hub.verification import Notes
+from mixoff.hub.verify import Notes
 
 _COMMIT = re.compile(r"[0-9a-f]{7,40}")
 _WHOLE_COMMIT = re.compile(r"[0-9a-f]{40}")

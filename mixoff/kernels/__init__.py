@@ -5,14 +5,15 @@ operations in code that is compiled for this machine at run time, `cuda` in Trit
 Kernels know the layout of packed weights (`layout`) and what quantizations use it; no models.
 """
 
-from mixoff.kernels.choice import (
+from mixoff.kernels.base import Gate, Kernels, TorchKernels
+from mixoff.kernels.packed import CPUKernels
+from mixoff.kernels.select import (
     KERNELS,
     cpu_module,
     kernels_beside,
     kernels_named,
     kernels_planned,
 )
-from mixoff.kernels.multiplying import CPUKernels, Gate, Kernels, TorchKernels
 
 __all__ = [
     "KERNELS",

@@ -2,7 +2,8 @@
 
 Letters: N rows (outputs), K columns (inputs), G groups a row, R packed rows of a block; of groups
 along the outputs, B bundles of rows (`PackedAxis0`).
-Packed rows are those of `mixoff.packing`: byte [r, k] has codes of rows r, r + R and so on.
+Packed rows are those of `mixoff.quantization.packing`: byte [r, k] has codes of rows r, r + R and
+so on.
 """
 
 from dataclasses import dataclass

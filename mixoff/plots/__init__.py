@@ -1,33 +1,93 @@
-"""Pictures, one for each question: a data frame or a trace in, matplotlib Axes out.
+"""Pictures, one for each question, and the table behind each.
 
-Each has a twin in `mixoff.tables` of the same name that returns the numbers it draws. A picture
-that needs a figure of its own returns a list of Axes and takes no `ax`.
+``hit_rate(sweep)`` draws what ``hit_rate_table(sweep)`` returns, and so for every other pair. Both
+take the same arguments, but for `ax`. A table is a tidy data frame, one row for each mark that is
+drawn: its last column is what is drawn (heights of points, lengths of bars, colours of cells), and
+the columns before it say where. Units are in the columns' names; shares and rates are 0 to 1. A
+picture draws what its table holds and nothing else but guides, such as lines between groups. Make a
+table wide for reading with pandas, as in
+``mixoff.plots.hit_rate_table(sweep).pivot(index="slots", columns="policy", values="hit_rate")``.
+A picture that needs a figure of its own returns a list of Axes and takes no `ax`.
 """
 
-from mixoff.plots.cache import hit_rate, kind_hit_rate, layer_hit_rate, recovered
-from mixoff.plots.quality import memory, quality, recall, relative_speed
-from mixoff.plots.reuse import reuse_distance
-from mixoff.plots.timeline import timeline
-from mixoff.plots.transfers import bandwidth, in_flight, latency, predicted, waiting
-from mixoff.plots.usage import balance, divergence, usage
+from mixoff.plots.cache import (
+    hit_rate,
+    hit_rate_table,
+    kind_hit_rate,
+    kind_hit_rate_table,
+    layer_hit_rate,
+    layer_hit_rate_table,
+    recovered,
+    recovered_table,
+)
+from mixoff.plots.quality import (
+    memory,
+    memory_table,
+    quality,
+    quality_table,
+    recall,
+    recall_table,
+    relative_speed,
+    relative_speed_table,
+)
+from mixoff.plots.reuse import reuse_distance, reuse_distance_table
+from mixoff.plots.timeline import timeline, timeline_table
+from mixoff.plots.transfers import (
+    bandwidth,
+    bandwidth_table,
+    in_flight,
+    in_flight_table,
+    latency,
+    latency_table,
+    predicted,
+    predicted_table,
+    waiting,
+    waiting_table,
+)
+from mixoff.plots.usage import (
+    balance,
+    balance_table,
+    usage,
+    usage_divergence,
+    usage_divergence_table,
+    usage_table,
+)
 
 __all__ = [
     "balance",
+    "balance_table",
     "bandwidth",
-    "divergence",
+    "bandwidth_table",
     "hit_rate",
+    "hit_rate_table",
     "in_flight",
+    "in_flight_table",
     "kind_hit_rate",
+    "kind_hit_rate_table",
     "latency",
+    "latency_table",
     "layer_hit_rate",
+    "layer_hit_rate_table",
     "memory",
+    "memory_table",
     "predicted",
+    "predicted_table",
     "quality",
+    "quality_table",
     "recall",
+    "recall_table",
     "recovered",
+    "recovered_table",
     "relative_speed",
+    "relative_speed_table",
     "reuse_distance",
+    "reuse_distance_table",
     "timeline",
+    "timeline_table",
     "usage",
+    "usage_divergence",
+    "usage_divergence_table",
+    "usage_table",
     "waiting",
+    "waiting_table",
 ]

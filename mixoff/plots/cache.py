@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from mixoff import tables
+from mixoff.errors import ConfigError
 from mixoff.plots.style import (
     BLUE,
     GREEN,
@@ -28,8 +28,9 @@ from mixoff.plots.style import (
     panels,
     rule,
 )
-from mixoff.policies import Policy, policy_name
-from mixoff.simulate import FLOOR
+from mixoff.policies.base import Policy
+from mixoff.policies.registry import policy_name
+from mixoff.simulate.replay import FLOOR, sweep
 from mixoff.trace import Trace
 
 if TYPE_CHECKING:
@@ -39,6 +40,14 @@ _BOUNDS = {"belady-bypass": ":", "belady": "--", FLOOR: "-."}  # policies that a
 _COLOURS = {"lru": BLUE, "lfu": GREEN, "fifo": PURPLE, "random": ORANGE, "static": SKY}
 
 
+def hit_rate_table(sweep: "pd.DataFrame") -> "pd.DataFrame":
+    """Return the hit rate of each policy and size of what `mixoff.sweep` gave, of all layers.
+
+    Columns: policy, slots, hit_rate.
+    """
+    return _rates(sweep, ["policy", "slots"])
+
+
 @on_paper
 def hit_rate(sweep: "pd.DataFrame", ax: Axes | None = None) -> Axes:
     """Return hit rate against slots of what `mixoff.sweep` gave, a line a policy.
@@ -46,7 +55,7 @@ def hit_rate(sweep: "pd.DataFrame", ax: Axes | None = None) -> Axes:
     All layers are taken together. Bounds, which no policy can choose, are grey and dashed.
     """
     axes = axes_on_paper(ax, 6.6, 3.8)
-    for policy, look, rows in _by_policy(tables.hit_rate(sweep)):
+    for policy, look, rows in _by_policy(hit_rate_table(sweep)):
         rows = rows.sort_values("slots")  # which the sweep has in any order
         axes.plot(rows["slots"], rows["hit_rate"], label=policy, **look)
     _scale_rates(axes)
@@ -55,18 +64,46 @@ def hit_rate(sweep: "pd.DataFrame", ax: Axes | None = None) -> Axes:
     return axes
 
 
+def layer_hit_rate_table(
+    sweep: "pd.DataFrame", *, slots: Iterable[int] | None = None
+) -> "pd.DataFrame":
+    """Return the hit rate of each layer, policy and some sizes of what `mixoff.sweep` gave.
+
+    Columns: slots, policy, layer, hit_rate.
+
+    Parameters
+    ----------
+    slots
+        Which sizes, in this order; by default about a quarter, a half and three quarters of the
+        largest.
+
+    Raises
+    ------
+    ConfigError
+        If one of them isn't in the sweep.
+    """
+    known = sorted(map(int, sweep["slots"].unique()))
+    quarters = (min(known, key=lambda size: abs(size - known[-1] * n / 4)) for n in (1, 2, 3))
+    wanted = [*dict.fromkeys(quarters)] if slots is None else list(slots)
+    for size in wanted:
+        _check_known("slots", size, known)
+    rates = _rates(sweep, ["slots", "policy", "layer"])
+    rank = rates["slots"].map({size: place for place, size in enumerate(wanted)})
+    return rates[rank.notna()].iloc[rank.dropna().argsort(kind="stable")].reset_index(drop=True)
+
+
 @on_paper
 def layer_hit_rate(sweep: "pd.DataFrame", *, slots: Iterable[int] | None = None) -> list[Axes]:
     """Return hit rate against layer of what `mixoff.sweep` gave, axes for each of some sizes.
 
-    `mixoff.tables.layer_hit_rate` tells which.
+    `mixoff.plots.layer_hit_rate_table` tells which.
 
     Raises
     ------
     ConfigError
         If one of the sizes isn't in the sweep.
     """
-    table = tables.layer_hit_rate(sweep, slots=slots)
+    table = layer_hit_rate_table(sweep, slots=slots)
     sizes = table["slots"].unique()
     every = panels(len(sizes), width=6.0, height=1.4 + 1.5 * len(sizes))
     for axes, size in zip(every, sizes, strict=True):
@@ -77,6 +114,40 @@ def layer_hit_rate(sweep: "pd.DataFrame", *, slots: Iterable[int] | None = None)
     every[-1].set_xlabel("layer")
     legend_atop(every)
     return every
+
+
+def recovered_table(
+    sweep: "pd.DataFrame", slots: int, *, base: str = FLOOR, bound: str = "belady-bypass"
+) -> "pd.DataFrame":
+    """Return how much of what could be won each policy wins with so many slots, the best first.
+
+    Columns: policy, hit_rate, recovered: (hit rate - base's) / (bound's - base's), of all layers
+    together. It is 1 for the bound and below 0 for what is worse than the base; missing if the
+    bound hits no more than the base. Neither these two nor the floor have a row.
+
+    Parameters
+    ----------
+    sweep
+        What `mixoff.sweep` gave, with base and bound among the policies.
+    base
+        The policy that wins nothing: by default slots / experts; "lru" tells what is won beyond it.
+    bound
+        The policy that wins all: "belady" bounds those that must admit what they fetch.
+
+    Raises
+    ------
+    ConfigError
+        If the sweep lacks one of these.
+    """
+    _check_known("slots", slots, sorted(map(int, sweep["slots"].unique())))
+    of_size = _rates(sweep[sweep["slots"] == slots], ["policy"])
+    for policy in (base, bound):
+        _check_known("policy", policy, of_size["policy"].tolist())
+    rates = of_size.set_index("policy")["hit_rate"]
+    gap = rates[bound] - rates[base]
+    won = (of_size["hit_rate"] - rates[base]) / (gap if gap > 0 else float("nan"))
+    choices = of_size.assign(recovered=won)[~of_size["policy"].isin({base, bound, FLOOR})]
+    return choices.sort_values("hit_rate", ascending=False, kind="stable").reset_index(drop=True)
 
 
 @on_paper
@@ -91,14 +162,14 @@ def recovered(
     """Return how much of what could be won each policy wins with so many slots, a bar each.
 
     A policy of one's own is vermilion, and the bound for caches that must admit grey, if it isn't
-    the one. `mixoff.tables.recovered` tells the rest.
+    the one. `mixoff.plots.recovered_table` tells the rest.
 
     Raises
     ------
     ConfigError
         If the sweep lacks these slots, base or bound.
     """
-    table = tables.recovered(sweep, slots, base=base, bound=bound)
+    table = recovered_table(sweep, slots, base=base, bound=bound)
     axes = axes_on_paper(ax, 6.0, 1.5 + 0.45 * len(table))
     colours = [_bar_colour(policy) for policy in table["policy"]]
     axes.barh(table["policy"], table["recovered"], color=colours)
@@ -118,6 +189,32 @@ def recovered(
     return axes
 
 
+def kind_hit_rate_table(
+    traces: Mapping[str, Trace], *, policy: str | Policy = "lru"
+) -> "pd.DataFrame":
+    """Return what caches of each size would have hit in each recording, of all layers.
+
+    Columns: kind ("floor" for slots / experts, the last one), slots, hit_rate.
+
+    Parameters
+    ----------
+    traces
+        The recording of each kind of text, such as `mixoff.record_texts` gives.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such policy, or no recording.
+    """
+    import pandas as pd
+
+    if not traces:
+        raise ConfigError("traces: there is none: give one, or more.")
+    swept = [sweep(trace, policy).assign(kind=kind) for kind, trace in traces.items()]
+    swept.append(sweep(next(iter(traces.values())), FLOOR).assign(kind=FLOOR))
+    return _rates(pd.concat(swept), ["kind", "slots"])
+
+
 @on_paper
 def kind_hit_rate(
     traces: Mapping[str, Trace], *, policy: str | Policy = "lru", ax: Axes | None = None
@@ -131,13 +228,24 @@ def kind_hit_rate(
     """
     axes = axes_on_paper(ax, 6.6, 3.8)
     choices = looks()
-    for kind, rows in tables.kind_hit_rate(traces, policy=policy).groupby("kind", sort=False):
+    for kind, rows in kind_hit_rate_table(traces, policy=policy).groupby("kind", sort=False):
         look = _bound_look(FLOOR) if kind == FLOOR else next(choices)
         axes.plot(rows["slots"], rows["hit_rate"], label=kind, **look)
     _scale_rates(axes)
     axes.set(xlabel="slots per layer", ylabel=f"hit rate of {policy_name(policy)}")
     legend_beside(axes)
     return axes
+
+
+def _rates(sweep: "pd.DataFrame", by: list[str]) -> "pd.DataFrame":
+    sums = sweep.groupby(by, sort=False)[["hits", "misses"]].sum()
+    rates = sums["hits"] / (sums["hits"] + sums["misses"])
+    return rates.rename("hit_rate").reset_index()
+
+
+def _check_known(what: str, given: object, known: list[int] | list[str]) -> None:
+    if given not in known:
+        raise ConfigError(f"{what}={given!r}: the sweep has {', '.join(map(str, known))}.")
 
 
 def _percent(share: float) -> str:

@@ -6,8 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from mixoff import tables
-from mixoff.config import format_nbytes, parse_nbytes
+from mixoff.errors import ConfigError
 from mixoff.plots.style import (
     BLUE,
     GREEN,
@@ -26,11 +25,12 @@ from mixoff.plots.style import (
     on_paper,
     rule,
 )
-from mixoff.tables.quality import CHANCE
+from mixoff.units import format_nbytes, parse_nbytes
 
 if TYPE_CHECKING:
     import pandas as pd
 
+CHANCE = "chance"
 _USUAL_BITS = (16, 8, 4, 3, 2)
 _COSTS = {"loss": "loss, nats a token", "kl": "KL divergence, nats a token"}
 _PARTS = {  # of a memory plan: how it is called, and its colour
@@ -45,13 +45,33 @@ _PARTS = {  # of a memory plan: how it is called, and its colour
 }
 
 
+def quality_table(measured: "pd.DataFrame", cost: str = "loss") -> "pd.DataFrame":
+    """Return size and cost of each scheme, the smallest first, and whether one is worth its bytes.
+
+    Columns: attention and experts, their bits; nbytes; is_best, whether no scheme that is as small
+    costs less; and the cost.
+
+    Parameters
+    ----------
+    measured
+        What `mixoff.measure_quality` gave, or any frame with the columns attention, experts, nbytes
+        and the cost.
+    cost
+        The column that tells what a scheme costs, the lower the better.
+    """
+    _require(measured, ("attention", "experts", "nbytes", cost))
+    table = measured.sort_values(["nbytes", cost], kind="stable").reset_index(drop=True)
+    is_best = table[cost] < table[cost].cummin().shift(fill_value=float("inf"))
+    return table.assign(is_best=is_best)[["attention", "experts", "nbytes", "is_best", cost]]
+
+
 @on_paper
 def quality(measured: "pd.DataFrame", cost: str = "loss", ax: Axes | None = None) -> Axes:
     """Return cost against size, a point a scheme, a colour for each number of bits of attention.
 
     Those that no scheme beats in size and cost at once are named: attention/experts, in bits.
     """
-    table = tables.quality(measured, cost)
+    table = quality_table(measured, cost)
     axes = axes_on_paper(ax, 6.6, 4.2)
     every = sorted({*_USUAL_BITS, *table["attention"]}, reverse=True)
     for bits, look in zip(every, looks(), strict=False):  # the same in all pictures
@@ -69,6 +89,141 @@ def quality(measured: "pd.DataFrame", cost: str = "loss", ax: Axes | None = None
     rule(axes)
     legend_above(axes, columns=2)
     return axes
+
+
+def memory_table(plan: "pd.DataFrame") -> "pd.DataFrame":
+    """Return how many bytes each part takes in its tier, of what `MemoryPlan.to_frame` gave.
+
+    Columns: tier, part, nbytes. Parts that take nothing are left out.
+    """
+    _require(plan, ("tier", "part", "nbytes"))
+    return plan.loc[plan["nbytes"] > 0, ["tier", "part", "nbytes"]].reset_index(drop=True)
+
+
+@on_paper
+def memory(plan: "pd.DataFrame", ax: Axes | None = None) -> Axes:
+    """Return what lies in which tier, a bar a tier, a colour a part, of `MemoryPlan.to_frame`."""
+    table = memory_table(plan)
+    tiers = [*table["tier"].unique()]
+    axes = axes_on_paper(ax, 7.0, 1.9 + 0.5 * len(tiers))
+    ends = np.zeros(len(tiers))
+    for part, rows in table.groupby("part", sort=False):
+        name, colour = _PARTS.get(str(part), (str(part), LIGHT))
+        heights = [tiers.index(tier) for tier in rows["tier"]]
+        axes.barh(heights, rows["nbytes"], left=ends[heights], color=colour, label=name)
+        ends[heights] += rows["nbytes"]
+    for height, end in enumerate(ends):
+        axes.annotate(
+            f" {format_nbytes(end)}", (end, height), va="center", color=INK, annotation_clip=False
+        )
+    axes.set_yticks(range(len(tiers)), tiers)
+    axes.invert_yaxis()
+    _round_sizes(axes, ends.max())
+    axes.set_xlim(0, ends.max() * 1.25)  # with room for the totals
+    legend_above(axes)
+    return axes
+
+
+def recall_table(measured: "pd.DataFrame") -> "pd.DataFrame":
+    """Return recall against the number of guesses, a mean over layers, and chance.
+
+    Columns: predictor; layers_ahead, of chance missing; guesses; recall. Chance is the last
+    predictor: the guesses' share of all experts.
+
+    Parameters
+    ----------
+    measured
+        What `mixoff.measure_recall` gave.
+    """
+    import pandas as pd
+
+    keys = ["predictor", "layers_ahead", "guesses"]
+    _require(measured, (*keys, "recall", CHANCE))
+    means = measured.groupby(keys, sort=False)["recall"].mean().reset_index()
+    chance = measured.groupby("guesses")[CHANCE].first().rename("recall").reset_index()
+    table = pd.concat([means, chance.assign(predictor=CHANCE)], ignore_index=True)
+    return table.astype({"layers_ahead": "Int64"})[[*keys, "recall"]]
+
+
+@on_paper
+def recall(measured: "pd.DataFrame", ax: Axes | None = None) -> Axes:
+    """Return recall against the number of guesses, a line for each predictor and distance.
+
+    Chance, the guesses' share of all experts, is grey and dashed. A distance of 0 is the layer's
+    own router, a control.
+    """
+    table = recall_table(measured)
+    axes = axes_on_paper(ax, 6.6, 3.8)
+    guessed = table[table["predictor"] != CHANCE]
+    several = guessed["predictor"].nunique() > 1
+    lines = guessed.groupby(["predictor", "layers_ahead"], sort=False)
+    for ((predictor, ahead), rows), look in zip(lines, looks(), strict=False):
+        label = f"{predictor}, {_ahead(ahead)}" if several else _ahead(ahead)
+        axes.plot(rows["guesses"], rows["recall"], label=label, **look)
+    chance = table[table["predictor"] == CHANCE]
+    axes.plot(chance["guesses"], chance["recall"], color=GREY, linestyle="--", label=CHANCE)
+    axes.set(xlabel="experts guessed", ylabel="recall", ylim=(0, 1.03))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    rule(axes)
+    legend_beside(axes)
+    return axes
+
+
+def relative_speed_table(measured: "pd.DataFrame") -> "pd.DataFrame":
+    """Return each algorithm's speed over that of the first, machine by machine.
+
+    Columns: machine, algorithm, relative_speed. Of several rounds the median counts.
+
+    Parameters
+    ----------
+    measured
+        A frame with the columns machine, algorithm and tokens_per_second, such as
+        `mixoff.measure_speed` gave with a machine's name added.
+
+    Raises
+    ------
+    ConfigError
+        If a machine lacks the first algorithm.
+    """
+    keys = ["machine", "algorithm"]
+    _require(measured, (*keys, "tokens_per_second"))
+    medians = measured.groupby(keys, sort=False)["tokens_per_second"].median().reset_index()
+    first = measured["algorithm"].iloc[0]
+    whole = medians[medians["algorithm"] == first].set_index("machine")["tokens_per_second"]
+    if lacking := sorted({*medians["machine"]} - {*whole.index}):
+        raise ConfigError(f"{', '.join(lacking)}: {first!r} was not measured there: add it.")
+    relative = medians["tokens_per_second"] / medians["machine"].map(whole)
+    return medians[keys].assign(relative_speed=relative)
+
+
+@on_paper
+def relative_speed(measured: "pd.DataFrame", ax: Axes | None = None) -> Axes:
+    """Return each algorithm's speed over that of the first, in groups, a colour a machine."""
+    table = relative_speed_table(measured)
+    algorithms, machines = [*table["algorithm"].unique()], [*table["machine"].unique()]
+    axes = axes_on_paper(ax, 7.2, 1.4 + 0.26 * len(machines) * len(algorithms))
+    thick = 0.8 / len(machines)
+    for place, (machine, look) in enumerate(zip(machines, looks(), strict=False)):
+        rows = table[table["machine"] == machine]
+        heights = [
+            algorithms.index(name) + thick * (place + 0.5) - 0.4 for name in rows["algorithm"]
+        ]
+        axes.barh(heights, rows["relative_speed"], thick, color=look["color"], label=machine)
+    axes.set_yticks(range(len(algorithms)), [_broken(name) for name in algorithms])
+    axes.invert_yaxis()
+    axes.set_xlabel(f"speed, {algorithms[0]} = 100 %")
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    rule(axes, "x")
+    legend_above(axes, columns=2)
+    return axes
+
+
+def _require(table: "pd.DataFrame", columns: tuple[str, ...]) -> None:
+    if missing := [name for name in columns if name not in table.columns]:
+        raise ConfigError(
+            f"a frame without {', '.join(missing)}: give one with {', '.join(columns)}."
+        )
 
 
 def _name_points(axes: Axes, points: "pd.DataFrame", cost: str) -> None:
@@ -107,30 +262,6 @@ def _unit(largest: float) -> tuple[str, int]:
     return unit, parse_nbytes(f"1{unit}")
 
 
-@on_paper
-def memory(plan: "pd.DataFrame", ax: Axes | None = None) -> Axes:
-    """Return what lies in which tier, a bar a tier, a colour a part, of `MemoryPlan.to_frame`."""
-    table = tables.memory(plan)
-    tiers = [*table["tier"].unique()]
-    axes = axes_on_paper(ax, 7.0, 1.9 + 0.5 * len(tiers))
-    ends = np.zeros(len(tiers))
-    for part, rows in table.groupby("part", sort=False):
-        name, colour = _PARTS.get(str(part), (str(part), LIGHT))
-        heights = [tiers.index(tier) for tier in rows["tier"]]
-        axes.barh(heights, rows["nbytes"], left=ends[heights], color=colour, label=name)
-        ends[heights] += rows["nbytes"]
-    for height, end in enumerate(ends):
-        axes.annotate(
-            f" {format_nbytes(end)}", (end, height), va="center", color=INK, annotation_clip=False
-        )
-    axes.set_yticks(range(len(tiers)), tiers)
-    axes.invert_yaxis()
-    _round_sizes(axes, ends.max())
-    axes.set_xlim(0, ends.max() * 1.25)  # with room for the totals
-    legend_above(axes)
-    return axes
-
-
 def _round_sizes(axes: Axes, largest: float) -> None:
     """Mark round sizes, in the unit that a person would tell the largest in."""
     unit, nbytes = _unit(largest)
@@ -139,55 +270,8 @@ def _round_sizes(axes: Axes, largest: float) -> None:
     axes.set_xlabel(unit)
 
 
-@on_paper
-def recall(measured: "pd.DataFrame", ax: Axes | None = None) -> Axes:
-    """Return recall against the number of guesses, a line for each predictor and distance.
-
-    Chance, the guesses' share of all experts, is grey and dashed. A distance of 0 is the layer's
-    own router, a control.
-    """
-    table = tables.recall(measured)
-    axes = axes_on_paper(ax, 6.6, 3.8)
-    guessed = table[table["predictor"] != CHANCE]
-    several = guessed["predictor"].nunique() > 1
-    lines = guessed.groupby(["predictor", "layers_ahead"], sort=False)
-    for ((predictor, ahead), rows), look in zip(lines, looks(), strict=False):
-        label = f"{predictor}, {_ahead(ahead)}" if several else _ahead(ahead)
-        axes.plot(rows["guesses"], rows["recall"], label=label, **look)
-    chance = table[table["predictor"] == CHANCE]
-    axes.plot(chance["guesses"], chance["recall"], color=GREY, linestyle="--", label=CHANCE)
-    axes.set(xlabel="experts guessed", ylabel="recall", ylim=(0, 1.03))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    rule(axes)
-    legend_beside(axes)
-    return axes
-
-
 def _ahead(layers: int) -> str:
     return "its own layer" if layers == 0 else f"{layers} layer{'s' * (layers > 1)} ahead"
-
-
-@on_paper
-def relative_speed(measured: "pd.DataFrame", ax: Axes | None = None) -> Axes:
-    """Return each algorithm's speed over that of the first, in groups, a colour a machine."""
-    table = tables.relative_speed(measured)
-    algorithms, machines = [*table["algorithm"].unique()], [*table["machine"].unique()]
-    axes = axes_on_paper(ax, 7.2, 1.4 + 0.26 * len(machines) * len(algorithms))
-    thick = 0.8 / len(machines)
-    for place, (machine, look) in enumerate(zip(machines, looks(), strict=False)):
-        rows = table[table["machine"] == machine]
-        heights = [
-            algorithms.index(name) + thick * (place + 0.5) - 0.4 for name in rows["algorithm"]
-        ]
-        axes.barh(heights, rows["relative_speed"], thick, color=look["color"], label=machine)
-    axes.set_yticks(range(len(algorithms)), [_broken(name) for name in algorithms])
-    axes.invert_yaxis()
-    axes.set_xlabel(f"speed, {algorithms[0]} = 100 %")
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    rule(axes, "x")
-    legend_above(axes, columns=2)
-    return axes
 
 
 def _broken(name: str, width: int = 16) -> str:

@@ -1,9 +1,11 @@
 """A trace as a time line: copies against compute. Computes nothing new."""
 
+from typing import TYPE_CHECKING
+
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from mixoff import tables
+from mixoff.errors import TraceError
 from mixoff.plots.style import (
     BLUE,
     GREEN,
@@ -16,12 +18,48 @@ from mixoff.plots.style import (
     legend_above,
     on_paper,
 )
-from mixoff.tables.timeline import DEMANDED, GUESSED
 from mixoff.trace import Trace
-from mixoff.trace.lanes import EXPERTS, TRUNK, WAIT
+from mixoff.trace.schema import DEMAND, NOTHING, Rows
+from mixoff.trace.timeline import BESIDE, EXPERTS, TRUNK, WAIT, Span, spans
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+DEMANDED, GUESSED = "copy, demanded", "copy, guessed"
+MARKS = (TRUNK, EXPERTS, WAIT, DEMANDED, GUESSED)
+_NS_PER_MS = 1e6
 _MARKS = {TRUNK: LIGHT, EXPERTS: BLUE, WAIT: VERMILION, DEMANDED: ORANGE, GUESSED: GREEN}
 _MOST_STEPS_NAMED = 8
+
+
+def timeline_table(trace: Trace, *, first_step: int = 0, steps: int = 4) -> "pd.DataFrame":
+    """Return what was computed, waited for and copied in some steps, a row a stretch of time.
+
+    Columns: lane, mark (one of MARKS), expert (missing if it isn't of one), start_ms since the
+    first of these steps began, duration_ms.
+
+    Raises
+    ------
+    TraceError
+        If the trace has no such steps.
+    """
+    import pandas as pd
+
+    events = _chosen(trace, first_step, steps)
+    zero = int(events["start_ns"][events["kind"] == DEMAND][0])
+    rows = [
+        (
+            span.lane,
+            _mark(span, events),
+            events[span.row]["expert"] if span.row != NOTHING else NOTHING,
+            (span.start_ns - zero) / _NS_PER_MS,
+            span.duration_ns / _NS_PER_MS,
+        )
+        for span in spans(events)
+    ]
+    frame = pd.DataFrame(rows, columns=["lane", "mark", "expert", "start_ms", "duration_ms"])
+    expert = frame["expert"].astype("Int64")
+    return frame.assign(expert=expert.mask(expert == NOTHING))
 
 
 @on_paper
@@ -33,7 +71,7 @@ def timeline(trace: Trace, *, first_step: int = 0, steps: int = 4, ax: Axes | No
     TraceError
         If the trace has no such steps.
     """
-    table = tables.timeline(trace, first_step=first_step, steps=steps)
+    table = timeline_table(trace, first_step=first_step, steps=steps)
     lanes = table["lane"].unique()
     axes = axes_on_paper(ax, 7.2, 1.7 + 0.4 * len(lanes))
     for height, lane in enumerate(lanes):
@@ -49,6 +87,27 @@ def timeline(trace: Trace, *, first_step: int = 0, steps: int = 4, ax: Axes | No
     legend_above(axes, patches)
     axes.spines["left"].set_visible(False)
     return axes
+
+
+def _chosen(trace: Trace, first_step: int, steps: int) -> Rows:
+    if steps < 1 or not 0 <= first_step < trace.num_steps:
+        raise TraceError(
+            f"first_step={first_step}, steps={steps}: the trace has {trace.num_steps} steps, "
+            "from 0: give one of them, and 1 step or more."
+        )
+    step = trace.events["step"]
+    chosen: Rows = trace.events[(step >= first_step) & (step < first_step + steps)]
+    return chosen
+
+
+def _mark(span: Span, events: Rows) -> str:
+    if span.label in MARKS or span.row == NOTHING:
+        return span.label
+    if span.lane.startswith(WAIT):
+        return WAIT
+    if span.lane.startswith(BESIDE):
+        return EXPERTS
+    return GUESSED if events[span.row]["guess"] else DEMANDED
 
 
 def _name_steps(axes: Axes, trace: Trace, first_step: int, steps: int) -> None:

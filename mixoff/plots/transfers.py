@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from mixoff import tables
+from mixoff.errors import ConfigError
 from mixoff.plots.style import (
     BLUE,
     GREY,
@@ -18,12 +18,25 @@ from mixoff.plots.style import (
     on_paper,
     rule,
 )
-from mixoff.tables.transfers import COMPUTE, WAIT
 
 if TYPE_CHECKING:
     import pandas as pd
 
+COMPUTE, WAIT = "compute", "waiting for experts"
 _COLOURS = {COMPUTE: BLUE, WAIT: VERMILION}
+
+
+def latency_table(transfers: "pd.DataFrame", *, in_flight: int = 1) -> "pd.DataFrame":
+    """Return how long a record takes by its size, of what `mixoff.measure_transfers` gave.
+
+    Columns: way, nbytes, ms (until the last of those in flight is there).
+
+    Raises
+    ------
+    ConfigError
+        If nothing was measured with so many in flight.
+    """
+    return _ways(transfers, in_flight)[["way", "nbytes", "ms"]]
 
 
 @on_paper
@@ -36,10 +49,23 @@ def latency(transfers: "pd.DataFrame", *, in_flight: int = 1, ax: Axes | None = 
         If nothing was measured with so many in flight.
     """
     axes = axes_on_paper(ax, 7.2, 3.6)
-    _by_size(axes, tables.latency(transfers, in_flight=in_flight))
+    _by_size(axes, latency_table(transfers, in_flight=in_flight))
     axes.set(yscale="log", ylabel=_label("ms", in_flight))
     _plain_numbers(axes)
     return axes
+
+
+def bandwidth_table(transfers: "pd.DataFrame", *, in_flight: int = 1) -> "pd.DataFrame":
+    """Return bandwidth by a record's size, of what `mixoff.measure_transfers` gave.
+
+    Columns: way, nbytes, gb_per_s (of all that are in flight, in 1e9 bytes a second).
+
+    Raises
+    ------
+    ConfigError
+        If nothing was measured with so many in flight.
+    """
+    return _ways(transfers, in_flight)[["way", "nbytes", "gb_per_s"]]
 
 
 @on_paper
@@ -52,17 +78,26 @@ def bandwidth(transfers: "pd.DataFrame", *, in_flight: int = 1, ax: Axes | None 
         If nothing was measured with so many in flight.
     """
     axes = axes_on_paper(ax, 7.2, 3.6)
-    _by_size(axes, tables.bandwidth(transfers, in_flight=in_flight))
+    _by_size(axes, bandwidth_table(transfers, in_flight=in_flight))
     axes.set(yscale="log", ylabel=_label("GB/s", in_flight))
     _plain_numbers(axes)
     return axes
+
+
+def in_flight_table(transfers: "pd.DataFrame") -> "pd.DataFrame":
+    """Return the largest records' bandwidth by how many are in flight.
+
+    Columns: way, in_flight, gb_per_s (of `mixoff.measure_transfers`).
+    """
+    largest = _named(transfers[transfers["nbytes"] == transfers["nbytes"].max()])
+    return largest[["way", "in_flight", "gb_per_s"]].reset_index(drop=True)
 
 
 @on_paper
 def in_flight(transfers: "pd.DataFrame", ax: Axes | None = None) -> Axes:
     """Return the largest records' bandwidth against how many are in flight, a line a way."""
     axes = axes_on_paper(ax, 7.2, 3.2)
-    table = tables.in_flight(transfers)
+    table = in_flight_table(transfers)
     for (way, rows), look in zip(table.groupby("way"), looks(), strict=False):
         axes.plot(rows["in_flight"], rows["gb_per_s"], label=way, **look)
     axes.set(xlabel="records in flight", ylabel="GB/s, all together", ylim=(0, None))
@@ -70,6 +105,23 @@ def in_flight(transfers: "pd.DataFrame", ax: Axes | None = None) -> Axes:
     rule(axes)
     legend_beside(axes)
     return axes
+
+
+def waiting_table(speeds: "pd.DataFrame", by: str) -> "pd.DataFrame":
+    """Return what a token computes and waits, of rows that `mixoff.measured_speed` gave.
+
+    Columns: the one that rows are told apart by, part (compute, or waiting for experts), ms.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such column, or two rows have the same there.
+    """
+    if by not in speeds or speeds[by].duplicated().any():
+        raise ConfigError(f"by={by!r}: name a column that tells rows apart.")
+    parts = {"compute_ms": COMPUTE, "wait_ms": WAIT}
+    long = speeds[[by, *parts]].rename(columns=parts).melt(by, var_name="part", value_name="ms")
+    return long
 
 
 @on_paper
@@ -86,7 +138,7 @@ def waiting(speeds: "pd.DataFrame", by: str, ax: Axes | None = None) -> Axes:
     ConfigError
         If there is no such column, or two rows have the same there.
     """
-    table = tables.waiting(speeds, by)
+    table = waiting_table(speeds, by)
     axes = axes_on_paper(ax, 6.6, 1.4 + 0.36 * len(speeds))
     names, ends = [*map(str, speeds[by])], [0.0] * len(speeds)
     for part, rows in table.groupby("part"):
@@ -100,6 +152,25 @@ def waiting(speeds: "pd.DataFrame", by: str, ax: Axes | None = None) -> Axes:
     return axes
 
 
+def predicted_table(speeds: "pd.DataFrame", by: str) -> "pd.DataFrame":
+    """Return predicted tokens a second beside measured ones.
+
+    Parameters
+    ----------
+    speeds
+        Columns ``measured`` and ``predicted``, in tokens a second, and one that names groups.
+    by
+        That column.
+
+    Returns
+    -------
+    pandas.DataFrame
+        That column, measured, error (predicted by measured, less 1), predicted.
+    """
+    error = speeds["predicted"] / speeds["measured"] - 1
+    return speeds.assign(error=error)[[by, "measured", "error", "predicted"]]
+
+
 @on_paper
 def predicted(speeds: "pd.DataFrame", by: str, ax: Axes | None = None) -> Axes:
     """Return predicted tokens a second against measured ones, with the diagonal of no error.
@@ -107,9 +178,9 @@ def predicted(speeds: "pd.DataFrame", by: str, ax: Axes | None = None) -> Axes:
     Parameters
     ----------
     speeds, by
-        As for `mixoff.tables.predicted`.
+        As for `mixoff.plots.predicted_table`.
     """
-    table = tables.predicted(speeds, by)
+    table = predicted_table(speeds, by)
     axes = axes_on_paper(ax, 7.2, 3.8)
     for (group, rows), look in zip(table.groupby(by, sort=False), looks(), strict=False):
         axes.plot(
@@ -122,6 +193,21 @@ def predicted(speeds: "pd.DataFrame", by: str, ax: Axes | None = None) -> Axes:
     rule(axes)
     legend_beside(axes)
     return axes
+
+
+def _ways(transfers: "pd.DataFrame", number: int) -> "pd.DataFrame":
+    rows = transfers[transfers["in_flight"] == number]
+    if rows.empty:
+        known = sorted(set(transfers["in_flight"]))
+        raise ConfigError(f"in_flight={number}: measured were {', '.join(map(str, known))}.")
+    return _named(rows).sort_values(["way", "nbytes"], ignore_index=True)
+
+
+def _named(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """Return rows with a name for their way: what is read past what, or copied how."""
+    file = rows["page_cache"].map({"in it": "cached", "dropped from it": "uncached"})
+    how = file.fillna(rows["method"])
+    return rows.assign(way=rows["source"] + " to " + rows["target"] + ", " + how)
 
 
 def _by_size(axes: Axes, table: "pd.DataFrame") -> None:

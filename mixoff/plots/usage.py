@@ -1,22 +1,59 @@
 """Pictures of which experts are used, and how evenly. Computes nothing new."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
 
-from mixoff import tables
+from mixoff.errors import ConfigError, TraceError
 from mixoff.plots.style import BLUE, GUIDE, INK, axes_on_paper, colour_bar, on_paper, rule
-from mixoff.tables.usage import Of
 from mixoff.trace import Trace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Of = Literal["demands", "tokens"]
+
+
+def usage_table(trace: Trace, *, of: Of = "demands") -> "pd.DataFrame":
+    """Return how often each expert was needed.
+
+    Columns: layer, expert, needed (how many times), share of the layer's demands that needed it.
+    Where experts are used evenly it is k / E, for k experts a demand.
+
+    Parameters
+    ----------
+    of
+        "demands" takes all steps, a piece of a prompt as one; "tokens" only steps of one token,
+        in which the share of demands is that of tokens. (Who needed what in a piece of a prompt
+        isn't recorded.)
+
+    Raises
+    ------
+    ConfigError
+        If `of` is neither.
+    TraceError
+        If there are no such steps.
+    """
+    import pandas as pd
+
+    needed, demands = _counts(trace, of)
+    index = pd.MultiIndex.from_product(
+        [range(len(needed)), range(needed.shape[1])], names=["layer", "expert"]
+    )
+    share = needed / demands[:, None]
+    columns = {"needed": needed.ravel(), "share": share.ravel()}
+    return pd.DataFrame(columns, index=index).reset_index()
 
 
 @on_paper
 def usage(trace: Trace, *, of: Of = "demands", ax: Axes | None = None) -> Axes:
     """Return how often each expert was needed, a cell each: a row a layer, the first on top.
 
-    `mixoff.tables.usage` tells what `of` is.
+    `mixoff.plots.usage_table` tells what `of` is.
 
     Raises
     ------
@@ -25,7 +62,7 @@ def usage(trace: Trace, *, of: Of = "demands", ax: Axes | None = None) -> Axes:
     TraceError
         If there are no such steps.
     """
-    table = tables.usage(trace, of=of)
+    table = usage_table(trace, of=of)
     shares = table.pivot(index="layer", columns="expert", values="share")
     axes = axes_on_paper(ax, 6.0, 4.2)
     drawn = axes.imshow(shares, vmin=0, aspect="auto", interpolation="nearest")
@@ -36,11 +73,17 @@ def usage(trace: Trace, *, of: Of = "demands", ax: Axes | None = None) -> Axes:
     return axes
 
 
-@on_paper
-def balance(trace: Trace, *, of: Of = "demands", ax: Axes | None = None) -> Axes:
-    """Return how much more than the mean each layer's busiest expert is needed, a bar each.
+def balance_table(trace: Trace, *, of: Of = "demands") -> "pd.DataFrame":
+    """Return how evenly each layer uses its experts.
 
-    The dotted line is even use. `mixoff.tables.balance` tells the rest.
+    Columns: layer, busiest (the most needed expert, of several the first), effective_experts (2 to
+    the entropy of use in bits: how many evenly used experts would be as uncertain), load: how often
+    the busiest one was needed, over the mean of all. It is 1 where use is even, and E / k at most.
+
+    Parameters
+    ----------
+    of
+        As in `usage`.
 
     Raises
     ------
@@ -49,7 +92,33 @@ def balance(trace: Trace, *, of: Of = "demands", ax: Axes | None = None) -> Axes
     TraceError
         If there are no such steps.
     """
-    table = tables.balance(trace, of=of)
+    import pandas as pd
+
+    needed, _ = _counts(trace, of)
+    return pd.DataFrame(
+        {
+            "layer": np.arange(len(needed)),
+            "busiest": needed.argmax(axis=1),
+            "effective_experts": 2 ** _entropy(_distribution(needed)),
+            "load": needed.max(axis=1) / needed.mean(axis=1),
+        }
+    )
+
+
+@on_paper
+def balance(trace: Trace, *, of: Of = "demands", ax: Axes | None = None) -> Axes:
+    """Return how much more than the mean each layer's busiest expert is needed, a bar each.
+
+    The dotted line is even use. `mixoff.plots.balance_table` tells the rest.
+
+    Raises
+    ------
+    ConfigError
+        If `of` isn't one of these.
+    TraceError
+        If there are no such steps.
+    """
+    table = balance_table(trace, of=of)
     axes = axes_on_paper(ax, 6.0, 3.4)
     axes.bar(table["layer"], table["load"], color=BLUE)
     axes.axhline(1, color=INK, linestyle=":", gid=GUIDE)
@@ -60,11 +129,42 @@ def balance(trace: Trace, *, of: Of = "demands", ax: Axes | None = None) -> Axes
     return axes
 
 
+def usage_divergence_table(traces: Mapping[str, Trace]) -> "pd.DataFrame":
+    """Return how differently two recordings use experts, for each pair of them.
+
+    Columns: one, other, bits: the Jensen-Shannon divergence of how often each expert is needed,
+    the mean over layers. It is 0 if use is the same and 1 if no expert is needed in both (Lin 1991,
+    "Divergence measures based on the Shannon entropy", with equal weights). Of one with itself it
+    is that of its first half and its second: how much two passages of one kind differ, shorter
+    ones and so more by chance. A pair that isn't well above both its own can't be told apart.
+
+    Raises
+    ------
+    ConfigError
+        If there are no recordings, or their models don't have as many layers and experts.
+    TraceError
+        If one has fewer than two steps.
+    """
+    import pandas as pd
+
+    shapes = {(trace.num_layers, trace.num_experts) for trace in traces.values()}
+    if len(shapes) != 1:
+        raise ConfigError(f"recordings of {sorted(shapes)} layers and experts: give some of one.")
+    halves = {name: _halves(trace) for name, trace in traces.items()}  # [2, L, E]
+    rows = []
+    for one, own in halves.items():
+        for other, others in halves.items():
+            pair = own if one == other else np.stack([own.sum(axis=0), others.sum(axis=0)])
+            rows.append((one, other, _jensen_shannon(pair)))
+    return pd.DataFrame(rows, columns=["one", "other", "bits"])
+
+
 @on_paper
-def divergence(traces: Mapping[str, Trace], ax: Axes | None = None) -> Axes:
+def usage_divergence(traces: Mapping[str, Trace], ax: Axes | None = None) -> Axes:
     """Return how differently each pair of recordings uses experts, a cell each, with its number.
 
-    On the diagonal are two passages of one kind. `mixoff.tables.divergence` tells the rest.
+    On the diagonal are two passages of one kind. `mixoff.plots.usage_divergence_table` tells the
+    rest.
 
     Raises
     ------
@@ -73,7 +173,7 @@ def divergence(traces: Mapping[str, Trace], ax: Axes | None = None) -> Axes:
     TraceError
         If one has fewer than two steps.
     """
-    table = tables.divergence(traces)
+    table = usage_divergence_table(traces)
     names = list(traces)
     bits = table["bits"].to_numpy().reshape(len(names), len(names))
     axes = axes_on_paper(ax, 1.6 + 1.0 * max(4, len(names)), 1.0 + 0.8 * max(4, len(names)))
@@ -87,3 +187,50 @@ def divergence(traces: Mapping[str, Trace], ax: Axes | None = None) -> Axes:
     axes.spines[:].set_visible(False)
     colour_bar(axes, drawn, "divergence, bits")
     return axes
+
+
+def _counts(trace: Trace, of: Of) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return how often each expert was needed [L, E], and how many demands layers had [L]."""
+    if of not in get_args(Of):
+        raise ConfigError(f"of={of!r}: give one of {', '.join(get_args(Of))}.")
+    demands = trace.demands()
+    chosen = demands.tokens == 1 if of == "tokens" else np.ones(len(demands), bool)
+    counts = np.bincount(demands.layer[chosen], minlength=trace.num_layers)
+    if not counts.all():
+        raise TraceError(f"of={of!r}: not every layer had such a demand: record more.")
+    return _count(trace, chosen), counts
+
+
+def _halves(trace: Trace) -> NDArray[np.int64]:
+    """Return how often each expert was needed in the first half and in the second, [2, L, E]."""
+    if trace.num_steps < 2:
+        raise TraceError(f"a recording of {trace.num_steps} steps: record 2 or more.")
+    second = trace.demands().step >= trace.num_steps // 2
+    return np.stack([_count(trace, ~second), _count(trace, second)])
+
+
+def _count(trace: Trace, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    demands = trace.demands()
+    sizes = np.diff(demands.first)
+    cell = np.repeat(demands.layer, sizes) * trace.num_experts + demands.expert
+    cells = trace.num_layers * trace.num_experts
+    counts = np.bincount(cell[np.repeat(chosen, sizes)], minlength=cells)
+    return counts.reshape(trace.num_layers, trace.num_experts)
+
+
+def _distribution(needed: NDArray[np.int64]) -> NDArray[np.float64]:
+    shares: NDArray[np.float64] = needed / needed.sum(axis=-1, keepdims=True)  # [L, E]
+    return shares
+
+
+def _entropy(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the entropy in bits [L] of distributions [L, E]."""
+    safe = np.where(shares > 0, shares, 1.0)
+    entropy: NDArray[np.float64] = -(safe * np.log2(safe)).sum(axis=-1)
+    return entropy
+
+
+def _jensen_shannon(needed: NDArray[np.int64]) -> float:
+    """Return the divergence in bits of two uses [2, L, E], the mean over layers."""
+    shares = _distribution(needed)
+    return float((_entropy(shares.mean(axis=0)) - _entropy(shares).mean(axis=0)).mean())

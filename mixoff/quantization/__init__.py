@@ -1,6 +1,5 @@
 """Quantized matrices: schemes, and the typed tensor they make. Knows nothing of files or caches."""
 
-from mixoff.quantization.axis0 import HQQAxis0
 from mixoff.quantization.base import (
     PackedMatrix,
     Parts,
@@ -11,8 +10,9 @@ from mixoff.quantization.base import (
     StackedRows,
 )
 from mixoff.quantization.hqq import HQQ
+from mixoff.quantization.hqq_axis0 import HQQAxis0
+from mixoff.quantization.none import Unquantized
 from mixoff.quantization.scheme import METHODS, Scheme, quantization_from_dict
-from mixoff.quantization.unquantized import Unquantized
 
 __all__ = [
     "HQQ",

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from mixoff.errors import ConfigError
-from mixoff.packing import BITS, pack, packed_shape, unpack
 from mixoff.quantization.base import Parts, PartSpecs, Quantization, Shape
-from mixoff.quantization.solver import solve
+from mixoff.quantization.hqq_solver import solve
+from mixoff.quantization.packing import BITS, pack, packed_shape, unpack
 
 _GROUPS_PER_PAIR = 128
 _SCALE_BITS = (16, 8)

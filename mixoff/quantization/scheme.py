@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mixoff.documents import shortened
 from mixoff.errors import ConfigError
-from mixoff.quantization.axis0 import HQQAxis0
 from mixoff.quantization.base import Quantization
 from mixoff.quantization.hqq import HQQ
-from mixoff.quantization.unquantized import Unquantized
+from mixoff.quantization.hqq_axis0 import HQQAxis0
+from mixoff.quantization.none import Unquantized
+from mixoff.safe_json import shortened
 
 METHODS: dict[str, type[Quantization]] = {
     method.method: method for method in (HQQ, HQQAxis0, Unquantized)

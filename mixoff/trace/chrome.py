@@ -11,8 +11,8 @@ import numpy as np
 
 from mixoff.errors import TraceError
 from mixoff.trace.frames import PHASES, phase_of
-from mixoff.trace.lanes import Span, spans
-from mixoff.trace.tables import EVICTION, KINDS, NOTHING, TIERS, Rows
+from mixoff.trace.schema import EVICTION, KINDS, NOTHING, TIERS, Rows
+from mixoff.trace.timeline import Span, spans
 
 _PID = 1
 _NS_PER_US = 1000

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mixoff.trace.tables import (
+from mixoff.trace.schema import (
     COMPUTED,
     DEMAND,
     HIT,

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from mixoff import __version__
-from mixoff.events import Copy, Demand, Guess, Missed, Snapshot, Tier
-from mixoff.trace.tables import (
+from mixoff._version import __version__
+from mixoff.trace.events import Copy, Demand, Guess, Missed, Snapshot, Tier
+from mixoff.trace.schema import (
     COMPUTED,
     COPY,
     CUT,

@@ -22,11 +22,11 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from mixoff import __version__
+from mixoff._version import __version__
 from mixoff.errors import ConfigError
-from mixoff.policies import LRU
-from mixoff.residency import Residency
-from mixoff.trace.tables import DEMAND, EVENT, HIT, NOTHING, START, TIERS, Rows, state_dtype
+from mixoff.policies.recency import LRU
+from mixoff.policies.residency import Residency
+from mixoff.trace.schema import DEMAND, EVENT, HIT, NOTHING, START, TIERS, Rows, state_dtype
 
 Routing = Literal["uniform", "zipf", "sticky", "cyclic", "constant"]
 

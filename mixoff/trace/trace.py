@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mixoff.errors import TraceError
-from mixoff.trace import chrome, explanation, files, frames, synthetic
-from mixoff.trace.tables import DEMAND, EVENT, Demands, Rows, check, demands_of, state_dtype
+from mixoff.trace import chrome, explain, file, frames, synthetic
+from mixoff.trace.schema import DEMAND, EVENT, Demands, Rows, check, demands_of, state_dtype
 
 if TYPE_CHECKING:
     pass
@@ -27,10 +27,10 @@ class Trace:
     Parameters
     ----------
     events
-        One row an event: `mixoff.trace.tables.EVENT`; `to_frame` gives it for reading.
+        One row an event: `mixoff.trace.schema.EVENT`; `to_frame` gives it for reading.
     states
         Layers' residents and usage where a replay begins anew: at the start, at a resize, and
-        after a demand that was cut: `mixoff.trace.tables.state_dtype`.
+        after a demand that was cut: `mixoff.trace.schema.state_dtype`.
     provenance
         Where it comes from, plain JSON values: model, quantization, policy, slots, seed and so on.
         Add what you know: ``trace.provenance["prompt"] = ...``.
@@ -42,14 +42,14 @@ class Trace:
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "Trace":
-        """Return the trace in a file, whose format `mixoff.trace.files` tells.
+        """Return the trace in a file, whose format `mixoff.trace.file` tells.
 
         Raises
         ------
         TraceError
             If it is missing, damaged, no trace, or of a newer version.
         """
-        trace = cls(*files.read(Path(path)))
+        trace = cls(*file.read(Path(path)))
         try:
             trace.check()
         except TraceError as error:
@@ -85,7 +85,7 @@ class Trace:
         return cls(made.events, made.states, provenance)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write everything into one file, whose format `mixoff.trace.files` tells.
+        """Write everything into one file, whose format `mixoff.trace.file` tells.
 
         Raises
         ------
@@ -94,7 +94,7 @@ class Trace:
             written.
         """
         self.check()
-        files.write(Path(path), files.Content(self.events, self.states, self.provenance))
+        file.write(Path(path), file.Content(self.events, self.states, self.provenance))
 
     def check(self) -> None:
         """Refuse a trace that no recording makes.
@@ -133,7 +133,7 @@ class Trace:
         return int(steps[-1]) + 1 if len(steps) else 0
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return one row an event, in the order of `mixoff.trace.tables`; times in milliseconds.
+        """Return one row an event, in the order of `mixoff.trace.schema`; times in milliseconds.
 
         Columns: kind, step, phase, tokens, layer, expert, tier, target (of a copy), outcome (of a
         prefetch; "cut" for a demand that was ended early; "computed" for a miss that was computed
@@ -175,7 +175,7 @@ class Trace:
         """
         if not 0 <= step < self.num_steps:
             raise TraceError(f"step={step}: the trace has {self.num_steps} steps, from 0.")
-        return explanation.explain(self.events, step)
+        return explain.explain(self.events, step)
 
     def to_chrome(self, path: str | PathLike[str]) -> None:
         """Write Chrome's trace events, which https://ui.perfetto.dev and chrome://tracing open.

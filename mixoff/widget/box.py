@@ -15,7 +15,7 @@ from mixoff.widget.controls import Controls
 from mixoff.widget.session import LOADED_AGAIN, SHUT, Session
 
 if TYPE_CHECKING:
-    from mixoff.generate import Chat
+    from mixoff.chat.chat import Chat
 
 _NO_NOTEBOOK = "A ChatWidget is shown in a notebook; here, mixoff.widget.repl(chat) chats in text."
 _NO_WIDGETS = (

@@ -8,7 +8,7 @@ from typing import Any
 
 import ipywidgets
 
-from mixoff.sampling import Sampling
+from mixoff.chat.sampling import Sampling
 from mixoff.widget.stylesheet import STYLESHEET
 
 _LABEL = {"description_width": "150px"}

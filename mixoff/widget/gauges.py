@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mixoff.config import format_nbytes
-from mixoff.stats import CacheStats
+from mixoff.cache.stats import CacheStats
+from mixoff.units import format_nbytes
 
 # Cividis, at equal steps: dark blue to yellow, in the same order for every kind of colour vision.
 _SCALE = (

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from mixoff.widget.gauges import Reading
 
 if TYPE_CHECKING:
-    from mixoff.generate import Chat
-    from mixoff.replies import ReplyStats
-    from mixoff.stats import CacheStats
+    from mixoff.cache.stats import CacheStats
+    from mixoff.chat.chat import Chat
+    from mixoff.chat.reply import ReplyStats
 
 _NAN = float("nan")
 

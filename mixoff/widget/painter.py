@@ -11,8 +11,8 @@ from mixoff.widget.meter import Meter
 from mixoff.widget.tuning import Tuning
 
 if TYPE_CHECKING:
-    from mixoff.generate import Chat
-    from mixoff.replies import ReplyStats
+    from mixoff.chat.chat import Chat
+    from mixoff.chat.reply import ReplyStats
 
 _ENDS = {
     "stop": "Done",

@@ -19,8 +19,8 @@ from mixoff.widget.tuning import Tuning
 from mixoff.widget.worker import FIGURES_PER_SECOND, TEXT_PER_SECOND, Beat, Worker, sentence
 
 if TYPE_CHECKING:
-    from mixoff.generate import Chat
-    from mixoff.replies import ReplyStats
+    from mixoff.chat.chat import Chat
+    from mixoff.chat.reply import ReplyStats
 
 _BUSY = "A reply is running: wait for its end, or stop it in the box where it was asked for."
 LOADED_AGAIN = "The model was loaded again: run this cell again."

@@ -6,7 +6,7 @@ from mixoff.errors import MixoffError
 from mixoff.widget.messages import visible
 
 if TYPE_CHECKING:
-    from mixoff.generate import Chat
+    from mixoff.chat.chat import Chat
 
 
 def repl(chat: "Chat") -> None:

@@ -5,11 +5,11 @@ Knows a chat's cache and prefetcher, and looks them up each time: it keeps neith
 
 from typing import TYPE_CHECKING
 
+from mixoff.cache.prefetcher import Prefetcher, prefetcher_of
 from mixoff.errors import MixoffError
-from mixoff.predictors import Prefetcher, prefetcher_of
 
 if TYPE_CHECKING:
-    from mixoff.generate import Chat
+    from mixoff.chat.chat import Chat
 
 
 class Tuning:

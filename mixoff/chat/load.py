@@ -1,0 +1,110 @@
+"""From a name to a chat that is ready: checkpoint, tokenizer, model, in one call."""
+
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import AutoTokenizer
+
+from mixoff.chat.chat import Chat
+from mixoff.config import OffloadConfig
+from mixoff.errors import CheckpointError
+from mixoff.hub import named_checkpoint
+from mixoff.known_models import ORIGINAL_CHECKPOINT
+from mixoff.models.build import build_model
+from mixoff.safe_json import file_size, shortened
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_MAX_TOKENIZER = 64 << 20  # bytes of a file; those of the largest vocabularies take a third
+
+# The one state that a module of mixoff keeps, since a process has one memory.
+_latest: "list[weakref.ref[Chat]]" = []
+
+
+def load_chat(
+    name_or_path: str | Path,
+    offload: OffloadConfig | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    tokenizer: str = ORIGINAL_CHECKPOINT,
+    system: str | None = None,
+    temperature: float = 0.9,
+    top_p: float = 0.9,
+    max_new_tokens: int = 512,
+    seed: int | None = None,
+) -> Chat:
+    """Load a checkpoint and its tokenizer, and return a chat with it.
+
+    Loading again first closes the chat that the call before gave, since memory seldom holds two
+    such models: a notebook's cell may be run twice. To have several, use `mixoff.build_model`.
+
+    Parameters
+    ----------
+    name_or_path, offload, device
+        As for `mixoff.build_model`.
+    tokenizer
+        A folder or name on the hub to take the tokenizer from, if the checkpoint has none.
+    system, temperature, top_p, max_new_tokens, seed
+        As for `mixoff.Chat`.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint or the tokenizer is missing, damaged or of another format.
+    ConfigError
+        If a setting can't be met.
+    """
+    while _latest:
+        if (earlier := _latest.pop()()) is not None:
+            earlier.close()
+    found = named_checkpoint(name_or_path)
+    loaded = load_tokenizer(found.folder, tokenizer)  # refuse before a long load
+    model, _ = build_model(found.folder, offload, device=device)
+    chat = Chat(
+        model,
+        loaded,
+        system=system,
+        temperature=temperature,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+    _latest.append(weakref.ref(chat))
+    return chat
+
+
+def load_tokenizer(folder: Path, name: str = ORIGINAL_CHECKPOINT) -> "PreTrainedTokenizerBase":
+    """Return a checkpoint's tokenizer, or that of the model named if it has none.
+
+    Raises
+    ------
+    CheckpointError
+        If neither can be loaded.
+    """
+    files = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+    source = folder if any((folder / file).is_file() for file in files) else name
+    _refuse_large_files(folder)
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises nothing narrower for a file that it can't read
+        reason = shortened((str(error).splitlines() or [type(error).__name__])[0])
+        raise CheckpointError(
+            f"{source}: no tokenizer could be loaded ({reason}): put tokenizer.json into "
+            f"{folder}, or name a model that has one (--model-name)."
+        ) from error
+
+
+def _refuse_large_files(folder: Path) -> None:
+    for path in folder.glob("*.json"):
+        try:
+            size = file_size(path)
+        except OSError as error:
+            raise CheckpointError(f"{path}: can't be read ({error.strerror}).") from error
+        if size > _MAX_TOKENIZER:
+            raise CheckpointError(
+                f"{path}: {size} bytes are too many for a tokenizer's file: "
+                f"mixoff reads {_MAX_TOKENIZER} at most."
+            )

@@ -1,0 +1,299 @@
+"""A mixoff checkpoint on disk: what is in which file. Knows files and layouts; builds no model.
+
+A folder in Hugging Face's form, which transformers opens once `mixoff.register` was called:
+
+- ``config.json``: the model's own settings, and under ``quantization_config`` mixoff's: the
+  format's version and the scheme of attention and experts.
+- ``trunk.safetensors``: embeddings, last norm, head. ``layer-00000.safetensors`` and on: a layer's
+  experts as one tensor of bytes [experts, stride], then the rest of the layer. Each expert is one
+  record of bytes (`mixoff.tiers.record`) that begins on a page. Attention matrices are records too.
+- ``model.safetensors.index.json``: which tensor is in which file, and the CRC-32 of each header;
+  headers hold the CRC-32 of each record and tensor.
+
+Packed tensors keep the names of the weights they replace, so that a loader that knows nothing of
+mixoff fails on their shapes instead of making experts up.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixoff.checkpoints.quantization_config import (
+    FORMAT_VERSION,
+    QUANT_METHOD,
+    scheme_from_settings,
+)
+from mixoff.checkpoints.safetensors_read import DTYPES, Shard, files_beside, read_shards
+from mixoff.errors import CheckpointError, ConfigError
+from mixoff.families.mixtral import Mixtral
+from mixoff.quantization import Quantization, Scheme, Shape
+from mixoff.safe_json import read_json, shown
+from mixoff.tiers.record import RecordLayout, RecordLocation
+
+INDEX_NAME = "model.safetensors.index.json"
+TRUNK_NAME = "trunk.safetensors"
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def layer_file(layer: int) -> str:
+    """Return the name of a layer's file."""
+    return f"layer-{layer:05d}.safetensors"
+
+
+def experts_tensor(layer: int) -> str:
+    """Return the name of the tensor that holds a layer's records."""
+    return f"model.layers.{layer}.mlp.experts.gate_up_proj"
+
+
+def expert_layout(quantization: Quantization, hidden: int, inner: int) -> RecordLayout:
+    """Return where the tensors of an expert lie in its record: gate over up, and down.
+
+    Raises
+    ------
+    ConfigError
+        If matrices of such sizes can't be stored so.
+    """
+    gate_up = [(2 * inner, hidden)] if quantization.joins_rows else [(inner, hidden)] * 2
+    matrices = (*(("gate_up_proj", shape) for shape in gate_up), ("down_proj", (hidden, inner)))
+    return RecordLayout(quantization, matrices)
+
+
+def layer_layouts(scheme: Scheme, layers: int, hidden: int, inner: int) -> list[RecordLayout]:
+    """Return where the tensors of each layer's experts lie in their records.
+
+    Raises
+    ------
+    ConfigError
+        If matrices of such sizes can't be stored so.
+    """
+    ways = (scheme.experts, *scheme.layer_experts.values())
+    layouts = {way: expert_layout(way, hidden, inner) for way in ways}
+    return [layouts[scheme.experts_of(layer)] for layer in range(layers)]
+
+
+@dataclass(frozen=True)
+class TrunkTensor:
+    """A tensor that is no expert, as the model has it; a packed matrix is bytes [nbytes]."""
+
+    dtype: torch.dtype
+    shape: Shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint: its settings, and its files' headers, checked against each other.
+
+    Nothing of a tensor is read before it is needed.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    scheme: Scheme
+    shards: Mapping[str, Shard]
+
+    format = f"mixoff {FORMAT_VERSION}"
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Checkpoint":
+        """Open a folder that `mixoff.quantize_checkpoint` wrote.
+
+        Raises
+        ------
+        CheckpointError
+            If it is missing, of another format, or its files don't fit together.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise CheckpointError(f"{path}: no such folder.")
+        config = read_json(path / "config.json")
+        settings = config.get("quantization_config")
+        if not isinstance(settings, dict) or settings.get("quant_method") != QUANT_METHOD:
+            raise CheckpointError(
+                f"{path}: no mixoff checkpoint ({_kind_of(settings)}): "
+                "make one of a Mixtral in Hugging Face's form with mixoff.quantize_checkpoint."
+            )
+        try:
+            scheme = scheme_from_settings(settings)
+        except ConfigError as error:
+            raise CheckpointError(f"{path / 'config.json'}: {error}") from None
+        Mixtral(config, path / "config.json").check()
+        _refuse_others_weights(path)
+        checkpoint = cls(path, config, scheme, _read_shards(path))
+        checkpoint._check_experts()
+        checkpoint._check_trunk()
+        return checkpoint
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the model."""
+        return self._model.num_layers
+
+    @property
+    def num_experts(self) -> int:
+        """Experts of a layer."""
+        return self._model.num_experts
+
+    def expert_layouts(self) -> list[list[RecordLayout]]:
+        """Return where the tensors of each record lie in it, ``[layer][expert]``."""
+        return [[layout] * self.num_experts for layout in self._layer_layouts]
+
+    def expert_locations(self) -> list[list[RecordLocation]]:
+        """Return where each layer's records lie on disk, ``[layer][expert]``."""
+        locations = []
+        for layer, layout in enumerate(self._layer_layouts):
+            shard = self.shards[layer_file(layer)]
+            start = shard.tensors[experts_tensor(layer)].offset
+            crcs = shard.checksums[experts_tensor(layer)]
+            locations.append(
+                [
+                    RecordLocation(shard.path, start + expert * layout.stride, layout.stride, crc)
+                    for expert, crc in enumerate(crcs)
+                ]
+            )
+        return locations
+
+    @cached_property
+    def _layer_layouts(self) -> list[RecordLayout]:
+        inner, hidden = self._model.expert_shapes()["w1"]
+        return layer_layouts(self.scheme, self.num_layers, hidden, inner)
+
+    @property
+    def experts_nbytes(self) -> int:
+        """Bytes of all experts' records on disk."""
+        return sum(place.nbytes for layer in self.expert_locations() for place in layer)
+
+    def attention_layout(self, name: str, shape: Shape) -> RecordLayout:
+        """Return where the parts of an attention matrix lie in the record of this name."""
+        return RecordLayout(self.scheme.attention, (("weight", shape),))
+
+    @cached_property
+    def trunk(self) -> dict[str, TrunkTensor]:
+        """The tensors that are no experts, under the names that the model has for them."""
+        experts = {experts_tensor(layer) for layer in range(self.num_layers)}
+        return {
+            name: TrunkTensor(DTYPES[entry.dtype], entry.shape)
+            for shard in self.shards.values()
+            for name, entry in shard.tensors.items()
+            if name not in experts
+        }
+
+    def trunk_state(self) -> dict[str, Tensor] | None:
+        """Return None: transformers reads the trunk by itself."""
+        return None
+
+    def verify(self) -> None:
+        """Compare all that is no expert with its checksums; experts are verified as they are read.
+
+        Raises
+        ------
+        CheckpointError
+            If a tensor is damaged, or a scale of attention is no number.
+        """
+        for shard in self.shards.values():
+            shard.verify(name for name in shard.tensors if name in self.trunk)
+        shapes = dict(self._model.trunk_shapes())
+        for shard in self.shards.values():
+            for name in shard.tensors:
+                if name not in shapes or ".self_attn." not in name:
+                    continue
+                layout = self.attention_layout(name, shapes[name])
+                if part := layout.strange_scales(shard.read(name)):
+                    raise CheckpointError(f"{shard.path}: {name}: {part} holds what is no number.")
+
+    @cached_property
+    def _model(self) -> Mixtral:
+        return Mixtral(self.config, self.path / "config.json")
+
+    def _check_trunk(self) -> None:
+        """Refuse tensors that aren't those of config.json before anybody makes room for them."""
+        for name, matrix in self._model.trunk_shapes():
+            found, packed = self.trunk.get(name), ".self_attn." in name
+            shape = self._attention_shape(name, matrix) if packed else matrix
+            dtypes = [torch.uint8] if packed else _FLOATS
+            if found is None or found.shape != shape or found.dtype not in dtypes:
+                raise CheckpointError(
+                    f"{self.path}: {name} is {found.shape if found else 'missing'}; config.json "
+                    f"asks for {shape}: fetch or convert the checkpoint again."
+                )
+
+    def _attention_shape(self, name: str, shape: Shape) -> Shape:
+        try:
+            return (self.attention_layout(name, shape).nbytes,)
+        except ConfigError as error:
+            raise CheckpointError(f"{self.path}: {name}: {error}") from None
+
+    def _check_experts(self) -> None:
+        try:
+            if len(self.shards) != 1 + self.num_layers:
+                raise ValueError(f"{len(self.shards)} files for {self.num_layers} layers")
+            if strange := self.scheme.layer_experts.keys() - set(range(self.num_layers)):
+                raise ValueError(f"layer_experts names layer {min(strange)}")
+            for layer, layout in enumerate(self._layer_layouts):
+                expected = (self.num_experts, layout.stride)
+                shard = self.shards[layer_file(layer)]
+                entry = shard.tensors[experts_tensor(layer)]
+                found = entry.shape if entry.dtype == "U8" else entry.dtype
+                crcs = shard.checksums[experts_tensor(layer)]
+                if found != expected or len(crcs) != self.num_experts:
+                    raise CheckpointError(
+                        f"{shard.path}: experts of {found} bytes where config.json's settings "
+                        f"ask for {expected}: config.json was changed or is of another checkpoint."
+                    )
+            self.trunk  # noqa: B018 - a type that is unknown is refused here
+        except (KeyError, ValueError, TypeError, ArithmeticError, ConfigError) as error:
+            raise CheckpointError(
+                f"{self.path}: config.json and the files don't fit together ({error})."
+            ) from None
+
+
+def _refuse_others_weights(path: Path) -> None:
+    """Refuse what transformers would read in place of the files that the index names."""
+    for name in ("model.safetensors", "adapter_config.json"):
+        if (path / name).exists():
+            raise CheckpointError(
+                f"{path / name}: no file of a mixoff checkpoint, and transformers would read it "
+                "instead of one: remove it."
+            )
+
+
+def _kind_of(settings: object) -> str:
+    if isinstance(settings, dict):
+        return f"its quantization is {shown(settings.get('quant_method'))}"
+    return "its config.json tells of no quantization"
+
+
+def _read_shards(path: Path) -> dict[str, Shard]:
+    index = read_json(path / INDEX_NAME)
+    weight_map, metadata = index.get("weight_map"), index.get("metadata")
+    headers = metadata.get("header_crc32") if isinstance(metadata, dict) else None
+    if not isinstance(weight_map, dict) or not isinstance(headers, dict):
+        raise CheckpointError(f"{path / INDEX_NAME}: lists no files.")
+    strange = [f for f in weight_map.values() if not isinstance(f, str) or f not in headers]
+    if strange:
+        raise CheckpointError(
+            f"{path / INDEX_NAME}: {shown(strange[0])} is no file of this checkpoint."
+        )
+    listed: dict[str, set[str]] = {name: set() for name in headers}
+    for tensor, name in weight_map.items():
+        listed[name].add(tensor)
+    names = files_beside(path / INDEX_NAME, headers)
+    shards = {}
+    for name, shard in zip(names, read_shards(path / name for name in names), strict=True):
+        shards[name] = shard
+        if f"{shard.header_crc32:08x}" != headers[name] or listed[name] != set(shard.tensors):
+            raise CheckpointError(
+                f"{path / name}: its header is damaged or of another checkpoint: "
+                "fetch or convert the checkpoint again."
+            )
+    return shards

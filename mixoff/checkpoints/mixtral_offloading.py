@@ -1,0 +1,305 @@
+"""The layout that mixtral-offloading released, read where it lies. Knows its names and its files.
+
+- ``config.json``: a Mixtral's settings; how it is quantized, the tensors' shapes tell.
+- ``model.safetensors.index.json``: which tensor is in which file. One file holds the trunk, and one
+  each expert: w1 (gate), w2 (down), w3 (up). There the names begin with ``w1.``; the index has them
+  with ``model.layers.L.block_sparse_moe.experts.E.`` before.
+- Matrices of attention and experts are `mixoff.quantization.HQQAxis0`; all else is as it is.
+
+No file holds a checksum: what can be checked are names, types, shapes, and that scales are numbers.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixoff.checkpoints.mixoff_format import INDEX_NAME, TrunkTensor
+from mixoff.checkpoints.safetensors_read import (
+    DTYPES,
+    Shard,
+    TensorEntry,
+    files_beside,
+    read_shards,
+)
+from mixoff.errors import CheckpointError, ConfigError
+from mixoff.families.mixtral import Mixtral
+from mixoff.quantization import HQQAxis0, PartSpecs, QuantizedTensor, Scheme, Shape
+from mixoff.safe_json import read_json
+from mixoff.tiers.record import RecordLayout, RecordLocation
+
+Headers = Mapping[str, Shard]  # by file name
+_FETCH_AGAIN = "fetch the checkpoint again."
+_PARTS = tuple(HQQAxis0().part_specs((256, 256)))
+_FLOATS = ("F16", "BF16", "F32")
+# The order in which layers want them: gate and up are one matrix there.
+_EXPERT_MATRICES = (("w1", "gate_up_proj"), ("w3", "gate_up_proj"), ("w2", "down_proj"))
+
+
+def is_released_layout(weight_map: object) -> bool:
+    """Return whether an index maps names that only the released layout has."""
+    return isinstance(weight_map, dict) and _expert_prefix(0, 0) + "w1.W_q" in weight_map
+
+
+@dataclass(frozen=True)
+class ReleasedCheckpoint:
+    """An opened checkpoint of this layout: its settings and its files' headers, checked.
+
+    It has what `mixoff.checkpoints.mixoff_format.Checkpoint` has for those who build, plan and
+    show.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    files: Mapping[str, Shard]  # by the index's name of each tensor
+
+    format = "mixtral-offloading"
+
+    @classmethod
+    def open(cls, path: str | Path, headers: Headers | None = None) -> "ReleasedCheckpoint":
+        """Open a folder that holds such a checkpoint; files whose headers are given may lie off it.
+
+        Raises
+        ------
+        CheckpointError
+            If a file or a tensor is missing, or doesn't fit the others or ``config.json``.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise CheckpointError(f"{path}: no such folder.")
+        checkpoint = cls(path, _read_config(path), _read_index(path, headers))
+        checkpoint._experts, checkpoint.trunk  # noqa: B018 - what is wrong with them is said here
+        return checkpoint
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the model."""
+        return self._model.num_layers
+
+    @property
+    def num_experts(self) -> int:
+        """Experts of a layer."""
+        return self._model.num_experts
+
+    @cached_property
+    def scheme(self) -> Scheme:
+        """How attention and experts are stored, as the shapes of all their tensors tell."""
+        return Scheme(
+            attention=self._read_off_all(self._attention_matrices()),
+            experts=self._read_off_all(self._expert_matrices()),
+        )
+
+    def first_scheme(self) -> Scheme:
+        """Return how the first matrices are stored; the files of others needn't be known."""
+        attention, experts = next(self._attention_matrices()), next(self._expert_matrices())
+        return Scheme(self._read_off(*attention), self._read_off(*experts))
+
+    def expert_layouts(self) -> list[list[RecordLayout]]:
+        """Return where the tensors of each record lie in it, ``[layer][expert]``."""
+        return [[layout for layout, _ in layer] for layer in self._experts]
+
+    def expert_locations(self) -> list[list[RecordLocation]]:
+        """Return where each layer's records lie on disk, ``[layer][expert]``."""
+        return [[location for _, location in layer] for layer in self._experts]
+
+    @property
+    def experts_nbytes(self) -> int:
+        """Bytes of all experts' records on disk."""
+        return sum(place.nbytes for layer in self.expert_locations() for place in layer)
+
+    def attention_layout(self, name: str, shape: Shape) -> RecordLayout:
+        """Return where the parts of an attention matrix lie in the record of this name."""
+        return self._attention[name]
+
+    @cached_property
+    def trunk(self) -> dict[str, TrunkTensor]:
+        """The tensors that are no experts, under the names that the model has for them."""
+        found = {}
+        for name, shape in self._model.trunk_shapes():
+            if (layout := self._attention.get(name)) is not None:
+                found[name] = TrunkTensor(torch.uint8, (layout.nbytes,))
+                continue
+            shard, entry = self._tensor(_released_name(name))
+            if entry.shape != shape or entry.dtype not in _FLOATS:
+                raise CheckpointError(
+                    f"{shard.path}: {_released_name(name)} is {entry.dtype} {entry.shape}; "
+                    f"config.json asks for {shape} in one of {', '.join(_FLOATS)}: {_FETCH_AGAIN}"
+                )
+            found[name] = TrunkTensor(DTYPES[entry.dtype], shape)
+        return found
+
+    def trunk_state(self) -> dict[str, Tensor] | None:
+        """Return the trunk's tensors, matrices of attention packed into one record each."""
+        return {name: self.tensor(name) for name in self.trunk}
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a tensor of the trunk; a matrix of attention is a record."""
+        layout = self._attention.get(name)
+        if layout is None:
+            return self._tensor_read(_released_name(name))
+        prefix = name.removesuffix("weight")
+        parts = {part: self._tensor_read(prefix + part) for part in _PARTS}
+        matrix = QuantizedTensor(layout.quantization, layout.shapes[0][1], parts)
+        return layout.pack({"weight": matrix})
+
+    def files_of(self, name: str) -> set[str]:
+        """Return the names of the files that hold a tensor of the trunk, or its parts."""
+        parts = [name.removesuffix("weight") + part for part in _PARTS]
+        names = parts if name in self._attention else [_released_name(name)]
+        return {self._tensor(each)[0].path.name for each in names}
+
+    def verify(self) -> None:
+        """Check that all scales and zeros are numbers: the files hold no checksums.
+
+        Raises
+        ------
+        CheckpointError
+            If one is infinite or none at all.
+        """
+        floats = [part for part in _PARTS if not part.endswith("_q")]
+        for prefix, _ in chain(self._attention_matrices(), self._expert_matrices()):
+            for part in floats:
+                shard, _ = self._tensor(prefix + part)
+                if not shard.read(_name_in_file(prefix + part)).isfinite().all():
+                    raise CheckpointError(
+                        f"{shard.path}: {prefix}{part} holds what is no number: {_FETCH_AGAIN}"
+                    )
+
+    @cached_property
+    def _model(self) -> Mixtral:
+        return Mixtral(self.config, self.path / "config.json")
+
+    @cached_property
+    def _attention(self) -> dict[str, RecordLayout]:
+        return {
+            f"{prefix}weight": RecordLayout(self.scheme.attention, (("weight", shape),))
+            for prefix, shape in self._attention_matrices()
+        }
+
+    @cached_property
+    def _experts(self) -> list[list[tuple[RecordLayout, RecordLocation]]]:
+        found: list[list[tuple[RecordLayout, RecordLocation]]] = []
+        same: dict[RecordLayout, RecordLayout] = {}  # most are equal: one object for all
+        for layer in range(self.num_layers):
+            found.append([])
+            for expert in range(self.num_experts):
+                layout, location = self._expert(_expert_prefix(layer, expert))
+                found[-1].append((same.setdefault(layout, layout), location))
+        listed = sum(name.endswith(".w1.W_q") for name in self.files)
+        if listed != self.num_layers * self.num_experts:
+            raise CheckpointError(
+                f"{self.path / INDEX_NAME}: lists {listed} experts where config.json tells of "
+                f"{self.num_layers} layers of {self.num_experts}: {_FETCH_AGAIN}"
+            )
+        return found
+
+    def _expert(self, prefix: str) -> tuple[RecordLayout, RecordLocation]:
+        shapes = self._model.expert_shapes()
+        names = [f"{prefix}{matrix}.{part}" for matrix, _ in _EXPERT_MATRICES for part in _PARTS]
+        shards, entries = zip(*map(self._tensor, names), strict=True)
+        path, start = shards[0].path, min(entry.offset for entry in entries)
+        nbytes = max(entry.offset + entry.nbytes for entry in entries) - start
+        if {shard.path for shard in shards} != {path} or nbytes != sum(e.nbytes for e in entries):
+            raise CheckpointError(
+                f"{path}: other tensors lie between those of {prefix.removesuffix('.')}: mixoff "
+                "reads an expert at once, so write each into a file of its own."
+            )
+        layout = RecordLayout(
+            self.scheme.experts,
+            tuple((name, shapes[matrix]) for matrix, name in _EXPERT_MATRICES),
+            tuple(entry.offset - start for entry in entries),
+        )
+        return layout, RecordLocation(path, start, nbytes, None)
+
+    def _attention_matrices(self) -> Iterator[tuple[str, Shape]]:
+        """Yield what the names of each attention matrix's parts begin with, and its shape."""
+        for layer in range(self.num_layers):
+            for matrix, shape in self._model.attention_shapes().items():
+                yield f"model.layers.{layer}.self_attn.{matrix}.", shape
+
+    def _expert_matrices(self) -> Iterator[tuple[str, Shape]]:
+        """Yield what the names of each expert matrix's parts begin with, and its shape."""
+        for layer in range(self.num_layers):
+            for expert in range(self.num_experts):
+                for matrix, shape in self._model.expert_shapes().items():
+                    yield f"{_expert_prefix(layer, expert)}{matrix}.", shape
+
+    def _read_off_all(self, matrices: Iterable[tuple[str, Shape]]) -> HQQAxis0:
+        found = {prefix: self._read_off(prefix, shape) for prefix, shape in matrices}
+        first, *others = found
+        for other in others:
+            if found[other] != found[first]:
+                raise CheckpointError(
+                    f"{self.path}: {first}* is stored as {found[first]} and {other}* as "
+                    f"{found[other]}, or their shapes aren't those that config.json tells of: "
+                    "mixoff reads one way for all attention and one for all experts."
+                )
+        return found[first]
+
+    def _read_off(self, prefix: str, shape: Shape) -> HQQAxis0:
+        specs: PartSpecs = {}
+        for part in _PARTS:
+            shard, entry = self._tensor(prefix + part)
+            dtype = DTYPES.get(entry.dtype)
+            if dtype is None or entry.offset % dtype.itemsize:
+                raise CheckpointError(
+                    f"{shard.path}: {prefix}{part} is {entry.dtype} and begins at byte "
+                    f"{entry.offset}: no type that mixoff reads, or no multiple of its size; "
+                    "write the file again with safetensors."
+                )
+            specs[part] = dtype, entry.shape
+        try:
+            return HQQAxis0.read_off(specs, shape)
+        except ConfigError as error:
+            raise CheckpointError(
+                f"{shard.path}: {prefix.removesuffix('.')} is no {shape[0]} x {shape[1]} matrix, "
+                f"as config.json asks for ({error.args[0].removesuffix('.')}): {_FETCH_AGAIN}"
+            ) from None
+
+    def _tensor_read(self, name: str) -> Tensor:
+        shard, _ = self._tensor(name)
+        return shard.read(_name_in_file(name))
+
+    def _tensor(self, name: str) -> tuple[Shard, TensorEntry]:
+        if name not in self.files:
+            raise CheckpointError(f"{self.path / INDEX_NAME}: {name} is missing: {_FETCH_AGAIN}")
+        shard = self.files[name]
+        if (stored := _name_in_file(name)) not in shard.tensors:
+            raise CheckpointError(
+                f"{shard.path}: {stored} is missing, though the index places {name} there: "
+                f"{_FETCH_AGAIN}"
+            )
+        return shard, shard.tensors[stored]
+
+
+def _expert_prefix(layer: int, expert: int) -> str:
+    return f"model.layers.{layer}.block_sparse_moe.experts.{expert}."
+
+
+def _name_in_file(name: str) -> str:
+    """Return a tensor's name in its file, where experts' names are short."""
+    return name.partition(".block_sparse_moe.experts.")[2].partition(".")[2] or name
+
+
+def _released_name(name: str) -> str:
+    return name.replace(".mlp.", ".block_sparse_moe.")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    config = read_json(path / "config.json")
+    Mixtral(config, path / "config.json").check()
+    return config
+
+
+def _read_index(path: Path, headers: Headers | None) -> dict[str, Shard]:
+    index = path / INDEX_NAME
+    if not isinstance(weight_map := read_json(index).get("weight_map"), dict):
+        raise CheckpointError(f"{index}: lists no files.")
+    files = files_beside(index, weight_map.values())
+    shards = headers or dict(zip(files, read_shards(path / file for file in files), strict=True))
+    return {name: shards[file] for name, file in weight_map.items()}

@@ -1,0 +1,139 @@
+"""From what a person named to what a command works on. Knows names, folders and slow imports."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from mixoff.cli.options import Device, Miss
+from mixoff.cli.printable import one_line
+from mixoff.cli.terminal import progress
+from mixoff.config import OffloadConfig
+from mixoff.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from mixoff.cache.cache import ExpertCache
+    from mixoff.chat.chat import Chat
+    from mixoff.checkpoints.formats import AnyCheckpoint
+    from mixoff.hub import HubCheckpoint
+
+
+def offload_settings(
+    ctx: typer.Context,
+    offload_per_layer: int,
+    *,
+    device_memory: str | None,
+    host_memory: str,
+    policy: str = "lru",
+    prefetch: int = 0,
+    miss: Miss = Miss.fetch,
+) -> OffloadConfig:
+    """Return the settings that a command was given; a budget replaces a default of experts outside.
+
+    Both at once, when typed, are refused as everywhere.
+    """
+    source = ctx.get_parameter_source("offload_per_layer")
+    typed = source is not None and source.name != "DEFAULT"
+    return OffloadConfig(
+        offload_per_layer=offload_per_layer if typed or device_memory is None else None,
+        device_memory=device_memory,
+        host_memory=host_memory,
+        policy=policy,
+        prefetch=prefetch,
+        miss=miss.value,
+    )
+
+
+def load(
+    found: "HubCheckpoint", offload: OffloadConfig, device: Device, tokenizer_name: str
+) -> "tuple[PreTrainedModel, ExpertCache, PreTrainedTokenizerBase]":
+    """Return a checkpoint's model, its cache and its tokenizer, or that of the model named."""
+    folder = open_runnable(found, offload, device).path  # refuse before a long load
+    from mixoff.chat.load import load_tokenizer
+    from mixoff.models.build import build_model
+
+    with progress(f"loading {found.title}"):
+        tokenizer = load_tokenizer(folder, tokenizer_name)
+        model, cache = build_model(folder, offload, device=named_device(device))
+    return model, cache, tokenizer
+
+
+def conversation(
+    found: "HubCheckpoint",
+    offload: OffloadConfig,
+    device: Device,
+    tokenizer_name: str,
+    *,
+    system: str | None,
+    temperature: float,
+    top_p: float,
+    max_new_tokens: int,
+    seed: int | None,
+) -> "Chat":
+    """Return a chat with a checkpoint; options as `mixoff.Chat` has them."""
+    model, _, tokenizer = load(found, offload, device, tokenizer_name)
+    from mixoff.chat.chat import Chat
+
+    return Chat(
+        model,
+        tokenizer,
+        system=system,
+        temperature=temperature,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+
+
+def open_runnable(
+    found: "HubCheckpoint", offload: OffloadConfig, device: Device
+) -> "AnyCheckpoint":
+    """Return a checkpoint of which nothing is loaded; one that can't run so is refused."""
+    with progress("importing torch and transformers"):
+        from transformers.utils import logging
+
+        from mixoff.checkpoints.formats import open_checkpoint
+        from mixoff.planning.plan import plan_memory
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    checkpoint, where = open_checkpoint(found.folder), named_device(device)
+    plan_memory(checkpoint, offload, device=where)
+    return checkpoint
+
+
+def named(name: str) -> "HubCheckpoint":
+    """Return a checkpoint, fetched from the hub where it is no folder here; tell which commit."""
+    with progress("importing torch and transformers"):
+        from mixoff.hub import is_on_hub, named_checkpoint
+    shown = is_on_hub(name) and sys.stderr.isatty()
+    if shown:
+        typer.echo(f"looking for {one_line(name)} on the Hugging Face hub", err=True)
+    found = named_checkpoint(name)
+    if shown:
+        typer.echo(f"using {one_line(found.title)}", err=True)
+    return found
+
+
+def named_device(device: Device, *, planned: bool = False) -> str:
+    """Return the device's name; one that is only planned for needn't be here."""
+    import torch
+
+    here = torch.cuda.is_available()
+    if device is Device.auto:
+        return "cuda" if here else "cpu"
+    if device is Device.cuda and not (here or planned):
+        raise ConfigError("device='cuda': torch finds no GPU here, so give cpu or auto.")
+    return "cuda" if device is Device.cuda else "cpu"
+
+
+def read_text(path: Path) -> str:
+    """Return what a text file holds."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read ({error.strerror}): give a text file.") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: no UTF-8: give a text file in that encoding.") from None

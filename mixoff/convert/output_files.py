@@ -1,0 +1,179 @@
+"""The files of weights that a checkpoint will have, each made at once. Knows what goes into which.
+
+Nothing is read or quantized before a unit's chunks are asked for, but all sizes are known.
+"""
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mixoff.checkpoints.mixoff_format import TRUNK_NAME, expert_layout, experts_tensor, layer_file
+from mixoff.checkpoints.safetensors_read import Shard, read_shard
+from mixoff.checkpoints.safetensors_write import NewTensor, is_whole, shard_nbytes, write_shard
+from mixoff.convert.matrices import Matrices
+from mixoff.families.mixtral import is_attention_matrix
+from mixoff.quantization import PackedMatrix, Shape
+from mixoff.tiers.record import RecordLayout
+
+Told = Callable[[int], None]  # is told how many weights more are done
+
+
+@dataclass(frozen=True)
+class _Chunks:
+    """What is made anew each time that it is gone through."""
+
+    make: Callable[[], Iterator[Tensor]]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self.make()
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A file to be written.
+
+    Parameters
+    ----------
+    name
+        The file's name.
+    tensors
+        What it holds.
+    records
+        The layout of each tensor that holds records.
+    sources
+        The names of the source's files that it is made of.
+    num_weights
+        How many weights it stands for, and a person waits for.
+    """
+
+    name: str
+    tensors: Mapping[str, NewTensor]
+    records: Mapping[str, RecordLayout]
+    sources: frozenset[str]
+    num_weights: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file, its header too."""
+        return shard_nbytes(self.tensors, {})
+
+    def write(self, path: Path) -> None:
+        """Write the file and see that it is on the disk."""
+        write_shard(path, self.tensors, {})
+
+    def holds(self, shard: Shard) -> bool:
+        """Return whether a file's header is what the unit's file begins with."""
+        return is_whole(shard, self.tensors, {})
+
+    def damage(self, path: Path) -> str | None:
+        """Return what is wrong with the unit's file after reading all of it, or None.
+
+        Raises
+        ------
+        CheckpointError
+            If it can't be read.
+        """
+        shard = read_shard(path)
+        if not self.holds(shard):
+            return "its header isn't what was written"
+        for name, tensor in self.tensors.items():
+            rows = range(tensor.num_chunks) if name.endswith("experts.gate_up_proj") else [None]
+            for number, row in enumerate(rows):
+                raw = shard.read(name, row)
+                if (
+                    zlib.crc32(raw.view(-1).view(torch.uint8).numpy().data)
+                    != shard.checksums[name][number]
+                ):
+                    return f"the checksum of {name} differs"
+                layout = self.records.get(name)
+                if layout and (part := layout.strange_scales(raw)):
+                    return f"{part} in {name} holds what is no number"
+        return None
+
+
+def units_of(matrices: Matrices, told: Told) -> list[Unit]:
+    """Return all files to write, in the order to write them: the trunk, then layer by layer.
+
+    The trunk comes first because it needs the source's first and last file: the last one then
+    waits for the last layers, but the first one can go.
+
+    Raises
+    ------
+    ConfigError
+        If the scheme doesn't suit the model's shapes.
+    """
+    shapes = dict(matrices.weights.model.trunk_shapes())
+    trunk = [name for name in shapes if not name.startswith("model.layers.")]
+    tensors = {name: _plain(matrices, name, shapes[name], told) for name in trunk}
+    sources = frozenset(matrices.weights.files_of(trunk))
+    units = [Unit(TRUNK_NAME, tensors, {}, sources, _num_weights(tensors))]
+    for layer in range(matrices.weights.model.num_layers):
+        prefix = f"model.layers.{layer}."
+        rest = {name: shape for name, shape in shapes.items() if name.startswith(prefix)}
+        units.append(_layer(matrices, layer, rest, told))
+    return units
+
+
+def _layer(matrices: Matrices, layer: int, rest: Mapping[str, Shape], told: Told) -> Unit:
+    weights, scheme = matrices.weights, matrices.scheme
+    inner, hidden = weights.model.expert_shapes()["w1"]
+    layout = expert_layout(scheme.experts_of(layer), hidden, inner)
+    experts = experts_tensor(layer)
+    tensors, records = {experts: _records(matrices, layer, layout, told)}, {experts: layout}
+    for name, shape in rest.items():
+        if is_attention_matrix(name):
+            records[name] = RecordLayout(scheme.attention, (("weight", shape),))
+            tensors[name] = _attention(matrices, name, records[name], told)
+        else:
+            tensors[name] = _plain(matrices, name, shape, told)
+    sources = frozenset(weights.files_of(rest) | weights.files_of_experts(layer))
+    num_weights = sum(torch.Size(shape).numel() for shape in rest.values())
+    num_weights += weights.model.num_experts * 3 * inner * hidden
+    return Unit(layer_file(layer), tensors, records, sources, num_weights)
+
+
+def _num_weights(tensors: Mapping[str, NewTensor]) -> int:
+    return sum(torch.Size(tensor.shape).numel() for tensor in tensors.values())
+
+
+def _plain(matrices: Matrices, name: str, shape: Shape, told: Told) -> NewTensor:
+    def make() -> Iterator[Tensor]:
+        yield matrices.weights.tensor(name)
+        told(torch.Size(shape).numel())
+
+    return NewTensor(matrices.weights.dtype(name), shape, 1, _Chunks(make))
+
+
+def _attention(matrices: Matrices, name: str, layout: RecordLayout, told: Told) -> NewTensor:
+    def make() -> Iterator[Tensor]:
+        matrix = matrices.attention(name)
+        yield layout.pack({"weight": matrix})
+        told(torch.Size(matrix.shape).numel())
+
+    return NewTensor(torch.uint8, (layout.nbytes,), 1, _Chunks(make))
+
+
+def _records(matrices: Matrices, layer: int, layout: RecordLayout, told: Told) -> NewTensor:
+    num_experts = matrices.weights.model.num_experts
+
+    def make() -> Iterator[Tensor]:
+        for expert in range(num_experts):
+            record = torch.zeros(layout.stride, dtype=torch.uint8)
+            places = layout.tensors(record)
+            for name, matrix in matrices.expert(layer, expert):
+                _copy(matrix, into=places[name])
+                told(torch.Size(matrix.shape).numel())
+                del matrix  # before the next one is read
+            yield record
+
+    return NewTensor(torch.uint8, (num_experts, layout.stride), num_experts, _Chunks(make))
+
+
+def _copy(matrix: PackedMatrix, into: PackedMatrix) -> None:
+    for place, piece in zip(into.pieces, matrix.pieces, strict=True):
+        for part, tensor in place.parts.items():
+            tensor.copy_(piece.parts[part])

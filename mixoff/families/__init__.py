@@ -1,0 +1,4 @@
+"""What differs between families of mixture-of-experts models. Reads no tensors.
+
+Mixtral's settings, tensors and shapes stand here and nowhere else.
+"""

@@ -1,0 +1,181 @@
+"""How far a quantized model's predictions are from the unquantized model's. Knows no files.
+
+Letters: N tokens, T tokens of a window, V vocabulary.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import MixtralConfig, PreTrainedModel
+
+from mixoff.checkpoints.unquantized import Original
+from mixoff.errors import ConfigError
+from mixoff.measure.perplexity import HeldOutLoss
+from mixoff.measure.reference import Reference
+
+_ROWS = 256  # tokens that are compared at once: 65 MB for each 32,000 words in float64
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "num_local_experts",
+    "num_experts_per_tok",
+)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """KL divergence of a quantized model from the unquantized one, token by token of a text.
+
+    The divergence of a token is the sum over the vocabulary of p (log p - log q), where p is what
+    the unquantized model expects after the tokens before it and q what the quantized model does
+    (Kullback and Leibler, "On Information and Sufficiency", 1951, equation 2.4). It is 0 where
+    both expect the same, whatever the text goes on with, so it tells of small damage long before
+    the loss does.
+
+    Parameters
+    ----------
+    mean
+        In nats a token.
+    standard_error, rise_standard_error
+        Of `mean` and of `rise`, in nats, as if tokens were independent; NaN of a single token.
+    median, percentile_99
+        What half of all tokens, and 99 of 100, don't exceed; in nats.
+    top1_agreement
+        Share of tokens, 0 to 1, where both models' most likely token is the same.
+    quantized, unquantized
+        Both models' losses on the text.
+    """
+
+    mean: float
+    standard_error: float
+    median: float
+    percentile_99: float
+    top1_agreement: float
+    rise_standard_error: float
+    quantized: HeldOutLoss
+    unquantized: HeldOutLoss
+
+    @property
+    def rise(self) -> float:
+        """How much larger the quantized model's loss is, in nats a token; noise may make it < 0."""
+        return self.quantized.loss - self.unquantized.loss
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens were predicted."""
+        return self.quantized.tokens
+
+
+def divergence(
+    model: PreTrainedModel, reference: Reference, *, progress: bool = False
+) -> Divergence:
+    """Return how far a model's predictions are from a reference's, on the reference's text.
+
+    Logits are compared in float64; `model` computes them in its own type, the reference in float32.
+    Beside both this takes the model's logits of one window, 250 MiB of Mixtral-8x7B in float32 and
+    as much for a copy, and where the model isn't on the CPU the reference's head once more.
+
+    Parameters
+    ----------
+    model
+        The quantized model.
+    reference
+        What `mixoff.compute_reference` made of the unquantized one.
+    progress
+        Whether to show a progress bar.
+
+    Raises
+    ------
+    ConfigError
+        If the model's sizes aren't the reference's.
+    """
+    refuse_other_sizes(model.config.to_dict(), reference.original, str(model.name_or_path))
+    reference = reference.to(model.device)
+    start = 0
+    found: list[Tensor] = []  # of pieces of windows, [4, rows]
+    for read, following in tqdm(reference.windows, desc="comparing", disable=not progress):
+        with torch.inference_mode():
+            logits = model(input_ids=read[None].to(model.device), use_cache=False).logits[0]
+            found += _compared(reference, start, logits, following.to(logits.device))
+        start += len(read)
+    return _summary(torch.cat(found, dim=1).numpy())
+
+
+def refuse_other_sizes(config: Mapping[str, Any], original: Original, name: str) -> None:
+    """Refuse to compare models that differ in a size.
+
+    Parameters
+    ----------
+    config
+        The quantized model's settings, as ``config.json`` holds them.
+    original
+        The unquantized model.
+    name
+        What a person calls the quantized model.
+
+    Raises
+    ------
+    ConfigError
+        If a size isn't the same in both: the message names the sizes.
+    """
+    ours, theirs = (MixtralConfig.from_dict(dict(c)) for c in (config, original.config))
+    differing = [
+        f"{size} is {_size(theirs, size)} there and {_size(ours, size)} here"
+        for size in _SIZES
+        if _size(ours, size) != _size(theirs, size)
+    ]
+    if differing:
+        raise ConfigError(
+            f"{original.files.name}: {name} was not made from it ({', '.join(differing)}): "
+            "give the model that was quantized."
+        )
+
+
+def _size(config: MixtralConfig, size: str) -> int:
+    if size == "head_dim":  # may be left to follow from others
+        return int(config.head_dim or config.hidden_size // config.num_attention_heads)
+    return int(getattr(config, size))
+
+
+def _compared(
+    reference: Reference, start: int, logits: Tensor, following: Tensor
+) -> Iterator[Tensor]:
+    """Yield, piece by piece of a window, the divergences, agreements and both losses [4, rows]."""
+    for first in range(0, len(following), _ROWS):
+        rows = slice(first, first + _ROWS)
+        tokens = following[rows, None]
+        theirs = reference.logits(slice(start + first, start + first + len(tokens)))  # [rows, V]
+        log_p, log_q = (x.double().log_softmax(-1) for x in (theirs, logits[rows]))
+        kl = (log_p.exp() * (log_p - log_q)).sum(-1)  # [rows]
+        agree = theirs.argmax(-1) == logits[rows].argmax(-1)
+        losses = [-x.gather(-1, tokens)[:, 0] for x in (log_q, log_p)]
+        yield torch.stack([kl, agree.double(), *losses]).cpu()
+
+
+def _summary(found: NDArray[np.float64]) -> Divergence:
+    (kl, agree, quantized, unquantized), tokens = found, found.shape[1]
+    return Divergence(
+        mean=float(kl.mean()),
+        standard_error=_standard_error(kl),
+        median=float(np.median(kl)),
+        percentile_99=float(np.percentile(kl, 99)),
+        top1_agreement=float(agree.mean()),
+        rise_standard_error=_standard_error(quantized - unquantized),
+        quantized=HeldOutLoss(float(quantized.mean()), tokens),
+        unquantized=HeldOutLoss(float(unquantized.mean()), tokens),
+    )
+
+
+def _standard_error(values: NDArray[np.float64]) -> float:
+    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")

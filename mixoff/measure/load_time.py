@@ -1,0 +1,131 @@
+"""How long a model takes to load, and how much memory: measured in a process of its own."""
+
+import ctypes
+import gc
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import psutil
+import torch
+from transformers.utils import logging
+
+from mixoff.checkpoints.formats import open_checkpoint
+from mixoff.config import OffloadConfig
+from mixoff.hub import named_checkpoint
+from mixoff.known_models import demo_path
+from mixoff.models.build import build_model
+from mixoff.planning.plan import PREFILL_TOKENS, MemoryPlan, plan_memory
+
+_EVERY_SECONDS = 0.001  # memory is asked for
+
+
+@dataclass(frozen=True)
+class Load:
+    """What loading a model and reading a first prompt took.
+
+    Parameters
+    ----------
+    seconds
+        From the call of `mixoff.build_model` to the model; imports aren't counted.
+    peak_nbytes
+        The most host memory of the process meanwhile, less what it had before.
+    libraries_nbytes
+        What libraries took for themselves once they were imported and used for the first time,
+        whatever the model: it is in no plan.
+    plan
+        What was planned.
+    """
+
+    seconds: float
+    peak_nbytes: int
+    libraries_nbytes: int
+    plan: MemoryPlan
+
+
+def measure_load(
+    name_or_path: str | Path, offload: OffloadConfig | None = None, *, device: str = "cpu"
+) -> Load:
+    """Return how long a model takes to load and how much host memory, beside what was planned.
+
+    A new process loads the demo model first, so that libraries have what they need, lets it go, and
+    then loads the model and reads a prompt of random tokens, as many as a chat reads at once.
+
+    Parameters
+    ----------
+    name_or_path, offload, device
+        As `mixoff.build_model` takes them.
+    """
+    folder, offload = named_checkpoint(name_or_path).folder, offload or OffloadConfig()
+    plan = plan_memory(open_checkpoint(folder), offload, device=device)
+    # A process that begins anew: one that is forked has what this one has, and its threads' locks.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes:
+        measured = processes.submit(_measure, folder, offload, device, torch.get_num_threads())
+        return Load(*measured.result(), plan)
+
+
+def _measure(
+    folder: Path, offload: OffloadConfig, device: str, threads: int
+) -> tuple[float, int, int]:
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    torch.set_num_threads(threads)
+    imported = _resident_nbytes()
+    _load_and_read(demo_path(), OffloadConfig(), device)
+    _give_back()
+    before = _resident_nbytes()
+    with _peak() as peak:
+        seconds = _load_and_read(folder, offload, device)
+    return seconds, peak.nbytes - before, before - imported
+
+
+def _load_and_read(folder: Path, offload: OffloadConfig, device: str) -> float:
+    """Return the seconds until a model is there, which then reads a prompt and goes."""
+    began = time.perf_counter()
+    model, cache = build_model(folder, offload, device=device)
+    seconds = time.perf_counter() - began
+    tokens = min(PREFILL_TOKENS, model.config.max_position_embeddings)
+    ids = torch.randint(model.config.vocab_size, (1, tokens), device=model.device)
+    with torch.inference_mode():
+        model(input_ids=ids, use_cache=True)
+    cache.close()
+    return seconds
+
+
+def _give_back() -> None:
+    """Give freed memory back to the system, where its allocator can be told to: glibc's."""
+    gc.collect()
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _resident_nbytes() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+@dataclass
+class _Peak:
+    nbytes: int = 0
+
+
+@contextmanager
+def _peak() -> Iterator[_Peak]:
+    """Watch the process's memory inside the ``with`` block for the most it has."""
+    peak, over = _Peak(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_EVERY_SECONDS):
+            peak.nbytes = max(peak.nbytes, _resident_nbytes())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        watcher.join()
+        peak.nbytes = max(peak.nbytes, _resident_nbytes())

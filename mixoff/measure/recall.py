@@ -1,0 +1,160 @@
+"""How many of the experts that layers need were guessed. Knows routings; moves and times nothing.
+
+T tokens, D hidden size, E experts, k experts a token.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mixoff.errors import ConfigError
+from mixoff.models.layers.experts import OffloadedExperts
+from mixoff.predictors.base import Predictor
+from mixoff.predictors.registry import PREDICTORS, predictor_named
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Routing = tuple[Tensor, list[list[int]]]  # of a layer: what its gate is given [T, D], its choices
+
+
+@dataclass
+class Watched:
+    """What passed through a model's routers, layer by layer, since it was cleared."""
+
+    gates: list[nn.Module]
+    layers: list[Routing] = field(default_factory=list)
+
+
+@contextmanager
+def watch_routers(model: nn.Module) -> Iterator[Watched]:
+    """Note inside the ``with`` block what each layer's router was given and what it chose.
+
+    Raises
+    ------
+    ConfigError
+        If the model has no experts behind a cache.
+    """
+    pairs = [
+        (gate, child)
+        for block in model.modules()
+        if isinstance(gate := getattr(block, "gate", None), nn.Module)
+        for child in block.children()
+        if isinstance(child, OffloadedExperts)
+    ]
+    if not pairs:
+        raise ConfigError(
+            f"{type(model).__name__} has no experts behind a cache: build it with "
+            "mixoff.build_model."
+        )
+    watched = Watched([gate for gate, _ in pairs])
+
+    def note(module: nn.Module, given: tuple[Any, ...]) -> None:
+        watched.layers.append((given[0].detach(), given[1].tolist()))
+
+    hooks = [experts.register_forward_pre_hook(note) for _, experts in pairs]
+    try:
+        yield watched
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def measure_recall(
+    model: nn.Module,
+    windows: Iterable[Sequence[int] | Tensor],
+    *,
+    predictors: Sequence[str] = tuple(PREDICTORS),
+    guesses: Sequence[int] = (1, 2, 3, 4),
+    layers_ahead: Sequence[int] = (0, 1, 2, 4),
+) -> "pd.DataFrame":
+    """Return which share of the needed experts predictors guess, on text that is given.
+
+    One row a predictor, distance, number of guesses and layer that is guessed. Columns: predictor,
+    layers_ahead, guesses, layer, recall, chance (guesses / E). A window's tokens are taken one
+    after the other, as decoding would, and what predictors learn stays from window to window. A
+    token of which a predictor has no idea counts as not guessed.
+
+    Parameters
+    ----------
+    model
+        One that `mixoff.build_model` built.
+    windows
+        Token ids [T] of each.
+    layers_ahead
+        How far ahead the guessed layer is; 0 is the layer itself before it has chosen, which is a
+        control: ``"next-gate"`` then is the router, and guesses every expert that is needed.
+
+    Raises
+    ------
+    ConfigError
+        If the model has no experts behind a cache, there is no such predictor, or no window.
+    """
+    import pandas as pd
+
+    with watch_routers(model) as watched:
+        tallies = [
+            _Tally(name, predictor_named(name, watched.gates), sorted(guesses), layers_ahead)
+            for name in predictors
+        ]
+        for window in windows:
+            watched.layers.clear()
+            ids = torch.as_tensor(window)[None]  # [1, T]
+            with torch.inference_mode():
+                model(input_ids=ids, use_cache=False)
+                for tally in tallies:
+                    tally.add(watched.layers)
+        if not watched.layers:
+            raise ConfigError("windows: there is none: give one, or more.")
+    num_experts = len(watched.gates[0].weight)  # type: ignore[arg-type]  # a tensor [E, D]
+    rows = [row for tally in tallies for row in tally.rows(num_experts)]
+    columns = ["predictor", "layers_ahead", "guesses", "layer", "recall", "chance"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+class _Tally:
+    """Counts of one predictor: experts that were needed, and those of them that were guessed."""
+
+    def __init__(
+        self,
+        name: str,
+        predictor: Predictor,
+        guesses: Sequence[int],
+        layers_ahead: Sequence[int],
+    ) -> None:
+        self._name, self._predictor = name, predictor
+        self._guesses, self._layers_ahead = guesses, layers_ahead
+        self._needed: dict[tuple[int, int], int] = {}  # by distance and guessed layer
+        self._found: dict[tuple[int, int], list[int]] = {}  # for each number of guesses
+
+    def add(self, layers: Sequence[Routing]) -> None:
+        """Guess and learn, token by token and in each token layer by layer."""
+        for token in range(len(layers[0][1])):
+            for layer, (hidden_states, choices) in enumerate(layers):
+                for ahead in self._layers_ahead:
+                    if (target := layer + ahead) < len(layers):
+                        self._guess(layer, target, hidden_states[token, None], layers, token)
+                self._predictor.observe(layer, [choices[token]])
+
+    def _guess(
+        self, layer: int, target: int, hidden: Tensor, layers: Sequence[Routing], token: int
+    ) -> None:
+        scores = self._predictor.scores(layer, target, hidden)  # [1, E]
+        ranked = [] if scores is None else scores[0].topk(self._guesses[-1]).indices.tolist()
+        needed = layers[target][1][token]
+        key = (target - layer, target)
+        self._needed[key] = self._needed.get(key, 0) + len(needed)
+        found = self._found.setdefault(key, [0] * len(self._guesses))
+        for place, guesses in enumerate(self._guesses):
+            found[place] += len({*ranked[:guesses]}.intersection(needed))
+
+    def rows(self, num_experts: int) -> Iterator[tuple[str, int, int, int, float, float]]:
+        """Yield the data frame's rows."""
+        for (ahead, layer), found in sorted(self._found.items()):
+            for guesses, count in zip(self._guesses, found, strict=True):
+                recall = count / self._needed[ahead, layer]
+                yield self._name, ahead, guesses, layer, recall, guesses / num_experts

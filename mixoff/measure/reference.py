@@ -1,0 +1,274 @@
+"""What an unquantized model says of a text, computed one layer and one expert at a time.
+
+A Mixtral of one layer, transformers' own, takes the layers' weights in turn. At the seam where a
+layer's experts are called it notes what they would be given and adds nothing; then each expert is
+read once, does its work for all windows, and goes. Nothing of the model is written anew.
+
+Letters: N tokens, T tokens of a window, D hidden size, V vocabulary, k experts a token.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import MixtralConfig
+from transformers.models.mixtral.modeling_mixtral import MixtralModel, MixtralRotaryEmbedding
+
+from mixoff.checkpoints.source_files import FolderFiles
+from mixoff.checkpoints.unquantized import Original
+from mixoff.errors import ConfigError
+from mixoff.measure.text_windows import Windows, text_windows
+from mixoff.planning.free_memory import free_device_memory, headroom
+from mixoff.units import format_nbytes
+
+_HEAD, _EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What an unquantized model says of a text's windows; logits are made when asked for.
+
+    Parameters
+    ----------
+    original
+        The model, whose weights are not in memory any more.
+    windows
+        The text.
+    hidden_states
+        What the head is given [N, D], float32 on the CPU: 16 KiB a token of Mixtral-8x7B.
+    head
+        The head's weights [V, D], float32: 500 MiB of Mixtral-8x7B.
+    """
+
+    original: Original
+    windows: Windows
+    hidden_states: Tensor
+    head: Tensor
+
+    def logits(self, rows: slice) -> Tensor:
+        """Return the logits [rows, V] after some of the text's tokens, in float32."""
+        hidden_states = self.hidden_states[None, rows].to(self.head.device)
+        return F.linear(hidden_states, self.head)[0]
+
+    def to(self, device: str | torch.device) -> "Reference":
+        """Return the same with the head on a device, where logits are made then."""
+        return replace(self, head=self.head.to(device))
+
+
+def open_original(original: str | Path | Original) -> Original:
+    """Return an unquantized Mixtral whose headers are read: a folder in Hugging Face's form.
+
+    Raises
+    ------
+    CheckpointError
+        If it is no unquantized Mixtral, or is damaged.
+    """
+    return original if isinstance(original, Original) else Original(FolderFiles(original))
+
+
+def compute_reference(
+    original: str | Path | Original,
+    tokenizer: Any,
+    text: str,
+    *,
+    window: int | None = None,
+    tokens: int | None = None,
+    device: str | torch.device = "cpu",
+    progress: bool = False,
+) -> Reference:
+    """Return what an unquantized Mixtral says of a text, in float32 whatever type it is stored in.
+
+    It needn't fit in memory: `reference_nbytes` tells what is needed, which is checked beforehand.
+    Mixtral-8x7B takes 2.9 GiB and 48 KiB a token: 4.4 GiB for 32,768 tokens.
+
+    Parameters
+    ----------
+    original
+        A folder in Hugging Face's form, or one that `open_original` opened.
+    window, tokens
+        As `mixoff.held_out_loss` takes them.
+    device
+        Where to compute, and to hold all of it meanwhile.
+    progress
+        Whether to show a progress bar.
+
+    Raises
+    ------
+    CheckpointError
+        If it is no unquantized Mixtral, or is damaged.
+    ConfigError
+        If the text has nothing to predict, a window doesn't suit the model, or there is too little
+        memory for so many tokens.
+    """
+    original, device = open_original(original), torch.device(device)
+    config = MixtralConfig.from_dict(dict(original.config))
+    positions = int(config.max_position_embeddings)
+    windows = text_windows(tokenizer, text, positions, window=window, tokens=tokens)
+    _refuse_too_much(original, windows, free_device_memory(device))
+    with torch.inference_mode():
+        hidden_states, head = _Stream(original, config, device).run(windows, progress=progress)
+    return Reference(original, windows, hidden_states, head)
+
+
+def reference_nbytes(original: Original, windows: Windows) -> int:
+    """Return the bytes that `compute_reference` takes at most, beside what is there before.
+
+    For each token three rows of D; embeddings, head, one expert as it is stored and in float32,
+    a layer's attention, and a window's activations.
+    """
+    return _fixed_nbytes(original, windows.size) + windows.predicted * _nbytes_per_token(original)
+
+
+def _nbytes_per_token(original: Original) -> int:
+    """Bytes of a token: the residual stream, what the experts are given, and what they add."""
+    return 3 * 4 * original.model.expert_shapes()["w1"][1]
+
+
+def _fixed_nbytes(original: Original, size: int) -> int:
+    inner, hidden = original.model.expert_shapes()["w1"]
+    vocab = dict(original.model.trunk_shapes())[_EMBEDDINGS][0]
+    attention = sum(rows * columns for rows, columns in original.model.attention_shapes().values())
+    expert = 2 * 3 * inner * hidden  # as stored, gate and up joined, and in float32
+    return 4 * (2 * vocab * hidden + expert + attention + size * (3 * inner + 4 * hidden))
+
+
+def _refuse_too_much(original: Original, windows: Windows, free: int) -> None:
+    needed, usable = reference_nbytes(original, windows), free - headroom(free)
+    if needed <= usable:
+        return
+    fit = (usable - _fixed_nbytes(original, windows.size)) // _nbytes_per_token(original)
+    way_out = f"give tokens={fit} or fewer" if fit > 0 else "not even one token fits"
+    raise ConfigError(
+        f"tokens={windows.predicted}: computing the unquantized {original.files.name} over them "
+        f"takes {format_nbytes(needed)} of memory, and {format_nbytes(max(0, usable))} can be "
+        f"used: {way_out}."
+    )
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a layer's experts are given for a window, and what they add to the residual stream."""
+
+    hidden_states: Tensor  # [T, D]
+    top_k_index: Tensor  # [T, k]
+    top_k_weights: Tensor  # [T, k]
+    out: Tensor  # [T, D]
+
+    def chose(self, expert: int) -> tuple[Tensor, Tensor]:
+        """Return where an expert was chosen, in transformers' order: positions, and tokens."""
+        position, token = torch.where(self.top_k_index.T == expert)
+        return position, token
+
+
+class _NotedCalls(nn.Module):
+    """Stands in the experts' place, notes their calls, and adds nothing yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[_Call] = []
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """Return zeros [T, D]."""
+        out = torch.zeros_like(hidden_states)
+        self.calls.append(_Call(hidden_states, top_k_index, top_k_weights, out))
+        return out
+
+
+class _Stream:
+    """A Mixtral of one layer, which takes the weights of all layers in turn."""
+
+    def __init__(self, original: Original, config: MixtralConfig, device: torch.device) -> None:
+        self._original = original
+        self._device = device
+        self._layers = int(config.num_hidden_layers)
+        config.num_hidden_layers = 1
+        with torch.device("meta"):  # nothing is allocated, and weights are assigned
+            self._model = MixtralModel(config).train(False)
+        (block,) = self._model.layers
+        self._apply_gate: Callable[[Tensor], Tensor] = block.mlp.experts._apply_gate
+        block.mlp.experts = self._noted = _NotedCalls()
+        self._norm, self._model.norm = self._model.norm, nn.Identity()
+        self._model.rotary_emb = MixtralRotaryEmbedding(config).to(device)
+
+    def run(self, windows: Windows, *, progress: bool) -> tuple[Tensor, Tensor]:
+        """Return what the head is given [N, D], and the head [V, D]."""
+        head_name = _EMBEDDINGS if self._original.config.get("tie_word_embeddings") else _HEAD
+        self._fetch(self._original.files_of({_EMBEDDINGS, "model.norm.weight", head_name}))
+        head = self._original.tensor(head_name)
+        self._norm.load_state_dict({"weight": self._tensor("model.norm.weight")}, assign=True)
+        states = self._embedded(windows)
+        nbytes = format_nbytes(reference_nbytes(self._original, windows))
+        about = f"unquantized model, {windows.predicted} tokens, {nbytes}"
+        layers = tqdm(range(self._layers), about, unit="layer", disable=not progress)
+        for layer in layers:
+            self._fetch(self._original.files_of_layer(layer))
+            self._load(layer)
+            for number, hidden_states in enumerate(states):
+                states[number] = self._model(
+                    inputs_embeds=hidden_states[None], use_cache=False
+                ).last_hidden_state[0]
+            self._add_experts(layer, states)
+            self._model.layers.to("meta")  # lets go of the layer before the next is read
+            self._release_after(layer)
+        normed = [self._norm(hidden_states).cpu() for hidden_states in _drained(states)]
+        return torch.cat(normed), head.float()
+
+    def _embedded(self, windows: Windows) -> list[Tensor]:
+        embeddings = self._original.tensor(_EMBEDDINGS)  # [V, D]
+        return [
+            F.embedding(read, embeddings).to(self._device, torch.float32) for read, _ in windows
+        ]
+
+    def _load(self, layer: int) -> None:
+        prefix = f"model.layers.{layer}."
+        names = [name for name, _ in self._original.model.trunk_shapes() if name.startswith(prefix)]
+        weights = {name.removeprefix(prefix): self._tensor(name) for name in names}
+        self._model.layers[0].load_state_dict(weights, assign=True)
+
+    def _add_experts(self, layer: int, states: list[Tensor]) -> None:
+        """Add what a layer's experts give, the lowest first, as transformers' ``eager`` does."""
+        calls = self._noted.calls
+        for expert in range(self._original.model.num_experts):
+            chosen = [call.chose(expert) for call in calls]
+            if any(len(token) for _, token in chosen):
+                self._apply(layer, expert, zip(calls, chosen, strict=True))
+        for hidden_states, call in zip(states, calls, strict=True):
+            hidden_states += call.out
+        calls.clear()
+
+    def _apply(
+        self, layer: int, expert: int, work: Iterable[tuple[_Call, tuple[Tensor, Tensor]]]
+    ) -> None:
+        gate_up, down = (
+            stored.to(self._device, torch.float32)
+            for _, stored in self._original.expert(layer, expert)
+        )
+        for call, (position, token) in work:
+            hidden = self._apply_gate(F.linear(call.hidden_states[token], gate_up))
+            expert_out = F.linear(hidden, down) * call.top_k_weights[token, position, None]
+            call.out.index_add_(0, token, expert_out)
+
+    def _tensor(self, name: str) -> Tensor:
+        return self._original.tensor(name).to(self._device, torch.float32)
+
+    def _fetch(self, files: Iterable[str]) -> None:
+        for name in sorted(files):
+            self._original.files.fetch(name)
+
+    def _release_after(self, layer: int) -> None:
+        """Let go of the files that no later layer needs."""
+        later = (self._original.files_of_layer(other) for other in range(layer + 1, self._layers))
+        for name in sorted(self._original.files_of_layer(layer).difference(*later)):
+            self._original.files.release(name)
+
+
+def _drained(tensors: list[Tensor]) -> Iterator[Tensor]:
+    """Yield a list's tensors, which goes on without them."""
+    tensors.reverse()
+    while tensors:
+        yield tensors.pop()

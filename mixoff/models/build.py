@@ -1,0 +1,131 @@
+"""From a checkpoint to a transformers model and its cache. Knows transformers' loading hooks."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+)
+from transformers.activations import ACT2FN
+from transformers.models.mixtral.modeling_mixtral import MixtralRotaryEmbedding
+
+from mixoff.cache.cache import ExpertCache, cache_of
+from mixoff.checkpoints.formats import AnyCheckpoint, open_checkpoint
+from mixoff.checkpoints.quantization_config import (
+    QUANT_METHOD,
+)
+from mixoff.config import OffloadConfig
+from mixoff.errors import CheckpointError, ConfigError
+from mixoff.families.mixtral import SETTINGS
+from mixoff.hub import named_checkpoint
+from mixoff.kernels import kernels_beside, kernels_named
+from mixoff.models.quantizer import register
+from mixoff.planning.plan import plan_memory
+from mixoff.safe_json import read_json, shortened
+
+
+def build_model(
+    name_or_path: str | Path,
+    offload: OffloadConfig | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    kernels: str = "auto",
+) -> tuple[PreTrainedModel, ExpertCache]:
+    """Build a transformers model whose experts pass through a cache, and return (model, cache).
+
+    Parameters
+    ----------
+    name_or_path
+        A mixoff checkpoint: a folder, or on the Hugging Face hub ``owner/repository`` or
+        ``owner/repository@revision``.
+    offload
+        How many experts start outside the device, and which policy keeps the others there.
+    device
+        Where the trunk and the cache's slots lie.
+    dtype
+        The type to compute in; by default the checkpoint's own, and float32 on a CPU, where most
+        processors have no fast 16-bit arithmetic.
+    kernels
+        Who multiplies by packed weights: "torch", which dequantizes a matrix first; "cpu", which
+        needs llvmlite; "triton", which needs Triton and a GPU of compute capability 7.0 or more;
+        "auto" for the fastest of what can be had.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint is missing, damaged or of another format.
+    ConfigError
+        If `offload` can't be met by this model or by what memory is free, or the device or the
+        kernels can't be used.
+    """
+    path = named_checkpoint(name_or_path).folder
+    checkpoint = open_checkpoint(path)  # says what is wrong before transformers stumbles over it
+    offload = offload or OffloadConfig()
+    device = _usable(device)
+    multiplies = kernels_named(kernels, device)
+    plan = plan_memory(checkpoint, offload, device=device, dtype=dtype, kernels=multiplies)
+    register()
+    config = _settings(checkpoint)
+    config.quantization_config = {
+        "quant_method": QUANT_METHOD,
+        "checkpoint": checkpoint,
+        "offload": offload,
+        "plan": plan,
+        "dtype": dtype,
+        "kernels": multiplies,
+        "kernels_beside": kernels_beside(kernels),
+    }
+    options: dict[str, Any] = {"dtype": dtype} if dtype is not None else {}
+    if device.type != "cpu":
+        options["device_map"] = {"": device}
+    try:
+        model = _load(checkpoint, config=config, **options)
+    except SafetensorError as error:  # the library may be stricter than mixoff
+        raise CheckpointError(f"{path}: can't be read ({shortened(str(error))}).") from None
+    return model, cache_of(model)
+
+
+def _settings(checkpoint: AnyCheckpoint) -> MixtralConfig:
+    """Return a config.json's settings as transformers has them, those of generation tried."""
+    path = checkpoint.path / "config.json"
+    try:
+        config = MixtralConfig(**{n: v for n, v in checkpoint.config.items() if n in SETTINGS})
+        MixtralRotaryEmbedding(config)
+        ACT2FN[config.hidden_act]
+        path = checkpoint.path / "generation_config.json"
+        if path.exists():
+            GenerationConfig.from_dict(read_json(path))
+    except (StrictDataclassError, ValueError, TypeError, LookupError, AttributeError) as error:
+        reason = shortened(" ".join(str(error).split()))
+        raise CheckpointError(f"{path}: transformers refuses its settings ({reason}).") from None
+    return config
+
+
+def _load(checkpoint: AnyCheckpoint, **options: Any) -> PreTrainedModel:
+    state = checkpoint.trunk_state()
+    if state is None:
+        return AutoModelForCausalLM.from_pretrained(checkpoint.path, **options)
+    model = MixtralForCausalLM.from_pretrained(None, state_dict=state, **options)
+    model.name_or_path = model.config.name_or_path = str(checkpoint.path)
+    with suppress(OSError):  # most have no such file
+        model.generation_config = GenerationConfig.from_pretrained(checkpoint.path)
+    return model
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, ImportError) as error:  # unknown, or not there
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(
+            f"device={str(device)!r}: {reason}; give cpu, or cuda with a GPU."
+        ) from None

@@ -1,0 +1,90 @@
+"""A checkpoint of which only settings are known. Knows what its tensors would weigh; no files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixoff.checkpoints.mixoff_format import TrunkTensor, layer_layouts
+from mixoff.checkpoints.quantization_config import stored_dtype
+from mixoff.families.mixtral import Mixtral, is_attention_matrix
+from mixoff.quantization import Scheme, Shape
+from mixoff.tiers.record import RecordLayout
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a checkpoint would hold, by a model's settings and a scheme alone.
+
+    It has what `mixoff.checkpoints.mixoff_format.Checkpoint` has for those who plan and show.
+
+    Parameters
+    ----------
+    path
+        What errors call it.
+    config
+        What its ``config.json`` holds; tensors that aren't quantized have the type named there.
+    scheme
+        How attention and experts would be stored.
+
+    Raises
+    ------
+    CheckpointError
+        If the settings aren't a Mixtral's.
+    ConfigError
+        If the scheme doesn't suit the model's shapes.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    scheme: Scheme
+
+    format = "not there yet"
+
+    def __post_init__(self) -> None:
+        self._layer_layouts, self.trunk  # noqa: B018 - what doesn't suit is refused here
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the model."""
+        return self._model.num_layers
+
+    @property
+    def num_experts(self) -> int:
+        """Experts of a layer."""
+        return self._model.num_experts
+
+    def expert_layouts(self) -> list[list[RecordLayout]]:
+        """Return where the tensors of each record would lie in it, ``[layer][expert]``."""
+        return [[layout] * self.num_experts for layout in self._layer_layouts]
+
+    @property
+    def experts_nbytes(self) -> int:
+        """Bytes of all experts' records on disk, each whole pages."""
+        return self.num_experts * sum(layout.stride for layout in self._layer_layouts)
+
+    @cached_property
+    def trunk(self) -> dict[str, TrunkTensor]:
+        """The tensors that are no experts, under the names that the model has for them."""
+        return {
+            name: self._packed(shape)
+            if is_attention_matrix(name)
+            else TrunkTensor(stored_dtype(self.config), shape)
+            for name, shape in self._model.trunk_shapes()
+        }
+
+    def _packed(self, shape: Shape) -> TrunkTensor:
+        layout = RecordLayout(self.scheme.attention, (("weight", shape),))
+        return TrunkTensor(torch.uint8, (layout.nbytes,))
+
+    @cached_property
+    def _model(self) -> Mixtral:
+        return Mixtral(self.config, self.path / "config.json")
+
+    @cached_property
+    def _layer_layouts(self) -> list[RecordLayout]:
+        inner, hidden = self._model.expert_shapes()["w1"]
+        return layer_layouts(self.scheme, self.num_layers, hidden, inner)

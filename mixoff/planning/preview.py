@@ -1,0 +1,151 @@
+"""A checkpoint by its metadata alone, before it is fetched or converted. Knows kinds and sizes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from mixoff.checkpoints.mixoff_format import INDEX_NAME
+from mixoff.checkpoints.mixtral_offloading import ReleasedCheckpoint, is_released_layout
+from mixoff.checkpoints.quantization_config import QUANT_METHOD, scheme_from_settings
+from mixoff.checkpoints.safetensors_read import Shard, files_beside, read_shard
+from mixoff.errors import CheckpointError, ConfigError
+from mixoff.families.mixtral import Mixtral
+from mixoff.hub import HubMetadata, is_on_hub
+from mixoff.planning.outline import Outline
+from mixoff.quantization import Scheme
+from mixoff.safe_json import read_json, shown
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """A checkpoint of which nothing but metadata is here.
+
+    Parameters
+    ----------
+    title
+        The folder, or the repository and its commit.
+    path
+        The folder where its settings lie.
+    config
+        What its ``config.json`` holds.
+    stored
+        How its weights are quantized, or None if they aren't.
+    fetched_nbytes
+        Bytes of its files of weights as they are.
+    """
+
+    title: str
+    path: Path
+    config: Mapping[str, Any]
+    stored: Scheme | None
+    fetched_nbytes: int
+
+    def outline(self, scheme: Scheme | None = None) -> Outline:
+        """Return what its tensors weigh, those of an unquantized one as they would be quantized.
+
+        Parameters
+        ----------
+        scheme
+            How to quantize it; by default as `mixoff.quantize_checkpoint` does.
+
+        Raises
+        ------
+        ConfigError
+            If it is quantized already, or the scheme doesn't suit the shapes.
+        """
+        if self.stored is not None and scheme is not None:
+            raise ConfigError(
+                f"{self.title}: is quantized already: leave out how it is to be quantized."
+            )
+        return Outline(self.path, self.config, self.stored or scheme or Scheme())
+
+
+class _Metadata(Protocol):
+    title: str
+
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def nbytes(self) -> Mapping[str, int]: ...
+    def json(self, name: str) -> dict[str, Any] | None: ...
+    def header(self, name: str) -> Shard: ...
+
+
+class _FolderMetadata:
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder}: no such folder.")
+        self.folder = folder
+        self.title = str(folder)
+
+    @property
+    def nbytes(self) -> Mapping[str, int]:
+        return {path.name: path.stat().st_size for path in self.folder.glob("*.safetensors")}
+
+    def json(self, name: str) -> dict[str, Any] | None:
+        path = self.folder / name
+        return read_json(path) if path.exists() or path.is_symlink() else None
+
+    def header(self, name: str) -> Shard:
+        return read_shard(self.folder / name)
+
+
+def look_ahead(name_or_path: str | Path) -> Prospect:
+    """Return what a Mixtral's settings and headers tell of it. No weights are fetched or read.
+
+    Parameters
+    ----------
+    name_or_path
+        A folder, or ``owner/repository`` or ``owner/repository@revision`` on the hub: a checkpoint
+        of mixoff's, the layout that mixtral-offloading released, or an unquantized Mixtral.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such folder or repository, or it holds none of these.
+    """
+    on_hub = is_on_hub(name_or_path)
+    metadata: _Metadata = (
+        HubMetadata(str(name_or_path)) if on_hub else _FolderMetadata(Path(name_or_path))
+    )
+    config = metadata.json("config.json")
+    if config is None:
+        raise CheckpointError(f"{metadata.title}: has no config.json, so it is no model.")
+    Mixtral(config, metadata.folder / "config.json").check()
+    stored = _stored_scheme(metadata, config)
+    fetched_nbytes = sum(metadata.nbytes.values())
+    return Prospect(metadata.title, metadata.folder, config, stored, fetched_nbytes)
+
+
+def _stored_scheme(metadata: _Metadata, config: Mapping[str, Any]) -> Scheme | None:
+    """Return how the weights are quantized, or None if they aren't."""
+    settings = config.get("quantization_config")
+    method = settings.get("quant_method") if isinstance(settings, dict) else settings
+    if isinstance(settings, dict) and method == QUANT_METHOD:
+        try:
+            return scheme_from_settings(settings)
+        except ConfigError as error:
+            raise CheckpointError(f"{metadata.folder / 'config.json'}: {error}") from None
+    weight_map = (metadata.json(INDEX_NAME) or {}).get("weight_map")
+    if isinstance(weight_map, dict) and is_released_layout(weight_map):
+        return _released_scheme(metadata, config, weight_map)
+    if settings:
+        raise CheckpointError(
+            f"{metadata.title}: is quantized by {shown(method)}, which mixoff doesn't read: "
+            "name the model that it was made of."
+        )
+    return None
+
+
+def _released_scheme(
+    metadata: _Metadata, config: Mapping[str, Any], weight_map: Mapping[str, Any]
+) -> Scheme:
+    firsts = ("model.layers.0.self_attn.q_proj.", "model.layers.0.block_sparse_moe.experts.0.w1.")
+    files = {name: file for name, file in weight_map.items() if name.startswith(firsts)}
+    headers = {
+        file: metadata.header(file)
+        for file in files_beside(metadata.folder / INDEX_NAME, files.values())
+    }
+    known = {name: headers[file] for name, file in files.items()}
+    return ReleasedCheckpoint(metadata.folder, config, known).first_scheme()

@@ -1,0 +1,123 @@
+"""Which checkpoint a machine can chat with. Knows Mixtral's sizes and plans; fetches nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from huggingface_hub import constants
+
+from mixoff.config import OffloadConfig
+from mixoff.errors import ConfigError
+from mixoff.hub import cached_nbytes
+from mixoff.known_models import RELEASED_CHECKPOINT, demo_path
+from mixoff.planning.free_memory import headroom
+from mixoff.planning.hardware import Hardware
+from mixoff.planning.outline import Outline
+from mixoff.planning.plan import MemoryPlan, plan_memory
+from mixoff.quantization import HQQAxis0, Scheme
+from mixoff.units import AUTO, format_nbytes
+
+# The settings of Mixtral-8x7B-Instruct-v0.1 that tell its sizes, as its config.json has them.
+_MIXTRAL_8X7B: Mapping[str, Any] = MappingProxyType(
+    {
+        "model_type": "mixtral",
+        "dtype": "float16",
+        "num_hidden_layers": 32,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 32000,
+        "max_position_embeddings": 32768,
+    }
+)
+# How the released checkpoint of it is quantized (the report, section 3.3).
+_RELEASED = Scheme(
+    attention=HQQAxis0(4, group_size=64, scale_group_size=256),
+    experts=HQQAxis0(2, group_size=16, scale_group_size=128),
+)
+_ALL_THERE_IS = OffloadConfig(device_memory=AUTO, host_memory=AUTO, prefetch=2)
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A checkpoint to chat with, and why this one. Printed, it is the reason.
+
+    Parameters
+    ----------
+    name
+        What `mixoff.build_model` takes: a folder, or a name on the hub.
+    offload, device
+        How to run it.
+    reason
+        Why this one, in a sentence or two.
+    """
+
+    name: str
+    offload: OffloadConfig
+    device: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+def suggest_checkpoint(hardware: Hardware) -> Suggestion:
+    """Return Mixtral-8x7B where it fits the machine's GPU, memory and disk, else the demo model.
+
+    Mixtral-8x7B is the checkpoint that mixtral-offloading released: attention in 4 bits, experts in
+    2. Nothing is fetched or asked for to tell: its sizes are known.
+
+    Parameters
+    ----------
+    hardware
+        Such as `mixoff.this_hardware` returns.
+
+    Raises
+    ------
+    MixoffError
+        If it is to be the demo model and that isn't here.
+    """
+    try:
+        reason = _how_it_fits(hardware, _refuse_or_plan(hardware))
+        return Suggestion(RELEASED_CHECKPOINT, _ALL_THERE_IS, hardware.device, reason)
+    except ConfigError as obstacle:
+        reason = f"the demo model, since {obstacle}"
+    offload = OffloadConfig(offload_per_layer=4, prefetch=2)
+    return Suggestion(str(demo_path()), offload, "cpu", reason)
+
+
+def _refuse_or_plan(hardware: Hardware) -> MemoryPlan:
+    """Return what of Mixtral-8x7B would lie where on a machine; ConfigError tells why it can't."""
+    if hardware.gpu is None:
+        raise ConfigError("torch finds no GPU here, and Mixtral-8x7B is suggested for one only.")
+    outline = Outline(Path("Mixtral-8x7B"), _MIXTRAL_8X7B, _RELEASED)
+    try:
+        plan = plan_memory(outline, _ALL_THERE_IS, device=hardware.device, free=hardware.free)
+    except ConfigError as error:
+        raise ConfigError(f"Mixtral-8x7B doesn't fit here: {error}") from None
+    nbytes = outline.experts_nbytes + sum(tensor.nbytes for tensor in outline.trunk.values())
+    missing, free = nbytes - cached_nbytes(RELEASED_CHECKPOINT), hardware.free_disk_nbytes
+    if missing < nbytes // 100:  # files have no padding between records
+        return plan
+    if constants.HF_HUB_OFFLINE:
+        raise ConfigError("Mixtral-8x7B isn't in the hub's cache and HF_HUB_OFFLINE is set.")
+    if missing > free - headroom(free):
+        raise ConfigError(
+            f"Mixtral-8x7B takes {format_nbytes(missing)} of disk and some must stay free, where "
+            f"{format_nbytes(free)} are free."
+        )
+    return plan
+
+
+def _how_it_fits(hardware: Hardware, plan: MemoryPlan) -> str:
+    inside, on_host = plan.slots_per_layer, plan.experts_on_host
+    outside = on_host + plan.experts_on_disk
+    return (
+        f"Mixtral-8x7B, since it fits: {inside} of a layer's 8 experts on the {hardware.gpu}, "
+        f"{on_host} of the other {outside} in host memory, the rest on disk."
+    )
