@@ -9,6 +9,7 @@ import pytest
 from hub_server import Hub
 from typer.testing import CliRunner
 
+from mixoff._version import __version__
 from mixoff.cli import app
 from mixoff.errors import CheckpointError, ConfigError
 from mixoff.hub import model_card, named_checkpoint, push_to_hub
@@ -212,7 +213,7 @@ def test_a_card_tells_the_sizes_that_info_tells(checkpoint: Path) -> None:
 def test_a_card_shows_commands_with_the_repositorys_name(checkpoint: Path) -> None:
     card = model_card(checkpoint, repository=NAME)
     assert f"mixoff chat --quantized-model-name {NAME}" in card
-    assert f"mixoff {mixoff.__version__}" in card
+    assert f"mixoff {__version__}" in card
 
 
 def test_text_in_a_name_cant_end_the_front_matter(checkpoint: Path) -> None:
