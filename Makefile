@@ -24,16 +24,16 @@ lab: .venv/installed
 
 # Runs every notebook from top to bottom in a kernel of its own, offline, and writes nothing into it.
 notebooks:
-	$(PYTHON) -m pytest -q -m notebooks --durations=0 -o faulthandler_timeout=900 tests/test_notebooks_run.py
+	$(PYTHON) -m pytest -q -m notebooks --durations=0 -o faulthandler_timeout=900 tests/notebooks/test_run.py
 
 # Opens the chat notebook in JupyterLab and Chromium, with two versions of Jupyter's widgets.
 browser:
-	$(PYTHON) tests/browser/kernels.py
+	$(PYTHON) tests/support/browser/kernels.py
 	$(PYTHON) -m pytest -q -m browser --durations=5 tests/browser
 
 # Makes the pictures in README.md from the notebooks, in Chromium.
 pictures:
-	$(PYTHON) tests/browser/readme_pictures.py
+	PYTHONPATH=tests $(PYTHON) -m support.browser.readme_pictures
 
 # Writes the badges of Colab and Kaggle into the notebooks, once setup.py has the repository's url.
 badges:
@@ -41,4 +41,4 @@ badges:
 
 # Trains and quantizes the model in data/demo-mixtral: hours on two cores.
 demo-model:
-	$(PYTHON) data/recipe/build.py
+	$(PYTHON) recipes/demo_model/build.py

@@ -36,7 +36,8 @@ from peers.models import Models, four_and_two, refuse_without_room
 from peers.turns import Arm, decoded_per_s, machine, nbytes_of, print_table, run_rounds, spread
 from peers.weights import Shape
 
-from mixoff import Scheme, Unquantized
+from mixoff import Scheme
+from mixoff.quantization import Unquantized
 
 MID = Shape(hidden=1024, inner=3584, layers=16)
 WIDE = Shape(hidden=4096, inner=14336, layers=5, vocab=4096, repeats=True)

@@ -25,7 +25,7 @@ SHARD_NBYTES = 5 * 10**9
 CHUNK = 1 << 24  # weights
 CHILD = """
 import sys, time
-from mixoff import quantize_checkpoint
+from mixoff import (quantize_checkpoint)
 quantize_checkpoint(sys.argv[1], sys.argv[2], progress=False)
 status = open("/proc/self/status").read()
 print(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from transformers.models.mixtral.modeling_mixtral import MixtralAttention
 
-from mixoff import OffloadConfig, build_model, prefetcher_of
+from mixoff import OffloadConfig, build_model
+from mixoff.cache import prefetcher_of
 from mixoff.chat.kv_cache import growing_cache
-from mixoff.kernels import Gate, Kernels
+from mixoff.kernels import GatedActivation, Kernels
 from mixoff.models.layers.experts import OffloadedExperts
 
 WARM_UP = 2  # tokens of each turn that aren't timed
@@ -41,7 +42,7 @@ class TimedKernels(Kernels):
     def __init__(self, kernels: Kernels, watch: Stopwatch) -> None:
         self._kernels, self._watch = kernels, watch
 
-    def feed_forward(self, gate_up: Any, down: Any, x: Tensor, gate: Gate) -> Tensor:
+    def feed_forward(self, gate_up: Any, down: Any, x: Tensor, gate: GatedActivation) -> Tensor:
         self._watch.start()
         y = self._kernels.feed_forward(gate_up, down, x, gate)
         self._watch.stop()

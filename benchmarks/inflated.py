@@ -4,7 +4,7 @@ Run it from the root of a clone, on a machine that does nothing else:
 ``.venv/bin/python benchmarks/inflated.py``. It writes 1.6 GB into ``--folder`` (25 MB an expert)
 and deletes them at the end.
 
-`mixoff.inflate_checkpoint` appends weights to the demo model's experts whose products are
+`mixoff.convert.inflate_checkpoint` appends weights to the demo model's experts whose products are
 multiplied by nothing: routing, logits and text stay the demo model's, which is checked of every
 reply, while bytes and work of an expert grow. Experts are float32 then, which torch multiplies
 whichever kernels are chosen; kernels differ in attention alone, and in the demo model as it is.
@@ -36,7 +36,8 @@ from memory_cap import evict, run_capped
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from mixoff import OffloadConfig, demo_path, inflate_checkpoint
+from mixoff import OffloadConfig, demo_path
+from mixoff.convert import inflate_checkpoint
 from mixoff.policies.registry import LIVE_POLICIES
 from mixoff.units import format_nbytes, parse_nbytes
 

@@ -19,19 +19,10 @@ import pandas as pd
 import torch
 from transformers import AutoTokenizer
 
-from mixoff import (
-    Chat,
-    Machine,
-    OffloadConfig,
-    Setting,
-    build_model,
-    demo_path,
-    inflate_checkpoint,
-    measure_transfers,
-    measured_speed,
-    predict_speed,
-    record_settings,
-)
+from mixoff import Chat, OffloadConfig, build_model, demo_path, measure
+from mixoff.convert import inflate_checkpoint
+from mixoff.measure import CacheSetting, record_with_settings
+from mixoff.simulate import Machine, predict_speed, recorded_speed
 
 MESSAGE, TOKENS, INNER = "Tell me a story about a fox.", 40, 1024
 SLOTS = (4, 1, 2, 6, 8)  # the first is what is fitted
@@ -53,12 +44,14 @@ def one_round(by_policy: dict[str, Chat], transfers: pd.DataFrame) -> Iterator[d
     """Yield what was predicted and measured of each policy and size."""
     base = None
     for policy, chat in by_policy.items():
-        (traces,) = record_settings(chat, [Setting(slots) for slots in SLOTS], MESSAGE, rounds=1)
+        (traces,) = record_with_settings(
+            chat, [CacheSetting(slots) for slots in SLOTS], MESSAGE, rounds=1
+        )
         base = base or traces[0]
         machine = Machine.fit(base, transfers)
         for slots, trace in zip(SLOTS, traces, strict=True):
             found = predict_speed(base, machine, policies=policy, slots=slots).iloc[0]
-            told = measured_speed(trace).iloc[0]
+            told = recorded_speed(trace).iloc[0]
             yield {
                 "policy": policy,
                 "slots": slots,
@@ -81,7 +74,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=options.folder) as place:
         heavy = inflate_checkpoint(demo_path(), Path(place) / "heavy", intermediate_size=INNER)
-        transfers = measure_transfers(folder=place)
+        transfers = measure.transfers(folder=place)
         for name, folder in (("demo", demo_path()), ("inflated", heavy)):
             by_policy = chats(folder)
             rows = [row for _ in range(options.rounds) for row in one_round(by_policy, transfers)]

@@ -17,19 +17,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from mixoff import (
-    Guessing,
-    Link,
-    Machine,
-    OffloadConfig,
-    Setting,
-    Trace,
-    demo_path,
-    load_chat,
-    measure_recall,
-    predict_speed,
-    record_settings,
-)
+from mixoff import OffloadConfig, Trace, demo_path, load_chat, measure
+from mixoff.measure import CacheSetting, record_with_settings
+from mixoff.simulate import LinkModel, Machine, PrefetchAccuracy, predict_speed
 
 TABLE = Path(__file__).resolve().parents[1] / "data" / "published_table2.csv"
 LAYERS, EXPERTS, TOP_K = 32, 8, 2
@@ -45,9 +35,9 @@ GUESSED = 2
 def demo_routing() -> tuple[Trace, float]:
     """Return a recorded reply of the demo model, and the recall of its guesses a layer ahead."""
     chat = load_chat(demo_path(), OffloadConfig(offload_per_layer=4, prefetch=1))
-    ((trace,),) = record_settings(chat, [Setting(4)], MESSAGE, rounds=1)
+    ((trace,),) = record_with_settings(chat, [CacheSetting(4)], MESSAGE, rounds=1)
     ids = chat.tokenizer(STORY)["input_ids"]
-    table = measure_recall(
+    table = measure.recall(
         chat.model, [ids], predictors=["next-gate"], guesses=[GUESSED], layers_ahead=[1]
     )
     chat.close()
@@ -61,7 +51,7 @@ def chance_routing() -> tuple[Trace, float]:
 
 
 def token_s(
-    trace: Trace, machine: Machine, nbytes: int, slots: int, guessing: Guessing | None
+    trace: Trace, machine: Machine, nbytes: int, slots: int, guessing: PrefetchAccuracy | None
 ) -> float:
     """Return seconds of a token of 32 layers that route as those of a trace do."""
     trace.provenance["record_nbytes"] = [nbytes] * trace.num_layers
@@ -74,14 +64,14 @@ def predictions(
 ) -> Iterator[tuple[str, str, float]]:
     """Yield algorithm, routing, and predicted tokens a second of one GPU's rows."""
     rate = next(rate for name, rate in BYTES_PER_S.items() if gpu.startswith(name))
-    link = Link(0.0, rate)
+    link = LinkModel(0.0, rate)
     copy_s = link.seconds(NBYTES[bits])
     compute_s = 1 / rows[NO_CACHE] - COPIES * copy_s
     machine = Machine(max(0.0, compute_s) / LAYERS, 0.0, 0.0, link)
     slots = 2 if gpu == "RTX 3060" else 4
     yield NAIVE, "any", 1 / (compute_s + LAYERS * EXPERTS * copy_s)
     for name, (trace, recall) in routings.items():
-        guessing = Guessing(GUESSED, (recall,))
+        guessing = PrefetchAccuracy(GUESSED, (recall,))
         yield NO_GUESSES, name, 1 / token_s(trace, machine, NBYTES[bits], slots, None)
         yield FULL, name, 1 / token_s(trace, machine, NBYTES[bits], slots, guessing)
 

@@ -5,8 +5,8 @@ before quantization and ``data/heldout.txt``; another Mixtral in Hugging Face's 
 text can be named. Each scheme is quantized into a temporary folder, measured and removed. A
 scheme's name is bits of attention / bits of experts. ``first and last at 4`` stores the experts of
 the first and the last layer in 4 bits, the others as the name says. KL divergence and agreement are
-those of `mixoff.divergence`, against the unquantized model in float32; ``+-`` is the standard error
-of the mean, as if tokens were independent.
+those of `mixoff.measure.kl_divergence`, against the unquantized model in float32; ``+-`` is the
+standard error of the mean, as if tokens were independent.
 """
 
 import argparse
@@ -19,7 +19,9 @@ import torch
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from mixoff import HQQ, Scheme, compute_reference, measure_quality, schemes_of_bits
+from mixoff import Scheme
+from mixoff.measure import compute_reference, quality, schemes_of_bits
+from mixoff.quantization import HQQ
 
 DATA = Path(__file__).parents[1] / "data"
 PAIRS = ("16/16", "8/8", "4/8", "4/4", "4/3", "4/2", "3/3", "3/2", "2/2")
@@ -65,7 +67,7 @@ def main() -> None:
     print("| attention/experts | bits/weight of experts | MB | loss | rise | KL | KL, 99th "
           "percentile | same top token | seconds |")  # fmt: skip
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
-    print(*lines(measure_quality(reference, wanted, progress=True)), sep="\n")
+    print(*lines(quality(reference, wanted, progress=True)), sep="\n")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ import pandas as pd
 import torch
 from transformers import AutoTokenizer
 
-from mixoff import build_model, demo_path, measure_recall
+from mixoff import build_model, demo_path
+from mixoff.measure import recall
 
 TEXT = Path(__file__).parents[1] / "data" / "heldout.txt"
 WINDOW = 512
@@ -31,10 +32,10 @@ def held_out_windows(tokens: int) -> list[list[int]]:
 
 
 def measure(tokens: int) -> pd.DataFrame:
-    """Return the demo model's recall; `mixoff.measure_recall` tells the columns."""
+    """Return the demo model's recall; `mixoff.measure.recall` tells the columns."""
     torch.set_num_threads(1)  # other work may share the cores
     model, _ = build_model(demo_path())
-    return measure_recall(model, held_out_windows(tokens))
+    return recall(model, held_out_windows(tokens))
 
 
 def print_table(found: pd.DataFrame) -> None:

@@ -16,8 +16,8 @@ import time
 from functools import partial
 
 import torch
-from kernels import SCHEMES, random_matrix
 
+from kernels import SCHEMES, random_matrix
 from mixoff.kernels.cpu.operations import multiply, multiply_dequantized
 from mixoff.kernels.plans import as_packed
 

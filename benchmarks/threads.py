@@ -31,12 +31,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from kernels import random_matrix
 
+from kernels import random_matrix
 from mixoff import ExpertCache
 from mixoff.kernels import kernels_named
 from mixoff.quantization import HQQ
-from mixoff.tiers.cpu import HostDevice
+from mixoff.tiers.cpu import CpuMover
 from mixoff.tiers.disk import DiskReader, Pread
 from mixoff.tiers.queue import Transfers
 from mixoff.tiers.record import RecordLayout, RecordLocation
@@ -97,7 +97,7 @@ class Run:
         self._files = sorted({place.file for layer in locations for place in layer})
         self._memory = np.fromfile(self._files[0], np.uint8) if way == "memory" else None
         reader = DiskReader("direct" if way == "direct" else "buffered", pread=self._pread(way))
-        mover = HostDevice(RecordStore(locations, reader), Transfers(), nbytes=LAYOUT.nbytes)
+        mover = CpuMover(RecordStore(locations, reader), Transfers(), nbytes=LAYOUT.nbytes)
         slots = EXPERTS if way == "none" else SLOTS
         layouts = [[LAYOUT] * EXPERTS] * LAYERS
         self.cache = ExpertCache(mover, layouts, slots_per_layer=slots)

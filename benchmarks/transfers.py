@@ -47,7 +47,7 @@ from mixoff import Chat, ExpertCache, OffloadConfig, build_model, demo_path
 from mixoff.measure.recall import watch_routers
 from mixoff.predictors.next_gate import NextGate
 from mixoff.quantization import Unquantized
-from mixoff.tiers.cpu import HostDevice
+from mixoff.tiers.cpu import CpuMover
 from mixoff.tiers.disk import DiskReader
 from mixoff.tiers.queue import Transfers
 from mixoff.tiers.record import RecordLayout, RecordLocation
@@ -234,7 +234,7 @@ class Compute:
 def open_cache(locations: list[list[RecordLocation]], threads: int) -> ExpertCache:
     """Return a cache over the records, with Mixtral's share of slots."""
     store = RecordStore(locations, DiskReader("direct"))
-    mover = HostDevice(store, Transfers(threads), nbytes=LAYOUT.nbytes)
+    mover = CpuMover(store, Transfers(threads), nbytes=LAYOUT.nbytes)
     layouts = [[LAYOUT] * EXPERTS] * LAYERS
     return ExpertCache(mover, layouts, slots_per_layer=SLOTS, staging=STAGING)
 

@@ -1,6 +1,7 @@
 """Run, see and experiment with mixture-of-experts models larger than their fast memory.
 
-Names are exported lazily: importing mixoff does nothing and loads no torch.
+Public names are loaded when they are first used: importing mixoff does nothing and loads no torch.
+What isn't here is in its room, such as ``mixoff.measure.recall`` or ``mixoff.errors.TraceError``.
 """
 
 from importlib import import_module
@@ -9,184 +10,82 @@ from typing import TYPE_CHECKING, Any
 from mixoff._version import __version__
 
 if TYPE_CHECKING:
-    from mixoff import plots, widget
-    from mixoff.cache.cache import ExpertCache, cache_of
-    from mixoff.cache.prefetcher import prefetcher_of
-    from mixoff.cache.stats import CacheStats
-    from mixoff.chat.chat import Chat
-    from mixoff.chat.load import load_chat
-    from mixoff.chat.reply import ReplyStats
-    from mixoff.chat.sampling import Sampling
-    from mixoff.config import OffloadConfig
-    from mixoff.convert import inflate_checkpoint, quantize_checkpoint
-    from mixoff.errors import CheckpointError, ConfigError, MixoffError, TraceError
-    from mixoff.hub import push_to_hub
-    from mixoff.known_models import demo_data, demo_path
-    from mixoff.measure.ablation import Ablation, ablations, measure_speed, whole_layers
-    from mixoff.measure.divergence import Divergence, divergence
-    from mixoff.measure.load_time import Load, measure_load
-    from mixoff.measure.perplexity import held_out_loss
-    from mixoff.measure.prediction_check import Setting, compare_speeds, record_settings
-    from mixoff.measure.quality import measure_quality, schemes_of_bits
-    from mixoff.measure.recall import measure_recall
-    from mixoff.measure.record_texts import record_texts
-    from mixoff.measure.reference import Reference, compute_reference
-    from mixoff.measure.transfers import measure_transfers
-    from mixoff.models.build import build_model
-    from mixoff.models.quantizer import register
-    from mixoff.planning.hardware import Hardware, this_hardware
-    from mixoff.planning.plan import plan_memory
-    from mixoff.planning.preview import Prospect, look_ahead
-    from mixoff.planning.recommend import Suggestion, suggest_checkpoint
-    from mixoff.quantization import HQQ, QuantizedTensor, Scheme, Unquantized
-    from mixoff.simulate.machine import Link, Machine
-    from mixoff.simulate.replay import Replay, replay, sweep
-    from mixoff.simulate.reuse import reuse_distances
-    from mixoff.simulate.speed import Guessing, measured_speed, predict_speed
-    from mixoff.trace import Trace
-    from mixoff.widget import ChatWidget
+    from mixoff import measure as measure
+    from mixoff import plots as plots
+    from mixoff import policies as policies
+    from mixoff import predictors as predictors
+    from mixoff import quantization as quantization
+    from mixoff import simulate as simulate
+    from mixoff import widget as widget
+    from mixoff.cache.cache import ExpertCache as ExpertCache
+    from mixoff.cache.cache import cache_of as cache_of
+    from mixoff.chat.chat import Chat as Chat
+    from mixoff.chat.load import load_chat as load_chat
+    from mixoff.config import OffloadConfig as OffloadConfig
+    from mixoff.convert import quantize_checkpoint as quantize_checkpoint
+    from mixoff.errors import ConfigError as ConfigError
+    from mixoff.errors import MixoffError as MixoffError
+    from mixoff.hub import push_to_hub as push_to_hub
+    from mixoff.known_models import demo_data as demo_data
+    from mixoff.known_models import demo_path as demo_path
+    from mixoff.models.build import build_model as build_model
+    from mixoff.models.quantizer import register as register
+    from mixoff.planning.hardware import this_hardware as this_hardware
+    from mixoff.planning.plan import plan_memory as plan_memory
+    from mixoff.planning.preview import preview_checkpoint as preview_checkpoint
+    from mixoff.planning.recommend import recommend_checkpoint as recommend_checkpoint
+    from mixoff.policies import Policy as Policy
+    from mixoff.predictors import Predictor as Predictor
+    from mixoff.quantization import Scheme as Scheme
+    from mixoff.simulate import replay as replay
+    from mixoff.simulate import sweep as sweep
+    from mixoff.trace import Trace as Trace
+    from mixoff.widget import ChatWidget as ChatWidget
 
-_HOME = {
-    "Ablation": "measure.ablation",
-    "ablations": "measure.ablation",
-    "measure_speed": "measure.ablation",
-    "whole_layers": "measure.ablation",
-    "measure_quality": "measure.quality",
-    "schemes_of_bits": "measure.quality",
-    "Hardware": "planning.hardware",
-    "this_hardware": "planning.hardware",
-    "Suggestion": "planning.recommend",
-    "suggest_checkpoint": "planning.recommend",
-    "Load": "measure.load_time",
-    "measure_load": "measure.load_time",
-    "build_model": "models.build",
-    "register": "models.quantizer",
-    "CacheStats": "cache.stats",
-    "ExpertCache": "cache.cache",
-    "cache_of": "cache.cache",
-    "OffloadConfig": "config",
-    "inflate_checkpoint": "convert",
-    "quantize_checkpoint": "convert",
-    "demo_data": "known_models",
-    "demo_path": "known_models",
-    "Divergence": "measure.divergence",
-    "divergence": "measure.divergence",
-    "CheckpointError": "errors",
-    "ConfigError": "errors",
-    "MixoffError": "errors",
-    "TraceError": "errors",
-    "held_out_loss": "measure.perplexity",
-    "Chat": "chat.chat",
-    "load_chat": "chat.load",
-    "push_to_hub": "hub",
-    "Guessing": "simulate.speed",
-    "measured_speed": "simulate.speed",
-    "predict_speed": "simulate.speed",
-    "Link": "simulate.machine",
-    "Machine": "simulate.machine",
-    "plan_memory": "planning.plan",
-    "prefetcher_of": "cache.prefetcher",
-    "Prospect": "planning.preview",
-    "look_ahead": "planning.preview",
-    "HQQ": "quantization",
-    "QuantizedTensor": "quantization",
-    "Scheme": "quantization",
-    "Unquantized": "quantization",
-    "measure_recall": "measure.recall",
-    "measure_transfers": "measure.transfers",
-    "Reference": "measure.reference",
-    "compute_reference": "measure.reference",
-    "ReplyStats": "chat.reply",
-    "Sampling": "chat.sampling",
-    "reuse_distances": "simulate.reuse",
-    "Replay": "simulate.replay",
-    "replay": "simulate.replay",
-    "sweep": "simulate.replay",
-    "record_texts": "measure.record_texts",
-    "Trace": "trace",
-    "ChatWidget": "widget",
-    "Setting": "measure.prediction_check",
-    "compare_speeds": "measure.prediction_check",
-    "record_settings": "measure.prediction_check",
+_HOME = {  # public name: the module that has it
+    # run
+    "build_model": "mixoff.models.build",
+    "load_chat": "mixoff.chat.load",
+    "Chat": "mixoff.chat.chat",
+    "ChatWidget": "mixoff.widget",
+    "OffloadConfig": "mixoff.config",
+    "ExpertCache": "mixoff.cache.cache",
+    "cache_of": "mixoff.cache.cache",
+    "register": "mixoff.models.quantizer",
+    "demo_path": "mixoff.known_models",
+    "demo_data": "mixoff.known_models",
+    # plan
+    "plan_memory": "mixoff.planning.plan",
+    "preview_checkpoint": "mixoff.planning.preview",
+    "recommend_checkpoint": "mixoff.planning.recommend",
+    "this_hardware": "mixoff.planning.hardware",
+    # convert
+    "quantize_checkpoint": "mixoff.convert",
+    "push_to_hub": "mixoff.hub",
+    "Scheme": "mixoff.quantization",
+    # see
+    "Trace": "mixoff.trace",
+    # experiment
+    "replay": "mixoff.simulate",
+    "sweep": "mixoff.simulate",
+    "Policy": "mixoff.policies",
+    "Predictor": "mixoff.predictors",
+    # errors
+    "MixoffError": "mixoff.errors",
+    "ConfigError": "mixoff.errors",
 }
+_ROOMS = ("measure", "plots", "policies", "predictors", "quantization", "simulate", "widget")
 
-_MODULES = ("plots", "widget")
-
-__all__ = [
-    "HQQ",
-    "Ablation",
-    "CacheStats",
-    "Chat",
-    "ChatWidget",
-    "CheckpointError",
-    "ConfigError",
-    "Divergence",
-    "ExpertCache",
-    "Guessing",
-    "Hardware",
-    "Link",
-    "Load",
-    "Machine",
-    "MixoffError",
-    "OffloadConfig",
-    "Prospect",
-    "QuantizedTensor",
-    "Reference",
-    "Replay",
-    "ReplyStats",
-    "Sampling",
-    "Scheme",
-    "Setting",
-    "Suggestion",
-    "Trace",
-    "TraceError",
-    "Unquantized",
-    "__version__",
-    "ablations",
-    "build_model",
-    "cache_of",
-    "compare_speeds",
-    "compute_reference",
-    "demo_data",
-    "demo_path",
-    "divergence",
-    "held_out_loss",
-    "inflate_checkpoint",
-    "load_chat",
-    "look_ahead",
-    "measure_load",
-    "measure_quality",
-    "measure_recall",
-    "measure_speed",
-    "measure_transfers",
-    "measured_speed",
-    "plan_memory",
-    "plots",
-    "predict_speed",
-    "prefetcher_of",
-    "push_to_hub",
-    "quantize_checkpoint",
-    "record_settings",
-    "record_texts",
-    "register",
-    "replay",
-    "reuse_distances",
-    "schemes_of_bits",
-    "suggest_checkpoint",
-    "sweep",
-    "this_hardware",
-    "whole_layers",
-    "widget",
-]
+__all__ = ["__version__", *_HOME, *_ROOMS]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
+    if name in _ROOMS:
         return import_module(f"mixoff.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'mixoff' has no attribute {name!r}")
-    return getattr(import_module(f"mixoff.{_HOME[name]}"), name)
+    return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME, *_MODULES})
+    return sorted(__all__)

@@ -7,7 +7,7 @@ from mixoff.errors import MixoffError
 # What mixtral-offloading published, in a layout of its own; the command line's default.
 # It has no tokenizer: that is the original's.
 ORIGINAL_CHECKPOINT = "mistralai/Mixtral-8x7B-Instruct-v0.1"
-RELEASED_CHECKPOINT = "lavawolfiee/Mixtral-8x7B-Instruct-v0.1-offloading-demo"
+MIXTRAL_OFFLOADING = "lavawolfiee/Mixtral-8x7B-Instruct-v0.1-offloading-demo"
 
 _PACKAGE = Path(__file__).resolve().parent
 

@@ -76,7 +76,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror}).") from error
     except ValueError as error:
-        reason = what_else(raw) or shortened(str(error))
+        reason = describe_content(raw) or truncated(str(error))
         raise CheckpointError(f"{path}: no JSON ({reason}).") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds no JSON object.")
@@ -102,7 +102,7 @@ def file_size(path: Path) -> int:
     raise CheckpointError(f"{path}: is no file.")
 
 
-def what_else(beginning: bytes) -> str | None:
+def describe_content(beginning: bytes) -> str | None:
     """Return what a file is instead, as its first bytes tell; None if unknown."""
     if not beginning:
         return "it is empty: fetch it again"
@@ -110,14 +110,14 @@ def what_else(beginning: bytes) -> str | None:
     return next(found, None)
 
 
-def shown(value: object) -> str:
+def quoted(value: object) -> str:
     """Return a value of a document as a message has it: as Python writes it, shortened."""
     if isinstance(value, list | dict) and len(value) > _MAX_SHOWN:
         return f"a {type(value).__name__} of {len(value)} values"
-    return shortened(repr(value))
+    return truncated(repr(value))
 
 
-def shortened(text: str) -> str:
+def truncated(text: str) -> str:
     """Return a text, its middle left out where it is long."""
     if len(text) <= _MAX_SHOWN:
         return text
@@ -129,7 +129,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"{shown(twice)} stands there twice")
+        raise ValueError(f"{quoted(twice)} stands there twice")
     return content
 
 
@@ -142,7 +142,7 @@ def _whole_number(text: str) -> int:
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{shortened(text)} is no number")
+        raise ValueError(f"{truncated(text)} is no number")
     return number
 
 

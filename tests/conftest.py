@@ -5,15 +5,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import interpreter  # noqa: F401 - first: what else is here may import triton
 import pytest
 import torch
-from hub_fixtures import hub  # noqa: F401 - a fixture of all tests
 from hypothesis import settings
-from tiny import MIXED, random_mixtral
 
 from mixoff.convert import quantize_checkpoint
 from mixoff.quantization import Scheme
+from support import interpreter  # noqa: F401 - first: what else is here may import triton
+from support.hub_fixtures import hub  # noqa: F401 - a fixture of all tests
+from support.tiny import MIXED, random_mixtral
 
 torch.set_num_threads(1)  # the models are tiny, and machines that run tests are busy
 settings.register_profile("seeded", derandomize=True, deadline=None, database=None)

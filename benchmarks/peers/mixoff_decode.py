@@ -8,7 +8,8 @@ from transformers import DynamicCache
 from transformers.utils import logging
 from worker import decode
 
-from mixoff import CacheStats, ExpertCache, OffloadConfig, build_model
+from mixoff import ExpertCache, OffloadConfig, build_model
+from mixoff.cache import CacheStats
 from mixoff.chat.kv_cache import growing_cache
 
 

@@ -20,8 +20,8 @@ from peers.turns import HERE, nbytes_of
 from peers.weights import Shape, link_original, write_original
 from torch import Tensor
 
-from mixoff import HQQ, Scheme, quantize_checkpoint
-from mixoff.quantization import Parts
+from mixoff import Scheme, quantize_checkpoint
+from mixoff.quantization import HQQ, Parts
 
 _quantized: dict[tuple[HQQ, int, torch.Size], Parts] = {}
 

@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from mixoff.cache.demand import Arriving, Serving
-from mixoff.cache.miss_choice import Choice, Miss
+from mixoff.cache.demand import ActiveDemand, ExpertStream
+from mixoff.cache.miss_choice import Miss, MissChooser
 from mixoff.cache.observers import tell_demand, tell_state
 from mixoff.cache.serving import Server
 from mixoff.cache.staging import Staging
@@ -74,7 +74,7 @@ class ExpertCache:
         self._check_slots(slots_per_layer)
         self.policy.scores(Usage.unseen(self.num_experts))  # one that can't serve says so now
         self.miss = miss
-        self.about: dict[str, Any] = {}  # what recordings tell of the model and the run
+        self.provenance: dict[str, Any] = {}  # what recordings tell of the model and the run
         self._mover = mover
         self._layouts = layouts
         self._residency = [
@@ -86,7 +86,7 @@ class ExpertCache:
         self._observers: list[Observer] = []
         self._staging = Staging(mover, self._pool, self._observers)
         self._server = Server(
-            mover, layouts, self._pool, self._staging, self._observers, Choice(miss)
+            mover, layouts, self._pool, self._staging, self._observers, MissChooser(miss)
         )
         self._hits = [0] * len(layouts)
         self._misses = [0] * len(layouts)
@@ -115,7 +115,7 @@ class ExpertCache:
         *,
         tokens: int = 1,
         chosen_by: Mapping[int, int] | None = None,
-    ) -> Arriving:
+    ) -> ExpertStream:
         """Begin to fetch what a layer misses, and return an iterator over all that it needs.
 
         Each needed expert comes once: residents first, then misses as they arrive. An expert is
@@ -149,9 +149,11 @@ class ExpertCache:
         decision = residency.demand(needed, computed)
         self._hits[layer] += len(decision.hits)
         self._misses[layer] += len(decision.misses)
-        serving = Serving(layer, tokens, decision, residency.residents, self._observers, computed)
+        serving = ActiveDemand(
+            layer, tokens, decision, residency.residents, self._observers, computed
+        )
         self._server.begin(serving)
-        return Arriving(serving, self._server.serve(serving, self._end))
+        return ExpertStream(serving, self._server.serve(serving, self._end))
 
     def prefetch(self, layer: int, experts: Iterable[int], *, layers_ahead: int = 1) -> None:
         """Begin to fetch experts that a layer may need soon, the likeliest first.
@@ -267,7 +269,7 @@ class ExpertCache:
         slots = slots_per_layer * len(self._residency)
         return slots + self._num_staging + self._mover.extra_buffers
 
-    def _end(self, serving: Serving) -> None:
+    def _end(self, serving: ActiveDemand) -> None:
         """Settle a demand, whether it was served or not: the residents are those with a slot."""
         self._server.abandon(serving)
         if serving.is_over:
@@ -289,7 +291,7 @@ class ExpertCache:
     def _provenance(self) -> dict[str, Any]:
         layers = range(len(self._layouts))
         return (
-            self.about
+            self.provenance
             | self._mover.facts()
             | {
                 "num_experts": self.num_experts,

@@ -3,13 +3,13 @@
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from time import perf_counter_ns
 
-from mixoff.cache.staging import Coming
+from mixoff.cache.staging import InFlight
 from mixoff.policies.residency import Decision
 from mixoff.tiers.buffers import Buffer, Expert
 from mixoff.trace.events import Missed, Observer
 
 
-class Serving:
+class ActiveDemand:
     """A demand that is being served."""
 
     def __init__(
@@ -31,7 +31,7 @@ class Serving:
         victims = [victim for _, victim in decision.evictions if victim is not None]
         self.leaving = [victim for victim in victims if victim not in decision.misses]
         self.unserved = [*decision.hits, *decision.misses]
-        self.coming: dict[int, Coming] = {}
+        self.coming: dict[int, InFlight] = {}
         self.arrivals: list[Missed] = []
         self.start_ns = perf_counter_ns()
         self.is_over = False
@@ -39,10 +39,12 @@ class Serving:
         self.in_order = not staying.issuperset(set(self.unserved) - self.computed.keys())
 
 
-class Arriving(Iterator[tuple[int, Expert]]):
+class ExpertStream(Iterator[tuple[int, Expert]]):
     """A demand's experts, each valid until the next one is asked for."""
 
-    def __init__(self, serving: Serving, given: Generator[tuple[int, Expert], None, None]) -> None:
+    def __init__(
+        self, serving: ActiveDemand, given: Generator[tuple[int, Expert], None, None]
+    ) -> None:
         self._computed = serving.computed
         self._given = given
 

@@ -43,7 +43,7 @@ class _Times:
         return median(self.seconds)
 
 
-class Choice:
+class MissChooser:
     """Says of each miss in host memory whether to compute it there or to fetch it.
 
     "auto" weighs a demand's candidates, those of few tokens first: computed, a miss ends after
@@ -82,12 +82,12 @@ class Choice:
         tried = self._tried(ordered)
         return frozenset(tried) if tried is not None else self._cheaper(ordered, queued)
 
-    def fetched(self, nbytes: int, seconds: float) -> None:
+    def note_fetched(self, nbytes: int, seconds: float) -> None:
         """Note how long a record was on the link."""
         if nbytes:
             self._link.add(seconds / nbytes)
 
-    def took(self, tokens: int, seconds: float) -> None:
+    def note_computed(self, tokens: int, seconds: float) -> None:
         """Note how long an expert was computed for so many tokens."""
         self._cpu.setdefault(tokens, _Times()).add(seconds)
         if tokens == 1:

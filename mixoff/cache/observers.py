@@ -4,12 +4,12 @@ from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from time import perf_counter_ns
 
-from mixoff.cache.demand import Serving
+from mixoff.cache.demand import ActiveDemand
 from mixoff.policies.residency import Residency
 from mixoff.trace.events import Demand, Observer, Reason, Snapshot
 
 
-def tell_demand(serving: Serving, watching: Sequence[Observer], *, complete: bool) -> None:
+def tell_demand(serving: ActiveDemand, watching: Sequence[Observer], *, complete: bool) -> None:
     """Tell of a demand that has ended those who watched when it began, and still do."""
     decision = serving.decision
     demand = Demand(

@@ -42,7 +42,7 @@ class Prefetcher:
                 f"prefetch={experts}: a layer has {self._cache.num_experts} experts, so give 0 to "
                 f"{self._cache.num_experts}."
             )
-        self._experts = self._cache.about["prefetch"] = experts
+        self._experts = self._cache.provenance["prefetch"] = experts
 
     @property
     def layers_ahead(self) -> int:
@@ -56,7 +56,7 @@ class Prefetcher:
             raise ConfigError(
                 f"layers_ahead={layers}: a model of {most + 1} layers has 1 to {most} after one."
             )
-        self._layers_ahead = self._cache.about["layers_ahead"] = layers
+        self._layers_ahead = self._cache.provenance["layers_ahead"] = layers
 
     def look_ahead(self, layer: int, hidden_states: Tensor) -> dict[int, Tensor]:
         """Return the likeliest experts of layers ahead, on the device, by their distance."""

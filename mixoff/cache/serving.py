@@ -6,9 +6,9 @@ Knows buffers and what comes into them; who stays and who leaves is decided else
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from time import perf_counter_ns
 
-from mixoff.cache.demand import Serving
-from mixoff.cache.miss_choice import Candidate, Choice
-from mixoff.cache.staging import Coming, Staging, fetch_into
+from mixoff.cache.demand import ActiveDemand
+from mixoff.cache.miss_choice import Candidate, MissChooser
+from mixoff.cache.staging import InFlight, Staging, fetch_into
 from mixoff.errors import MixoffError
 from mixoff.tiers.buffers import Buffer, Expert, Pool
 from mixoff.tiers.mover import Fetch, Mover
@@ -42,14 +42,14 @@ class Server:
         pool: Pool,
         staging: Staging,
         observers: Sequence[Observer],
-        choice: Choice,
+        choice: MissChooser,
     ) -> None:
         self.slots: list[dict[int, Buffer]] = [{} for _ in layouts]
         self.bytes_moved = self.wait_ns = self.computed = self.computed_ns = 0
         self._choice = choice
         self._copied: list[tuple[int, Span]] = []  # of the demand before: sizes, and how long
         self.is_closed = False
-        self.present: Serving | None = None  # the demand that slots are given away for
+        self.present: ActiveDemand | None = None  # the demand that slots are given away for
         self._mover = mover
         self._layouts = layouts
         self._pool = pool
@@ -74,7 +74,7 @@ class Server:
             assert coming is not None, "there are as many buffers as slots, and more"
             self._arrive(coming)
             self.slots[layer][expert] = coming.fetch.buffer
-            self._mover.settled((layer, expert))
+            self._mover.slot_filled((layer, expert))
 
     def to_compute(self, layer: int, missed: Mapping[int, int]) -> dict[int, int]:
         """Return which of the misses, each with its number of tokens, to compute where they lie.
@@ -85,19 +85,19 @@ class Server:
             return {}
         while self._copied:  # compute is past these copies, so that nobody waits for them
             nbytes, span = self._copied.pop()
-            self._choice.fetched(nbytes, span()[1] / 1e9)
+            self._choice.note_fetched(nbytes, span()[1] / 1e9)
         candidates, queued = [], 0
         for expert, tokens in missed.items():
             key = (layer, expert)
             left = self._staging.left(key, self._mover.nbytes(key))
-            if left and self._mover.is_beside(key):
+            if left and self._mover.in_host_memory(key):
                 candidates.append(Candidate(expert, left, tokens))
             else:
                 queued += left
         chosen = self._choice.computed(candidates, queued)
         return {expert: tokens for expert, tokens in missed.items() if expert in chosen}
 
-    def begin(self, serving: Serving) -> None:
+    def begin(self, serving: ActiveDemand) -> None:
         """Begin to fetch what a demand misses; guesses of it are adopted, others passed by."""
         self.present = serving
         for expert in serving.computed:
@@ -111,7 +111,7 @@ class Server:
         self._request(serving)
 
     def serve(
-        self, serving: Serving, end: Callable[[Serving], None]
+        self, serving: ActiveDemand, end: Callable[[ActiveDemand], None]
     ) -> Generator[tuple[int, Expert], None, None]:
         """Yield each expert of a demand, and call `end` when it is over, however it ends."""
         layer = serving.layer
@@ -134,23 +134,27 @@ class Server:
         finally:
             end(serving)
 
-    def _compute(self, serving: Serving, expert: int) -> Iterator[tuple[int, Expert]]:
+    def _compute(self, serving: ActiveDemand, expert: int) -> Iterator[tuple[int, Expert]]:
         """Yield an expert where it lies beside the device, and note how long it was computed."""
         self.check_open()
         start_ns, buffer = perf_counter_ns(), serving.beside.pop(expert)
         there_ns = None
         try:
-            self._mover.before_reading((serving.layer, expert), buffer)
+            self._mover.wait_until_in_host_memory((serving.layer, expert), buffer)
             serving.unserved.remove(expert)
             there_ns = perf_counter_ns()
             yield expert, buffer.expert(self._layouts[serving.layer][expert])
-            self._choice.took(serving.computed[expert], (perf_counter_ns() - there_ns) / 1e9)
+            self._choice.note_computed(
+                serving.computed[expert], (perf_counter_ns() - there_ns) / 1e9
+            )
         finally:
             self._mover.give_back(buffer)
             if there_ns is not None:
                 self._note_computed(serving, expert, start_ns, there_ns)
 
-    def _note_computed(self, serving: Serving, expert: int, start_ns: int, there_ns: int) -> None:
+    def _note_computed(
+        self, serving: ActiveDemand, expert: int, start_ns: int, there_ns: int
+    ) -> None:
         wait_ns, computed_ns = there_ns - start_ns, perf_counter_ns() - there_ns
         self.wait_ns += wait_ns
         self.computed += 1
@@ -158,7 +162,7 @@ class Server:
         missed = Missed(expert, "host", 0, start_ns, wait_ns, computed_ns=computed_ns)
         serving.arrivals.append(missed)
 
-    def _next(self, serving: Serving) -> int:
+    def _next(self, serving: ActiveDemand) -> int:
         """Return who is served next.
 
         These are hits, then what has arrived, then what is computed where it lies while other
@@ -170,11 +174,11 @@ class Server:
         self._request(serving)
         fetched = [expert for expert in serving.unserved if expert not in serving.beside]
         for expert in fetched[:1] if serving.in_order else serving.coming:
-            if expert in serving.coming and serving.coming[expert].is_there:
+            if expert in serving.coming and serving.coming[expert].is_ready:
                 return expert
         return next(iter(serving.beside)) if serving.beside else fetched[0]
 
-    def _request(self, serving: Serving) -> None:
+    def _request(self, serving: ActiveDemand) -> None:
         """Begin to fetch the demand's misses, as many as there are buffers for."""
         for expert in serving.unserved:
             if expert in self.slots[serving.layer] or expert in serving.coming:
@@ -186,17 +190,17 @@ class Server:
                 return
             serving.coming[expert] = coming
 
-    def _fetch(self, layer: int, expert: int) -> Coming | None:
+    def _fetch(self, layer: int, expert: int) -> InFlight | None:
         """Begin to fetch an expert, or take it where it lies; None if no buffer is free yet."""
         key = (layer, expert)
-        if (lent := self._mover.lend(key)) is not None:
-            return Coming(Fetch(key, lent, tier="host"), None)
+        if (lent := self._mover.take_kept(key)) is not None:
+            return InFlight(Fetch(key, lent, tier="host"), None)
         while (buffer := self._pool.take()) is None:
             if not self._staging.give_up_one():
                 return None
         return fetch_into(buffer, key, self._mover, self._observers)
 
-    def _fetch_first(self, serving: Serving, expert: int) -> Coming:
+    def _fetch_first(self, serving: ActiveDemand, expert: int) -> InFlight:
         """Begin to fetch the expert that is served next, whatever has to wait for that."""
         while (coming := self._fetch(serving.layer, expert)) is None:
             if self._pool.wait():
@@ -207,7 +211,7 @@ class Server:
             self._abandon(waiting.coming.popitem()[1])
         return coming
 
-    def _receive(self, serving: Serving, expert: int) -> Buffer | None:
+    def _receive(self, serving: ActiveDemand, expert: int) -> Buffer | None:
         """Wait for a miss and give it its slot; a buffer is returned if it gets none."""
         self.check_open()
         layer = serving.layer
@@ -224,15 +228,15 @@ class Server:
         if serving.is_over or expert not in serving.staying:
             return coming.fetch.buffer
         self.slots[layer][expert] = coming.fetch.buffer
-        self._mover.settled((layer, expert))
+        self._mover.slot_filled((layer, expert))
         if serving.leaving:  # after that: a victim may take the place that its successor left
             self.vacate(layer, serving.leaving.pop(0))
         return None
 
-    def _arrive(self, coming: Coming) -> Missed:
+    def _arrive(self, coming: InFlight) -> Missed:
         """Wait until a record is in its buffer, as compute does from here on."""
         fetch, start_ns = coming.fetch, perf_counter_ns()
-        staged = coming.layers_ahead > 0 and coming.is_there
+        staged = coming.layers_ahead > 0 and coming.is_ready
         if coming.ticket is not None and not coming.ticket.done:
             coming.ticket.wait()
         wait_ns = perf_counter_ns() - start_ns
@@ -248,11 +252,11 @@ class Server:
         """Let an expert go that was on the device, and have a buffer back."""
         if self.is_closed:
             return
-        free, ticket = self._mover.leave((layer, expert), buffer)
+        free, ticket = self._mover.evict((layer, expert), buffer)
         if free is not None:
             self._pool.give(free, after=ticket)
 
-    def abandon(self, serving: Serving) -> None:
+    def abandon(self, serving: ActiveDemand) -> None:
         """Give up what is still on its way to a demand, or lies beside the device for it."""
         for coming in serving.coming.values():
             self._abandon(coming)
@@ -262,7 +266,7 @@ class Server:
             del serving.computed[expert]
         serving.beside.clear()
 
-    def _abandon(self, coming: Coming) -> None:
+    def _abandon(self, coming: InFlight) -> None:
         if coming.ticket is None:  # it was lent
             self._part(*coming.fetch.key, coming.fetch.buffer)
             return

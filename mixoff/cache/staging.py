@@ -16,17 +16,17 @@ from mixoff.trace.events import Copy, Guess, Observer, Outcome
 
 
 @dataclass
-class Coming:
+class InFlight:
     """A record on its way into a buffer, or in it."""
 
     fetch: Fetch
     ticket: Ticket | None  # None if the record was there already
     layers_ahead: int = 0  # of a guess
-    passed_by: bool = False  # whether a demand of its layer had no use for it
+    is_stale: bool = False  # whether a demand of its layer had no use for it
     start_ns: int = field(default_factory=perf_counter_ns)
 
     @property
-    def is_there(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether nobody has to wait for it, unless it failed."""
         return self.ticket is None or self.ticket.ended
 
@@ -38,12 +38,12 @@ def fetch_into(
     observers: Sequence[Observer],
     *,
     layers_ahead: int = 0,
-) -> Coming:
+) -> InFlight:
     """Begin to fetch a record; it is a guess if it is some layers ahead."""
     fetch = Fetch(key, buffer)
     steps = _watched(fetch, mover, observers, guess=layers_ahead > 0)
     ticket = mover.transfers.submit(steps, guess=layers_ahead > 0)
-    return Coming(fetch, ticket, layers_ahead)
+    return InFlight(fetch, ticket, layers_ahead)
 
 
 def _watched(
@@ -78,7 +78,7 @@ class Staging:
         self._mover = mover
         self._pool = pool
         self._observers = observers
-        self._guesses: dict[Key, Coming] = {}
+        self._guesses: dict[Key, InFlight] = {}
         self.outcomes: dict[Outcome, int] = {"used": 0, "late": 0, "wasted": 0}
         self.bytes_wasted = 0
 
@@ -88,14 +88,14 @@ class Staging:
     def guess(self, key: Key, layers_ahead: int) -> bool:
         """Begin to fetch a record ahead of its demand; False if there is no buffer for it."""
         while (buffer := self._pool.take()) is None:
-            if not self.give_up_one(passed_by=True):
+            if not self.give_up_one(is_stale=True):
                 return False
         self._guesses[key] = fetch_into(
             buffer, key, self._mover, self._observers, layers_ahead=layers_ahead
         )
         return True
 
-    def adopt(self, key: Key) -> Coming | None:
+    def adopt(self, key: Key) -> InFlight | None:
         """Return the guess of a record that is demanded now, unless there is none or it failed."""
         coming = self._guesses.pop(key, None)
         if coming is None or coming.ticket is None:
@@ -117,18 +117,18 @@ class Staging:
         """Note that a layer's demand had no use for the guesses left, and drop those under way."""
         for key in [key for key in self._guesses if key[0] == layer]:
             coming = self._guesses[key]
-            coming.passed_by = True
-            if not coming.is_there:
+            coming.is_stale = True
+            if not coming.is_ready:
                 self._drop(self._guesses.pop(key))
 
-    def give_up_one(self, *, passed_by: bool = False) -> bool:
+    def give_up_one(self, *, is_stale: bool = False) -> bool:
         """Give a guess's buffer back to the pool, at once or when its copy has stopped.
 
-        A guess whose demand has passed by goes first, the oldest of them; with `passed_by` no
+        A guess whose demand has passed by goes first, the oldest of them; with `is_stale` no
         other goes. Of the others the last one goes first: its demand is the farthest.
         """
-        stale = next((key for key, coming in self._guesses.items() if coming.passed_by), None)
-        if stale is None and (passed_by or not self._guesses):
+        stale = next((key for key, coming in self._guesses.items() if coming.is_stale), None)
+        if stale is None and (is_stale or not self._guesses):
             return False
         key = next(reversed(self._guesses)) if stale is None else stale
         self._drop(self._guesses.pop(key))
@@ -144,20 +144,20 @@ class Staging:
         for coming in self._guesses.values():
             observer.guess(_guess(coming, "open"))
 
-    def _drop(self, coming: Coming) -> None:
+    def _drop(self, coming: InFlight) -> None:
         assert coming.ticket is not None  # guesses are fetched
         coming.ticket.cancel()
         self._tell(coming, "wasted")
         self.bytes_wasted += coming.fetch.nbytes
         self._pool.give(coming.fetch.buffer, after=coming.ticket)
 
-    def _tell(self, coming: Coming, outcome: Outcome) -> None:
+    def _tell(self, coming: InFlight, outcome: Outcome) -> None:
         self.outcomes[outcome] += 1
         for observer in self._observers:
             observer.guess(_guess(coming, outcome))
 
 
-def _guess(coming: Coming, outcome: Outcome) -> Guess:
+def _guess(coming: InFlight, outcome: Outcome) -> Guess:
     fetch = coming.fetch
     return Guess(
         *fetch.key,

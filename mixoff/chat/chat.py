@@ -48,7 +48,7 @@ class Chat:
     system
         Instructions for the whole conversation.
     temperature, top_p, max_new_tokens
-        How tokens are drawn, and how many: `mixoff.Sampling`.
+        How tokens are drawn, and how many: `mixoff.chat.Sampling`.
     seed
         The same seed gives the same replies to the same messages; None draws one.
 

@@ -13,7 +13,7 @@ from mixoff.errors import CheckpointError
 from mixoff.hub import named_checkpoint
 from mixoff.known_models import ORIGINAL_CHECKPOINT
 from mixoff.models.build import build_model
-from mixoff.safe_json import file_size, shortened
+from mixoff.safe_json import file_size, truncated
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -90,7 +90,7 @@ def load_tokenizer(folder: Path, name: str = ORIGINAL_CHECKPOINT) -> "PreTrained
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # tokenizers raises nothing narrower for a file that it can't read
-        reason = shortened((str(error).splitlines() or [type(error).__name__])[0])
+        reason = truncated((str(error).splitlines() or [type(error).__name__])[0])
         raise CheckpointError(
             f"{source}: no tokenizer could be loaded ({reason}): put tokenizer.json into "
             f"{folder}, or name a model that has one (--model-name)."

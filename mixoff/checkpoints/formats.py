@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from mixoff.checkpoints.mixoff_format import INDEX_NAME, Checkpoint
-from mixoff.checkpoints.mixtral_offloading import ReleasedCheckpoint, is_released_layout
+from mixoff.checkpoints.mixtral_offloading import MixtralOffloadingCheckpoint, is_mixtral_offloading
 from mixoff.checkpoints.quantization_config import QUANT_METHOD
 from mixoff.safe_json import read_json
 
-AnyCheckpoint = Checkpoint | ReleasedCheckpoint
+AnyCheckpoint = Checkpoint | MixtralOffloadingCheckpoint
 
 
 def open_checkpoint(path: str | Path) -> AnyCheckpoint:
@@ -19,7 +19,7 @@ def open_checkpoint(path: str | Path) -> AnyCheckpoint:
         If it is missing, of another format, or its files don't fit together.
     """
     path = Path(path)
-    return ReleasedCheckpoint.open(path) if _is_released(path) else Checkpoint.open(path)
+    return MixtralOffloadingCheckpoint.open(path) if _is_released(path) else Checkpoint.open(path)
 
 
 def _is_released(path: Path) -> bool:
@@ -31,4 +31,4 @@ def _is_released(path: Path) -> bool:
     if any(path.glob("model-layer*-expert*.safetensors")):  # whatever became of the index
         return True
     index = path / INDEX_NAME
-    return index.is_file() and is_released_layout(read_json(index).get("weight_map"))
+    return index.is_file() and is_mixtral_offloading(read_json(index).get("weight_map"))

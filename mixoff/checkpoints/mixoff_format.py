@@ -33,7 +33,7 @@ from mixoff.checkpoints.safetensors_read import DTYPES, Shard, files_beside, rea
 from mixoff.errors import CheckpointError, ConfigError
 from mixoff.families.mixtral import Mixtral
 from mixoff.quantization import Quantization, Scheme, Shape
-from mixoff.safe_json import read_json, shown
+from mixoff.safe_json import quoted, read_json
 from mixoff.tiers.record import RecordLayout, RecordLocation
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -208,7 +208,7 @@ class Checkpoint:
                 if name not in shapes or ".self_attn." not in name:
                     continue
                 layout = self.attention_layout(name, shapes[name])
-                if part := layout.strange_scales(shard.read(name)):
+                if part := layout.first_nonfinite(shard.read(name)):
                     raise CheckpointError(f"{shard.path}: {name}: {part} holds what is no number.")
 
     @cached_property
@@ -269,7 +269,7 @@ def _refuse_others_weights(path: Path) -> None:
 
 def _kind_of(settings: object) -> str:
     if isinstance(settings, dict):
-        return f"its quantization is {shown(settings.get('quant_method'))}"
+        return f"its quantization is {quoted(settings.get('quant_method'))}"
     return "its config.json tells of no quantization"
 
 
@@ -282,7 +282,7 @@ def _read_shards(path: Path) -> dict[str, Shard]:
     strange = [f for f in weight_map.values() if not isinstance(f, str) or f not in headers]
     if strange:
         raise CheckpointError(
-            f"{path / INDEX_NAME}: {shown(strange[0])} is no file of this checkpoint."
+            f"{path / INDEX_NAME}: {quoted(strange[0])} is no file of this checkpoint."
         )
     listed: dict[str, set[str]] = {name: set() for name in headers}
     for tensor, name in weight_map.items():

@@ -41,13 +41,13 @@ _FLOATS = ("F16", "BF16", "F32")
 _EXPERT_MATRICES = (("w1", "gate_up_proj"), ("w3", "gate_up_proj"), ("w2", "down_proj"))
 
 
-def is_released_layout(weight_map: object) -> bool:
+def is_mixtral_offloading(weight_map: object) -> bool:
     """Return whether an index maps names that only the released layout has."""
     return isinstance(weight_map, dict) and _expert_prefix(0, 0) + "w1.W_q" in weight_map
 
 
 @dataclass(frozen=True)
-class ReleasedCheckpoint:
+class MixtralOffloadingCheckpoint:
     """An opened checkpoint of this layout: its settings and its files' headers, checked.
 
     It has what `mixoff.checkpoints.mixoff_format.Checkpoint` has for those who build, plan and
@@ -61,7 +61,9 @@ class ReleasedCheckpoint:
     format = "mixtral-offloading"
 
     @classmethod
-    def open(cls, path: str | Path, headers: Headers | None = None) -> "ReleasedCheckpoint":
+    def open(
+        cls, path: str | Path, headers: Headers | None = None
+    ) -> "MixtralOffloadingCheckpoint":
         """Open a folder that holds such a checkpoint; files whose headers are given may lie off it.
 
         Raises

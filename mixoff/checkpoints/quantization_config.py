@@ -7,7 +7,7 @@ import torch
 
 from mixoff.errors import CheckpointError, ConfigError
 from mixoff.quantization import Quantization, Scheme, quantization_from_dict
-from mixoff.safe_json import shown
+from mixoff.safe_json import quoted
 
 FORMAT_VERSION = 1
 QUANT_METHOD = "mixoff"
@@ -57,7 +57,7 @@ def scheme_from_settings(settings: Mapping[str, Any]) -> Scheme:
     version = settings.get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:
         raise ConfigError(
-            f"format version {shown(version)}: this mixoff reads version {FORMAT_VERSION}; "
+            f"format version {quoted(version)}: this mixoff reads version {FORMAT_VERSION}; "
             "upgrade mixoff or convert the checkpoint again."
         )
     if missing := {"attention", "experts"} - settings.keys():
@@ -71,7 +71,7 @@ def scheme_from_settings(settings: Mapping[str, Any]) -> Scheme:
 
 def _layer_experts(settings: object) -> dict[int, Quantization]:
     if not isinstance(settings, dict) or not all(map(_is_layer, settings)):
-        raise ConfigError(f"layer_experts={shown(settings)}: give a layer's number and a way.")
+        raise ConfigError(f"layer_experts={quoted(settings)}: give a layer's number and a way.")
     return {int(layer): quantization_from_dict(experts) for layer, experts in settings.items()}
 
 

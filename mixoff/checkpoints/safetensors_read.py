@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mixoff.errors import CheckpointError
-from mixoff.safe_json import MAX_NBYTES, file_size, parse, shortened, shown, what_else
+from mixoff.safe_json import MAX_NBYTES, describe_content, file_size, parse, quoted, truncated
 
 _MAX_FILES = 4096  # of a checkpoint; the largest Mixtral as mixtral-offloading has it takes 449
 _MAX_NAME = 255  # characters of a tensor's name, and bytes of a file's
@@ -136,7 +136,7 @@ def files_beside(index: Path, names: Iterable[object]) -> list[str]:
 def _file_name(index: Path, name: object) -> str:
     if isinstance(name, str) and _FILE_NAME.fullmatch(name) and len(name.encode()) <= _MAX_NAME:
         return name
-    raise CheckpointError(f"{index}: {shown(name)} is no safetensors file of this folder.")
+    raise CheckpointError(f"{index}: {quoted(name)} is no safetensors file of this folder.")
 
 
 def read_shards(paths: Iterable[Path]) -> Iterator[Shard]:
@@ -184,7 +184,7 @@ def header_nbytes(path: Path, start: bytes, size: int) -> int:
     length = int.from_bytes(start[:8], "little")
     if 2 <= length <= min(MAX_NBYTES, size - 8):
         return length
-    told = what_else(start) if length > MAX_NBYTES or not start else None
+    told = describe_content(start) if length > MAX_NBYTES or not start else None
     if told is None and MAX_NBYTES < length <= size - 8:
         told = f"a header of {length} bytes, and mixoff reads {MAX_NBYTES} at most"
     why = f" ({told})" if told else ""
@@ -205,7 +205,7 @@ def parse_shard(path: Path, raw: bytes, size: int) -> Shard:
         checksums = _checksums(header.pop("__metadata__", {}))
         tensors = {_name(name): _entry(entry, 8 + length) for name, entry in header.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = shortened(str(error))
+        reason = truncated(str(error))
         raise CheckpointError(f"{path}: its header is damaged ({reason}).") from None
     _check_extent(path, tensors, start=8 + length, size=size)
     return Shard(path, tensors, checksums, zlib.crc32(raw), length)
@@ -230,7 +230,7 @@ def _entry(entry: Mapping[str, Any], data_start: int) -> TensorEntry:
     dtype = entry["dtype"]
     fits = isinstance(dtype, str) and len(dtype) <= _MAX_TYPE and len(shape) <= _MAX_DIMENSIONS
     if begin > end or not fits:
-        raise ValueError(f"offsets {begin} to {end}, shape {shown(shape)}, type {shown(dtype)}")
+        raise ValueError(f"offsets {begin} to {end}, shape {quoted(shape)}, type {quoted(dtype)}")
     if dtype in DTYPES and math.prod(shape) * DTYPES[dtype].itemsize != end - begin:
         raise ValueError(f"{end - begin} bytes for {dtype} {shape}")
     return TensorEntry(dtype, shape, data_start + begin, end - begin)
@@ -239,7 +239,7 @@ def _entry(entry: Mapping[str, Any], data_start: int) -> TensorEntry:
 def _whole(number: object) -> int:
     if type(number) is int and 0 <= number < 1 << 63:  # True is an int to isinstance
         return number
-    raise ValueError(f"{shown(number)} where a whole number belongs")
+    raise ValueError(f"{quoted(number)} where a whole number belongs")
 
 
 def _check_extent(path: Path, tensors: Mapping[str, TensorEntry], *, start: int, size: int) -> None:

@@ -18,12 +18,12 @@ from mixoff.checkpoints.source_files import SourceFiles
 from mixoff.errors import CheckpointError
 from mixoff.families.mixtral import Mixtral
 from mixoff.quantization import Shape
-from mixoff.safe_json import read_json, shown
+from mixoff.safe_json import quoted, read_json
 
 _FLOATS = ("F32", "F16", "BF16")
 
 
-class Original:
+class UnquantizedCheckpoint:
     """An unquantized Mixtral's tensors, under the names that transformers' models have for them.
 
     Nothing but headers is read before a tensor is asked for, and then its file must be there.
@@ -138,7 +138,7 @@ def _read_config(files: SourceFiles) -> Mapping[str, Any]:
         kind = (
             "mixoff's own checkpoint already"
             if mixoffs
-            else f"quantized by {shown(method)} already"
+            else f"quantized by {quoted(method)} already"
         )
         raise CheckpointError(
             f"{files.name}: no unquantized Mixtral ({kind}): give the model that it was made of."

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from mixoff.cache.cache import ExpertCache
     from mixoff.checkpoints.formats import AnyCheckpoint
-    from mixoff.checkpoints.unquantized import Original
+    from mixoff.checkpoints.unquantized import UnquantizedCheckpoint
     from mixoff.measure.divergence import Divergence
     from mixoff.measure.perplexity import HeldOutLoss
     from mixoff.measure.reference import Reference
@@ -98,14 +98,14 @@ def _predicted(load_model: "LoadModel", text: str, tokens: int | None) -> dict[s
 
 def _compared(
     load_model: "LoadModel",
-    original: "Original",
+    original: "UnquantizedCheckpoint",
     tokenizer: Any,
     text: str,
     tokens: int | None,
     device: str,
 ) -> dict[str, Any]:
     """Return that, and how far the model is from the original, which is gone when it is loaded."""
-    from mixoff.measure.divergence import divergence
+    from mixoff.measure.divergence import kl_divergence
     from mixoff.measure.reference import compute_reference
 
     shown, started = sys.stderr.isatty(), perf_counter()
@@ -115,17 +115,17 @@ def _compared(
     seconds = perf_counter() - started
     model, _, _ = load_model()
     started = perf_counter()
-    found = divergence(model, reference, progress=shown)
+    found = kl_divergence(model, reference, progress=shown)
     seconds += perf_counter() - started
     return _loss_facts(found.quantized) | _divergence_facts(found, reference) | {"seconds": seconds}
 
 
-def _original_of(checkpoint: "AnyCheckpoint", against: Path) -> "Original":
+def _original_of(checkpoint: "AnyCheckpoint", against: Path) -> "UnquantizedCheckpoint":
     """Return the unquantized model named; one that isn't the checkpoint's is refused."""
     with progress("importing transformers"):
         from mixoff.measure.divergence import refuse_other_sizes
-        from mixoff.measure.reference import open_original
-    original = open_original(against)
+        from mixoff.measure.reference import open_unquantized
+    original = open_unquantized(against)
     refuse_other_sizes(checkpoint.config, original, str(checkpoint.path))
     return original
 

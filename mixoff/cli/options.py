@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from mixoff.known_models import ORIGINAL_CHECKPOINT, RELEASED_CHECKPOINT
+from mixoff.known_models import MIXTRAL_OFFLOADING, ORIGINAL_CHECKPOINT
 from mixoff.policies.registry import LIVE_POLICIES, POLICIES
 
 MIXTRAL = ORIGINAL_CHECKPOINT
-RELEASED = RELEASED_CHECKPOINT
+RELEASED = MIXTRAL_OFFLOADING
 
 
 class Device(str, Enum):

@@ -30,7 +30,7 @@ from mixoff.cli.terminal import progress
 from mixoff.units import format_nbytes
 
 if TYPE_CHECKING:
-    from mixoff.planning.preview import Prospect
+    from mixoff.planning.preview import CheckpointPreview
 
 
 def plan(
@@ -66,8 +66,8 @@ def plan(
     )
     with progress("importing torch"):
         from mixoff.planning.plan import plan_memory
-        from mixoff.planning.preview import look_ahead
-    prospect = look_ahead(name)
+        from mixoff.planning.preview import preview_checkpoint
+    prospect = preview_checkpoint(name)
     outline = prospect.outline(asked.scheme(prospect.config) if asked else None)
     planned = plan_memory(
         outline, offload, device=named_device(device, planned=True), context=context
@@ -82,7 +82,7 @@ def plan(
     typer.echo(_verdict(prospect, facts["trunk_nbytes"] + facts["experts_nbytes"]))
 
 
-def _facts(prospect: "Prospect") -> dict[str, Any]:
+def _facts(prospect: "CheckpointPreview") -> dict[str, Any]:
     return {
         "folder": prospect.title,
         "format": "unquantized" if prospect.stored is None else "quantized",
@@ -90,7 +90,7 @@ def _facts(prospect: "Prospect") -> dict[str, Any]:
     }
 
 
-def _verdict(prospect: "Prospect", nbytes: int) -> str:
+def _verdict(prospect: "CheckpointPreview", nbytes: int) -> str:
     there = f" of {format_nbytes(prospect.fetched_nbytes)}" if prospect.fetched_nbytes else ""
     if prospect.stored is None:
         return f"It fits, once `mixoff quantize` has made {format_nbytes(nbytes)}{there}."

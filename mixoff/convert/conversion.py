@@ -238,7 +238,7 @@ class Conversion:
     def _verify(self, progress: bool) -> None:
         for unit in tqdm(self._units, desc="verifying", unit="file", disable=not progress):
             path = self._folder.model / unit.name
-            if damage := unit.damage(path):
+            if damage := unit.find_damage(path):
                 self._folder.remove(path)
                 raise CheckpointError(
                     f"{path}: isn't what was written ({damage}), so it was removed: "

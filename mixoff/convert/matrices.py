@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from mixoff.checkpoints.mixoff_format import INDEX_NAME
-from mixoff.checkpoints.mixtral_offloading import ReleasedCheckpoint, is_released_layout
+from mixoff.checkpoints.mixtral_offloading import MixtralOffloadingCheckpoint, is_mixtral_offloading
 from mixoff.checkpoints.source_files import SourceFiles
-from mixoff.checkpoints.unquantized import Original
+from mixoff.checkpoints.unquantized import UnquantizedCheckpoint
 from mixoff.errors import CheckpointError, ConfigError
 from mixoff.families.mixtral import Mixtral, is_attention_matrix
 from mixoff.quantization import (
@@ -68,7 +68,7 @@ class Released:
         self.files = files
         self.config: Mapping[str, Any] = read_json(files.settings / "config.json")
         self.model = Mixtral(self.config, files.settings / "config.json")
-        self.checkpoint = ReleasedCheckpoint.open(files.settings, files.headers)
+        self.checkpoint = MixtralOffloadingCheckpoint.open(files.settings, files.headers)
         self._layouts = self.checkpoint.expert_layouts()
         self._locations = self.checkpoint.expert_locations()
 
@@ -191,12 +191,12 @@ def open_matrices(files: SourceFiles, scheme: Scheme | None) -> Matrices:
     """
     index = files.settings / INDEX_NAME
     weights: Weights
-    if index.exists() and is_released_layout(read_json(index).get("weight_map")):
+    if index.exists() and is_mixtral_offloading(read_json(index).get("weight_map")):
         weights = Released(files)
         if scheme is None:
             return Repacked(weights)
     else:
-        weights = Original(files)
+        weights = UnquantizedCheckpoint(files)
     scheme, layers = scheme or Scheme(), weights.model.num_layers
     if strange := sorted(set(scheme.layer_experts) - set(range(layers))):
         raise ConfigError(

@@ -19,7 +19,7 @@ from mixoff.families.mixtral import is_attention_matrix
 from mixoff.quantization import PackedMatrix, Shape
 from mixoff.tiers.record import RecordLayout
 
-Told = Callable[[int], None]  # is told how many weights more are done
+OnProgress = Callable[[int], None]  # is told how many weights more are done
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Unit:
         """Return whether a file's header is what the unit's file begins with."""
         return is_whole(shard, self.tensors, {})
 
-    def damage(self, path: Path) -> str | None:
+    def find_damage(self, path: Path) -> str | None:
         """Return what is wrong with the unit's file after reading all of it, or None.
 
         Raises
@@ -90,12 +90,12 @@ class Unit:
                 ):
                     return f"the checksum of {name} differs"
                 layout = self.records.get(name)
-                if layout and (part := layout.strange_scales(raw)):
+                if layout and (part := layout.first_nonfinite(raw)):
                     return f"{part} in {name} holds what is no number"
         return None
 
 
-def units_of(matrices: Matrices, told: Told) -> list[Unit]:
+def units_of(matrices: Matrices, on_progress: OnProgress) -> list[Unit]:
     """Return all files to write, in the order to write them: the trunk, then layer by layer.
 
     The trunk comes first because it needs the source's first and last file: the last one then
@@ -108,28 +108,30 @@ def units_of(matrices: Matrices, told: Told) -> list[Unit]:
     """
     shapes = dict(matrices.weights.model.trunk_shapes())
     trunk = [name for name in shapes if not name.startswith("model.layers.")]
-    tensors = {name: _plain(matrices, name, shapes[name], told) for name in trunk}
+    tensors = {name: _plain(matrices, name, shapes[name], on_progress) for name in trunk}
     sources = frozenset(matrices.weights.files_of(trunk))
     units = [Unit(TRUNK_NAME, tensors, {}, sources, _num_weights(tensors))]
     for layer in range(matrices.weights.model.num_layers):
         prefix = f"model.layers.{layer}."
         rest = {name: shape for name, shape in shapes.items() if name.startswith(prefix)}
-        units.append(_layer(matrices, layer, rest, told))
+        units.append(_layer(matrices, layer, rest, on_progress))
     return units
 
 
-def _layer(matrices: Matrices, layer: int, rest: Mapping[str, Shape], told: Told) -> Unit:
+def _layer(
+    matrices: Matrices, layer: int, rest: Mapping[str, Shape], on_progress: OnProgress
+) -> Unit:
     weights, scheme = matrices.weights, matrices.scheme
     inner, hidden = weights.model.expert_shapes()["w1"]
     layout = expert_layout(scheme.experts_of(layer), hidden, inner)
     experts = experts_tensor(layer)
-    tensors, records = {experts: _records(matrices, layer, layout, told)}, {experts: layout}
+    tensors, records = {experts: _records(matrices, layer, layout, on_progress)}, {experts: layout}
     for name, shape in rest.items():
         if is_attention_matrix(name):
             records[name] = RecordLayout(scheme.attention, (("weight", shape),))
-            tensors[name] = _attention(matrices, name, records[name], told)
+            tensors[name] = _attention(matrices, name, records[name], on_progress)
         else:
-            tensors[name] = _plain(matrices, name, shape, told)
+            tensors[name] = _plain(matrices, name, shape, on_progress)
     sources = frozenset(weights.files_of(rest) | weights.files_of_experts(layer))
     num_weights = sum(torch.Size(shape).numel() for shape in rest.values())
     num_weights += weights.model.num_experts * 3 * inner * hidden
@@ -140,24 +142,28 @@ def _num_weights(tensors: Mapping[str, NewTensor]) -> int:
     return sum(torch.Size(tensor.shape).numel() for tensor in tensors.values())
 
 
-def _plain(matrices: Matrices, name: str, shape: Shape, told: Told) -> NewTensor:
+def _plain(matrices: Matrices, name: str, shape: Shape, on_progress: OnProgress) -> NewTensor:
     def make() -> Iterator[Tensor]:
         yield matrices.weights.tensor(name)
-        told(torch.Size(shape).numel())
+        on_progress(torch.Size(shape).numel())
 
     return NewTensor(matrices.weights.dtype(name), shape, 1, _Chunks(make))
 
 
-def _attention(matrices: Matrices, name: str, layout: RecordLayout, told: Told) -> NewTensor:
+def _attention(
+    matrices: Matrices, name: str, layout: RecordLayout, on_progress: OnProgress
+) -> NewTensor:
     def make() -> Iterator[Tensor]:
         matrix = matrices.attention(name)
         yield layout.pack({"weight": matrix})
-        told(torch.Size(matrix.shape).numel())
+        on_progress(torch.Size(matrix.shape).numel())
 
     return NewTensor(torch.uint8, (layout.nbytes,), 1, _Chunks(make))
 
 
-def _records(matrices: Matrices, layer: int, layout: RecordLayout, told: Told) -> NewTensor:
+def _records(
+    matrices: Matrices, layer: int, layout: RecordLayout, on_progress: OnProgress
+) -> NewTensor:
     num_experts = matrices.weights.model.num_experts
 
     def make() -> Iterator[Tensor]:
@@ -166,7 +172,7 @@ def _records(matrices: Matrices, layer: int, layout: RecordLayout, told: Told) -
             places = layout.tensors(record)
             for name, matrix in matrices.expert(layer, expert):
                 _copy(matrix, into=places[name])
-                told(torch.Size(matrix.shape).numel())
+                on_progress(torch.Size(matrix.shape).numel())
                 del matrix  # before the next one is read
             yield record
 

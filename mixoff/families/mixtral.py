@@ -7,7 +7,7 @@ from typing import Any
 
 from mixoff.errors import CheckpointError
 from mixoff.quantization import Shape
-from mixoff.safe_json import shown
+from mixoff.safe_json import quoted
 
 _MOST = 1 << 31  # of any size: more than any tensor's side
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -114,7 +114,7 @@ class Mixtral:
             raise self._refusal("num_key_value_heads", kv_heads, f"it must divide {heads} heads")
 
     def _refusal(self, name: str, value: object, rule: str) -> CheckpointError:
-        return CheckpointError(f"{self._source}: {name}={shown(value)}: {rule}.")
+        return CheckpointError(f"{self._source}: {name}={quoted(value)}: {rule}.")
 
     @property
     def num_layers(self) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from huggingface_hub.errors import HTTPError
 
 from mixoff.checkpoints.mixoff_format import INDEX_NAME
-from mixoff.checkpoints.mixtral_offloading import is_released_layout
+from mixoff.checkpoints.mixtral_offloading import is_mixtral_offloading
 from mixoff.checkpoints.quantization_config import QUANT_METHOD
 from mixoff.errors import CheckpointError
 from mixoff.hub.download import require_room
@@ -115,7 +115,7 @@ def _require_mixoff_checkpoint(repository: Repository, snapshot: Snapshot) -> No
     settings = config.get("quantization_config")
     method = settings.get("quant_method") if isinstance(settings, dict) else None
     index = _settings(repository, snapshot, INDEX_NAME) or {}  # a small model has none
-    if method == QUANT_METHOD or is_released_layout(index.get("weight_map")):
+    if method == QUANT_METHOD or is_mixtral_offloading(index.get("weight_map")):
         return
     kind = f"its quantization is {method!r}" if method else "it isn't quantized"
     raise CheckpointError(

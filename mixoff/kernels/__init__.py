@@ -5,12 +5,12 @@ operations in code that is compiled for this machine at run time, `cuda` in Trit
 Kernels know the layout of packed weights (`layout`) and what quantizations use it; no models.
 """
 
-from mixoff.kernels.base import Gate, Kernels, TorchKernels
+from mixoff.kernels.base import GatedActivation, Kernels, TorchKernels
 from mixoff.kernels.packed import CPUKernels
 from mixoff.kernels.select import (
     KERNELS,
     cpu_module,
-    kernels_beside,
+    host_kernels,
     kernels_named,
     kernels_planned,
 )
@@ -18,11 +18,11 @@ from mixoff.kernels.select import (
 __all__ = [
     "KERNELS",
     "CPUKernels",
-    "Gate",
+    "GatedActivation",
     "Kernels",
     "TorchKernels",
     "cpu_module",
-    "kernels_beside",
+    "host_kernels",
     "kernels_named",
     "kernels_planned",
 ]

@@ -12,7 +12,7 @@ from mixoff.quantization import PackedMatrix, Quantization, QuantizedTensor, Sha
 
 
 @dataclass(frozen=True)
-class Gate:
+class GatedActivation:
     """What stands between an expert's matrices.
 
     Parameters
@@ -41,7 +41,7 @@ class Kernels(ABC):
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
 
     def feed_forward(
-        self, gate_up: PackedMatrix, down: PackedMatrix, x: Tensor, gate: Gate
+        self, gate_up: PackedMatrix, down: PackedMatrix, x: Tensor, gate: GatedActivation
     ) -> Tensor:
         """Return what an expert makes of tokens, [T, D] -> [T, D], in x's type."""
         return self.matmul(down, gate.apply(self.matmul(gate_up, x)))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixoff.kernels.base import Gate, Kernels, TorchKernels
+from mixoff.kernels.base import GatedActivation, Kernels, TorchKernels
 from mixoff.kernels.plans import as_packed, packed_alike, packed_kind, planned
 from mixoff.quantization import PackedMatrix, Quantization, QuantizedTensor, Shape
 
@@ -77,13 +77,13 @@ class CPUKernels(PackedKernels):
 
     def __init__(self, operations: Any, one_token: Any) -> None:
         super().__init__(operations, "cpu")
-        self._attends, self._turns = operations.attends, one_token.turns
+        self._attends, self._turns = operations.attends, one_token.can_rotate
         self._plan_expert = one_token.FeedForward
         self._plan_queries = one_token.Projection
         self._plan_attended = one_token.AttendedProduct
 
     def feed_forward(
-        self, gate_up: PackedMatrix, down: PackedMatrix, x: Tensor, gate: Gate
+        self, gate_up: PackedMatrix, down: PackedMatrix, x: Tensor, gate: GatedActivation
     ) -> Tensor:
         """Return what an expert makes of tokens, [T, D] -> [T, D], in x's type."""
         if len(x) == 1 and gate.is_silu and self._takes(x, gate_up):

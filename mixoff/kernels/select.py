@@ -57,7 +57,7 @@ def kernels_planned(device: torch.device) -> Kernels:
     return kernels_named("auto", device) if here else TorchKernels()
 
 
-def kernels_beside(name: str) -> Kernels:
+def host_kernels(name: str) -> Kernels:
     """Return who multiplies on the CPU beside a device that has the kernels of a name."""
     return kernels_named("torch" if name == "torch" else "auto", "cpu")
 

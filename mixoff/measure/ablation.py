@@ -47,12 +47,13 @@ class Ablation:
     offload
         The settings that make it.
     whole_layers
-        Whether all experts of a layer are fetched whenever it is computed, as `whole_layers` does.
+        Whether all experts of a layer are fetched whenever it is computed, as `fetch_whole_layers`
+        does.
     """
 
     name: str
     offload: OffloadConfig
-    whole_layers: bool = False
+    fetch_whole_layers: bool = False
 
 
 def ablations(num_experts: int, *, slots: int = 4, prefetch: int = 2) -> tuple[Ablation, ...]:
@@ -86,13 +87,15 @@ def ablations(num_experts: int, *, slots: int = 4, prefetch: int = 2) -> tuple[A
         Ablation("without speculative pre-loading", OffloadConfig(offload_per_layer=cached)),
         Ablation("without LRU cache and pre-loading", OffloadConfig(offload_per_layer=num_experts)),
         Ablation(
-            "naive offloading", OffloadConfig(offload_per_layer=num_experts), whole_layers=True
+            "naive offloading",
+            OffloadConfig(offload_per_layer=num_experts),
+            fetch_whole_layers=True,
         ),
     )
 
 
 @contextmanager
-def whole_layers(model: nn.Module) -> Iterator[None]:
+def fetch_whole_layers(model: nn.Module) -> Iterator[None]:
     """Fetch, inside the ``with`` block, all experts of a layer before it is computed.
 
     They go when the next layer's come. That is what offloading does that knows layers and no
@@ -123,7 +126,7 @@ def whole_layers(model: nn.Module) -> Iterator[None]:
         cache.resize(slots)
 
 
-def measure_speed(
+def ablation_speed(
     name_or_path: str | Path,
     ways: Sequence[Ablation],
     ids: Sequence[int] | Tensor,
@@ -178,16 +181,16 @@ def _run(
 ) -> tuple[float, float, float, float]:
     model, cache = build_model(name_or_path, way.offload, device=device)
     try:
-        if not way.whole_layers:
+        if not way.fetch_whole_layers:
             seconds, found = _decode(model, cache, tokens, prompt)
         else:
-            with whole_layers(model):
+            with fetch_whole_layers(model):
                 seconds, found = _decode(model, cache, tokens, prompt)
     finally:
         cache.close()
     count = len(tokens) - prompt
     # Fetching a whole layer is a demand, too, and leaves the model's own nothing to miss.
-    hit_rate = 0.0 if way.whole_layers else found.hit_rate
+    hit_rate = 0.0 if way.fetch_whole_layers else found.hit_rate
     nbytes = (found.bytes_moved + found.bytes_wasted) / count
     return count / seconds, hit_rate, nbytes, found.wait_ns / count / 1e6
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import MixtralConfig, PreTrainedModel
 
-from mixoff.checkpoints.unquantized import Original
+from mixoff.checkpoints.unquantized import UnquantizedCheckpoint
 from mixoff.errors import ConfigError
 from mixoff.measure.perplexity import HeldOutLoss
 from mixoff.measure.reference import Reference
@@ -77,7 +77,7 @@ class Divergence:
         return self.quantized.tokens
 
 
-def divergence(
+def kl_divergence(
     model: PreTrainedModel, reference: Reference, *, progress: bool = False
 ) -> Divergence:
     """Return how far a model's predictions are from a reference's, on the reference's text.
@@ -91,7 +91,7 @@ def divergence(
     model
         The quantized model.
     reference
-        What `mixoff.compute_reference` made of the unquantized one.
+        What `mixoff.measure.compute_reference` made of the unquantized one.
     progress
         Whether to show a progress bar.
 
@@ -112,7 +112,9 @@ def divergence(
     return _summary(torch.cat(found, dim=1).numpy())
 
 
-def refuse_other_sizes(config: Mapping[str, Any], original: Original, name: str) -> None:
+def refuse_other_sizes(
+    config: Mapping[str, Any], original: UnquantizedCheckpoint, name: str
+) -> None:
     """Refuse to compare models that differ in a size.
 
     Parameters

@@ -26,7 +26,7 @@ _EVERY_SECONDS = 0.001  # memory is asked for
 
 
 @dataclass(frozen=True)
-class Load:
+class LoadReport:
     """What loading a model and reading a first prompt took.
 
     Parameters
@@ -48,9 +48,9 @@ class Load:
     plan: MemoryPlan
 
 
-def measure_load(
+def load_time(
     name_or_path: str | Path, offload: OffloadConfig | None = None, *, device: str = "cpu"
-) -> Load:
+) -> LoadReport:
     """Return how long a model takes to load and how much host memory, beside what was planned.
 
     A new process loads the demo model first, so that libraries have what they need, lets it go, and
@@ -66,7 +66,7 @@ def measure_load(
     # A process that begins anew: one that is forked has what this one has, and its threads' locks.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes:
         measured = processes.submit(_measure, folder, offload, device, torch.get_num_threads())
-        return Load(*measured.result(), plan)
+        return LoadReport(*measured.result(), plan)
 
 
 def _measure(

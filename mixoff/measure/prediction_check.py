@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from mixoff.cache.prefetcher import prefetcher_of
 from mixoff.chat.chat import Chat
 from mixoff.errors import ConfigError
-from mixoff.simulate.machine import Link, Machine
-from mixoff.simulate.speed import Guessing, measured_speed, predict_speed
+from mixoff.simulate.machine import LinkModel, Machine
+from mixoff.simulate.speed import PrefetchAccuracy, predict_speed, recorded_speed
 from mixoff.trace import Trace
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Setting:
+class CacheSetting:
     """What can be changed of a cache while its model stays loaded.
 
     Parameters
@@ -37,8 +37,8 @@ class Setting:
         return f"{self.slots} slots, {self.prefetch} guessed {self.layers_ahead} ahead"
 
 
-def record_settings(
-    chat: Chat, settings: Iterable[Setting], message: str, *, rounds: int = 3
+def record_with_settings(
+    chat: Chat, settings: Iterable[CacheSetting], message: str, *, rounds: int = 3
 ) -> list[list[Trace]]:
     """Return recordings of one and the same reply, ``[round][setting]``.
 
@@ -57,7 +57,7 @@ def record_settings(
     if chat.cache is None or not wanted or rounds < 1:
         raise ConfigError(f"settings={wanted}, rounds={rounds}: a cache's, and 1 or more of each.")
     cache, prefetcher = chat.cache, prefetcher_of(chat.model)
-    before = Setting(cache.slots_per_layer, prefetcher.experts, prefetcher.layers_ahead)
+    before = CacheSetting(cache.slots_per_layer, prefetcher.experts, prefetcher.layers_ahead)
     sampling, chat.sampling = chat.sampling, replace(chat.sampling, temperature=0.0)
     try:
         _record(chat, before, message)
@@ -68,9 +68,9 @@ def record_settings(
         chat.reset()
 
 
-def compare_speeds(
+def check_predictions(
     rounds: Iterable[Sequence[Trace]],
-    transfers: "pd.DataFrame | Link",
+    transfers: "pd.DataFrame | LinkModel",
     recall: "pd.DataFrame | None" = None,
 ) -> "pd.DataFrame":
     """Return how fast replies were decoded, beside what is predicted from the first setting alone.
@@ -81,11 +81,11 @@ def compare_speeds(
     Parameters
     ----------
     rounds
-        What `record_settings` gave.
+        What `record_with_settings` gave.
     transfers
-        What `mixoff.measure_transfers` gave, or the link that misses come over.
+        What `mixoff.measure.transfers` gave, or the link that misses come over.
     recall
-        What `mixoff.measure_recall` gave, of one predictor: needed where a setting guesses.
+        What `mixoff.measure.recall` gave, of one predictor: needed where a setting guesses.
 
     Returns
     -------
@@ -105,8 +105,8 @@ def compare_speeds(
     for base, *others in rounds:
         machine = Machine.fit(base, transfers)
         for trace in (base, *others):
-            told = measured_speed(trace).iloc[0]
-            setting = Setting(*map(int, told[["slots", "prefetch", "layers_ahead"]]))
+            told = recorded_speed(trace).iloc[0]
+            setting = CacheSetting(*map(int, told[["slots", "prefetch", "layers_ahead"]]))
             guessing = _guessing(setting, recall) if setting.prefetch else None
             found = predict_speed(base, machine, slots=setting.slots, guessing=guessing).iloc[0]
             rows.append(
@@ -123,11 +123,11 @@ def compare_speeds(
     return table.assign(error=table["predicted"] / table["measured"] - 1)
 
 
-def _how(is_base: bool, setting: Setting) -> str:
+def _how(is_base: bool, setting: CacheSetting) -> str:
     return "fitted" if is_base else "guesses" if setting.prefetch else "other slots"
 
 
-def _guessing(setting: Setting, recall: "pd.DataFrame | None") -> Guessing:
+def _guessing(setting: CacheSetting, recall: "pd.DataFrame | None") -> PrefetchAccuracy:
     """Return how well a setting guesses, as it was measured, of all layers together."""
     if recall is None:
         raise ConfigError(f"{setting}: how well is guessed isn't known: give recall.")
@@ -136,10 +136,10 @@ def _guessing(setting: Setting, recall: "pd.DataFrame | None") -> Guessing:
     wanted = range(1, setting.layers_ahead + 1)
     if missing := [ahead for ahead in wanted if ahead not in shares]:
         raise ConfigError(f"{setting}: recall of {missing[0]} ahead wasn't measured.")
-    return Guessing(setting.prefetch, tuple(float(shares[ahead]) for ahead in wanted))
+    return PrefetchAccuracy(setting.prefetch, tuple(float(shares[ahead]) for ahead in wanted))
 
 
-def _record(chat: Chat, setting: Setting, message: str) -> Trace:
+def _record(chat: Chat, setting: CacheSetting, message: str) -> Trace:
     _set(chat, setting)
     chat.reset()
     assert chat.cache is not None
@@ -149,7 +149,7 @@ def _record(chat: Chat, setting: Setting, message: str) -> Trace:
     return trace
 
 
-def _set(chat: Chat, setting: Setting) -> None:
+def _set(chat: Chat, setting: CacheSetting) -> None:
     assert chat.cache is not None
     if chat.cache.slots_per_layer != setting.slots:
         chat.cache.resize(setting.slots)

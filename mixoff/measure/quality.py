@@ -16,7 +16,7 @@ from mixoff.checkpoints.quantization_config import stored_dtype
 from mixoff.config import OffloadConfig
 from mixoff.convert import quantize_checkpoint
 from mixoff.errors import ConfigError
-from mixoff.measure.divergence import Divergence, divergence
+from mixoff.measure.divergence import Divergence, kl_divergence
 from mixoff.measure.reference import Reference
 from mixoff.models.build import build_model
 from mixoff.quantization import HQQ, Quantization, Scheme, Unquantized
@@ -61,7 +61,7 @@ def schemes_of_bits(
     return {f"{one}/{other}": Scheme(ways[one], ways[other]) for one, other in pairs}
 
 
-def measure_quality(
+def quality(
     reference: Reference,
     schemes: Mapping[str, Scheme] | None = None,
     *,
@@ -74,12 +74,13 @@ def measure_quality(
     float32, and removed. Columns: scheme, its name; attention, experts: their bits, 16 if not
     quantized; bits_per_weight of experts, with all that is stored; nbytes of all weights' files;
     loss, in nats a token, and perplexity; rise of the loss and rise_error; kl and kl_error,
-    kl_percentile_99 and top1_agreement, as `mixoff.divergence` tells; seconds.
+    kl_percentile_99 and top1_agreement, as `mixoff.measure.kl_divergence` tells; seconds.
 
     Parameters
     ----------
     reference
-        What `mixoff.compute_reference` made of the original, on the text that is to be predicted.
+        What `mixoff.measure.compute_reference` made of the original, on the text that is to be
+        predicted.
     schemes
         By a name; by default those of `schemes_of_bits`, for the type that the original is in.
     folder
@@ -123,7 +124,7 @@ def _row(
 def _compared(folder: Path, reference: Reference) -> Divergence:
     model, cache = build_model(folder, OffloadConfig(offload_per_layer=0), dtype=torch.float32)
     try:
-        return divergence(model, reference)
+        return kl_divergence(model, reference)
     finally:
         cache.close()
 

@@ -64,7 +64,7 @@ def watch_routers(model: nn.Module) -> Iterator[Watched]:
             hook.remove()
 
 
-def measure_recall(
+def recall(
     model: nn.Module,
     windows: Iterable[Sequence[int] | Tensor],
     *,

@@ -20,7 +20,7 @@ from transformers import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralModel, MixtralRotaryEmbedding
 
 from mixoff.checkpoints.source_files import FolderFiles
-from mixoff.checkpoints.unquantized import Original
+from mixoff.checkpoints.unquantized import UnquantizedCheckpoint
 from mixoff.errors import ConfigError
 from mixoff.measure.text_windows import Windows, text_windows
 from mixoff.planning.free_memory import free_device_memory, headroom
@@ -45,7 +45,7 @@ class Reference:
         The head's weights [V, D], float32: 500 MiB of Mixtral-8x7B.
     """
 
-    original: Original
+    original: UnquantizedCheckpoint
     windows: Windows
     hidden_states: Tensor
     head: Tensor
@@ -60,7 +60,7 @@ class Reference:
         return replace(self, head=self.head.to(device))
 
 
-def open_original(original: str | Path | Original) -> Original:
+def open_unquantized(original: str | Path | UnquantizedCheckpoint) -> UnquantizedCheckpoint:
     """Return an unquantized Mixtral whose headers are read: a folder in Hugging Face's form.
 
     Raises
@@ -68,11 +68,15 @@ def open_original(original: str | Path | Original) -> Original:
     CheckpointError
         If it is no unquantized Mixtral, or is damaged.
     """
-    return original if isinstance(original, Original) else Original(FolderFiles(original))
+    return (
+        original
+        if isinstance(original, UnquantizedCheckpoint)
+        else UnquantizedCheckpoint(FolderFiles(original))
+    )
 
 
 def compute_reference(
-    original: str | Path | Original,
+    original: str | Path | UnquantizedCheckpoint,
     tokenizer: Any,
     text: str,
     *,
@@ -89,9 +93,9 @@ def compute_reference(
     Parameters
     ----------
     original
-        A folder in Hugging Face's form, or one that `open_original` opened.
+        A folder in Hugging Face's form, or one that `open_unquantized` opened.
     window, tokens
-        As `mixoff.held_out_loss` takes them.
+        As `mixoff.measure.held_out_loss` takes them.
     device
         Where to compute, and to hold all of it meanwhile.
     progress
@@ -105,7 +109,7 @@ def compute_reference(
         If the text has nothing to predict, a window doesn't suit the model, or there is too little
         memory for so many tokens.
     """
-    original, device = open_original(original), torch.device(device)
+    original, device = open_unquantized(original), torch.device(device)
     config = MixtralConfig.from_dict(dict(original.config))
     positions = int(config.max_position_embeddings)
     windows = text_windows(tokenizer, text, positions, window=window, tokens=tokens)
@@ -115,7 +119,7 @@ def compute_reference(
     return Reference(original, windows, hidden_states, head)
 
 
-def reference_nbytes(original: Original, windows: Windows) -> int:
+def reference_nbytes(original: UnquantizedCheckpoint, windows: Windows) -> int:
     """Return the bytes that `compute_reference` takes at most, beside what is there before.
 
     For each token three rows of D; embeddings, head, one expert as it is stored and in float32,
@@ -124,12 +128,12 @@ def reference_nbytes(original: Original, windows: Windows) -> int:
     return _fixed_nbytes(original, windows.size) + windows.predicted * _nbytes_per_token(original)
 
 
-def _nbytes_per_token(original: Original) -> int:
+def _nbytes_per_token(original: UnquantizedCheckpoint) -> int:
     """Bytes of a token: the residual stream, what the experts are given, and what they add."""
     return 3 * 4 * original.model.expert_shapes()["w1"][1]
 
 
-def _fixed_nbytes(original: Original, size: int) -> int:
+def _fixed_nbytes(original: UnquantizedCheckpoint, size: int) -> int:
     inner, hidden = original.model.expert_shapes()["w1"]
     vocab = dict(original.model.trunk_shapes())[_EMBEDDINGS][0]
     attention = sum(rows * columns for rows, columns in original.model.attention_shapes().values())
@@ -137,7 +141,7 @@ def _fixed_nbytes(original: Original, size: int) -> int:
     return 4 * (2 * vocab * hidden + expert + attention + size * (3 * inner + 4 * hidden))
 
 
-def _refuse_too_much(original: Original, windows: Windows, free: int) -> None:
+def _refuse_too_much(original: UnquantizedCheckpoint, windows: Windows, free: int) -> None:
     needed, usable = reference_nbytes(original, windows), free - headroom(free)
     if needed <= usable:
         return
@@ -182,7 +186,9 @@ class _NotedCalls(nn.Module):
 class _Stream:
     """A Mixtral of one layer, which takes the weights of all layers in turn."""
 
-    def __init__(self, original: Original, config: MixtralConfig, device: torch.device) -> None:
+    def __init__(
+        self, original: UnquantizedCheckpoint, config: MixtralConfig, device: torch.device
+    ) -> None:
         self._original = original
         self._device = device
         self._layers = int(config.num_hidden_layers)

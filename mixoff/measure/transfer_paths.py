@@ -13,9 +13,9 @@ from typing import Literal, Protocol
 
 from mixoff.tiers.aligned import PAGE, align
 from mixoff.tiers.buffers import Buffer, chunks
-from mixoff.tiers.cpu import HostDevice
+from mixoff.tiers.cpu import CpuMover
 from mixoff.tiers.disk import DiskReader, Io
-from mixoff.tiers.gpu import LinkedDevice
+from mixoff.tiers.gpu import GpuMover
 from mixoff.tiers.host import PinnedMemory
 from mixoff.tiers.mover import Fetch
 from mixoff.tiers.queue import Ticket, Transfers
@@ -91,7 +91,7 @@ class FromDisk:
         self._file = file
         self._method = method
         self._store = record_store(file, nbytes, num_records, io)
-        self._device = HostDevice(self._store, transfers, nbytes=nbytes)
+        self._device = CpuMover(self._store, transfers, nbytes=nbytes)
         self._buffers: list[Buffer] = []
 
     def move(self, records: Sequence[int]) -> list[float]:
@@ -184,7 +184,7 @@ class ToDevice:
         self.num_records = transfers.max_threads
         self.ways: tuple[Way, ...] = (Way(*there, method, _NO_FILE), Way(*back, method, _NO_FILE))
         self._memory = (PinnedMemory if pinned else _PageableMemory)(device, _NO_LIMIT)
-        self._link = LinkedDevice(
+        self._link = GpuMover(
             record_store(file, nbytes, self.num_records, "buffered"),
             transfers,
             device,
@@ -210,12 +210,12 @@ class ToDevice:
         _wait(self._link.transfers.submit(self._link.fetch(fetch)) for fetch in fetches)
         took = self._until_done(records, began)
         for fetch in fetches:
-            self._link.settled(fetch.key)
+            self._link.slot_filled(fetch.key)
         return took
 
     def _leave(self, records: Sequence[int]) -> float:
         began = perf_counter()
-        left = [self._link.leave((0, record), self._held[record]) for record in records]
+        left = [self._link.evict((0, record), self._held[record]) for record in records]
         _wait(ticket for _, ticket in left if ticket is not None)
         return self._until_done(records, began)
 

@@ -29,7 +29,7 @@ _MOST_TIMES = 8
 _MS, _GB = 1e-3, 1e9
 
 
-def measure_transfers(
+def transfers(
     device: str | torch.device | Device = "cpu",
     *,
     folder: str | Path | None = None,

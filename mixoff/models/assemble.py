@@ -7,9 +7,9 @@ from mixoff.checkpoints.formats import AnyCheckpoint
 from mixoff.config import OffloadConfig
 from mixoff.planning.plan import MemoryPlan
 from mixoff.tiers.aligned import PAGE
-from mixoff.tiers.cpu import HostDevice
+from mixoff.tiers.cpu import CpuMover
 from mixoff.tiers.disk import DiskReader
-from mixoff.tiers.gpu import LinkedDevice
+from mixoff.tiers.gpu import GpuMover
 from mixoff.tiers.host import PinnedMemory
 from mixoff.tiers.mover import Mover
 from mixoff.tiers.queue import Transfers
@@ -38,7 +38,7 @@ def expert_cache(
         device=device,
         miss=offload.miss,
     )
-    cache.about |= {
+    cache.provenance |= {
         "checkpoint": checkpoint.path.name,
         "attention": checkpoint.scheme.attention.to_dict(),
         "experts": checkpoint.scheme.experts.to_dict(),
@@ -56,9 +56,9 @@ def expert_cache(
 def _mover(store: RecordStore, plan: MemoryPlan, device: torch.device) -> Mover:
     nbytes, host_buffers = plan.buffer_nbytes - PAGE, plan.host // plan.buffer_nbytes
     if device.type == "cpu":
-        return HostDevice(store, Transfers(), nbytes=nbytes, kept=host_buffers)
+        return CpuMover(store, Transfers(), nbytes=nbytes, kept=host_buffers)
     gpu = Cuda(device)
-    return LinkedDevice(
+    return GpuMover(
         store,
         Transfers(),
         gpu,

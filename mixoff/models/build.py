@@ -26,10 +26,10 @@ from mixoff.config import OffloadConfig
 from mixoff.errors import CheckpointError, ConfigError
 from mixoff.families.mixtral import SETTINGS
 from mixoff.hub import named_checkpoint
-from mixoff.kernels import kernels_beside, kernels_named
+from mixoff.kernels import host_kernels, kernels_named
 from mixoff.models.quantizer import register
 from mixoff.planning.plan import plan_memory
-from mixoff.safe_json import read_json, shortened
+from mixoff.safe_json import read_json, truncated
 
 
 def build_model(
@@ -82,7 +82,7 @@ def build_model(
         "plan": plan,
         "dtype": dtype,
         "kernels": multiplies,
-        "kernels_beside": kernels_beside(kernels),
+        "host_kernels": host_kernels(kernels),
     }
     options: dict[str, Any] = {"dtype": dtype} if dtype is not None else {}
     if device.type != "cpu":
@@ -90,7 +90,7 @@ def build_model(
     try:
         model = _load(checkpoint, config=config, **options)
     except SafetensorError as error:  # the library may be stricter than mixoff
-        raise CheckpointError(f"{path}: can't be read ({shortened(str(error))}).") from None
+        raise CheckpointError(f"{path}: can't be read ({truncated(str(error))}).") from None
     return model, cache_of(model)
 
 
@@ -105,7 +105,7 @@ def _settings(checkpoint: AnyCheckpoint) -> MixtralConfig:
         if path.exists():
             GenerationConfig.from_dict(read_json(path))
     except (StrictDataclassError, ValueError, TypeError, LookupError, AttributeError) as error:
-        reason = shortened(" ".join(str(error).split()))
+        reason = truncated(" ".join(str(error).split()))
         raise CheckpointError(f"{path}: transformers refuses its settings ({reason}).") from None
     return config
 

@@ -60,7 +60,7 @@ class MixoffQuantizationConfig(QuantizationConfigMixin):
         plan: MemoryPlan | None = None,
         dtype: torch.dtype | None = None,
         kernels: Kernels | None = None,
-        kernels_beside: Kernels | None = None,
+        host_kernels: Kernels | None = None,
         **settings: Any,
     ) -> None:
         self.quant_method = QUANT_METHOD  # type: ignore[assignment]  # an enum of transformers' own
@@ -70,7 +70,7 @@ class MixoffQuantizationConfig(QuantizationConfigMixin):
         self.plan = plan
         self.dtype = dtype
         self.kernels = kernels
-        self.kernels_beside = kernels_beside
+        self.host_kernels = host_kernels
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``config.json`` holds; how a run goes is no part of it."""
@@ -150,7 +150,7 @@ class MixoffQuantizer(HfQuantizer):
         cache = expert_cache(self._checkpoint, offload, self._plan, device)
         attach(model, cache, offload)
         kernels = self.quantization_config.kernels or kernels_named("auto", device)
-        beside = self.quantization_config.kernels_beside
+        beside = self.quantization_config.host_kernels
         beside = beside or kernels_named("auto", "cpu")
         give_kernels(model, cache, copy(kernels), copy(beside))  # settings know of no cache
         return model

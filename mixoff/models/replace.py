@@ -74,7 +74,7 @@ def give_kernels(
         if isinstance(module, QuantizedLinear | OffloadedExperts):
             module.kernels = kernels
         if isinstance(module, OffloadedExperts):
-            module.kernels_beside = beside
+            module.host_kernels = beside
 
 
 def replace_attention(model: nn.Module, checkpoint: AnyCheckpoint) -> None:

@@ -58,7 +58,7 @@ class Needs:
 
 
 @dataclass(frozen=True)
-class HostTier:
+class HostBudget:
     """What host memory keeps: `buffers` records of `nbytes` in all."""
 
     kind: Tier
@@ -94,7 +94,7 @@ def fit_slots(offload: OffloadConfig, needs: Needs, free: FreeMemory) -> int:
 
 def fit_host(
     offload: OffloadConfig, needs: Needs, slots_per_layer: int, free: FreeMemory
-) -> HostTier:
+) -> HostBudget:
     """Return what host memory keeps of the experts that the device doesn't.
 
     Raises
@@ -119,7 +119,7 @@ def fit_host(
         kind = offload.host_tier
     buffers = min(fit, needs.experts if kind == "inclusive" else outside) if outside else 0
     _check_miss(offload, needs, buffers if outside else None)
-    return HostTier(kind if buffers else "none", buffers, buffers * needs.buffer)
+    return HostBudget(kind if buffers else "none", buffers, buffers * needs.buffer)
 
 
 def pinned_nbytes(offload: OffloadConfig, needs: Needs, host_nbytes: int, free: FreeMemory) -> int:
@@ -145,7 +145,7 @@ def pinned_nbytes(offload: OffloadConfig, needs: Needs, host_nbytes: int, free: 
 
 
 def refuse_too_much(
-    offload: OffloadConfig, needs: Needs, slots_per_layer: int, host: HostTier, free: FreeMemory
+    offload: OffloadConfig, needs: Needs, slots_per_layer: int, host: HostBudget, free: FreeMemory
 ) -> None:
     """Refuse budgets that together are more than what is free, where that is known.
 

@@ -16,7 +16,7 @@ from mixoff.tiers.record import RecordLayout
 
 
 @dataclass(frozen=True)
-class Outline:
+class CheckpointEstimate:
     """What a checkpoint would hold, by a model's settings and a scheme alone.
 
     It has what `mixoff.checkpoints.mixoff_format.Checkpoint` has for those who plan and show.

@@ -12,7 +12,7 @@ from mixoff.config import OffloadConfig
 from mixoff.errors import ConfigError
 from mixoff.kernels import Kernels, kernels_planned
 from mixoff.planning.budgets import (
-    HostTier,
+    HostBudget,
     Needs,
     Tier,
     fit_host,
@@ -21,7 +21,7 @@ from mixoff.planning.budgets import (
     refuse_too_much,
 )
 from mixoff.planning.free_memory import FreeMemory, free_memory
-from mixoff.planning.outline import Outline
+from mixoff.planning.outline import CheckpointEstimate
 from mixoff.tiers.aligned import PAGE
 from mixoff.tiers.disk import choose_io
 from mixoff.tiers.record import RecordLayout
@@ -29,7 +29,7 @@ from mixoff.tiers.record import RecordLayout
 if TYPE_CHECKING:
     import pandas as pd
 
-PlannedCheckpoint = AnyCheckpoint | Outline
+PlannedCheckpoint = AnyCheckpoint | CheckpointEstimate
 PREFILL_TOKENS = 512  # tokens that a chat computes at once
 _DEFAULT_CONTEXT = 4096
 _BOUNCE = 4  # host buffers: thread and caller may each have a fetch in hand and one overtaken
@@ -177,7 +177,7 @@ def _plan(
     device: torch.device,
     needs: Needs,
     slots_per_layer: int,
-    host: HostTier,
+    host: HostBudget,
     free: FreeMemory,
 ) -> MemoryPlan:
     resident = needs.layers * slots_per_layer

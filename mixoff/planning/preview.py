@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mixoff.checkpoints.mixoff_format import INDEX_NAME
-from mixoff.checkpoints.mixtral_offloading import ReleasedCheckpoint, is_released_layout
+from mixoff.checkpoints.mixtral_offloading import MixtralOffloadingCheckpoint, is_mixtral_offloading
 from mixoff.checkpoints.quantization_config import QUANT_METHOD, scheme_from_settings
 from mixoff.checkpoints.safetensors_read import Shard, files_beside, read_shard
 from mixoff.errors import CheckpointError, ConfigError
 from mixoff.families.mixtral import Mixtral
 from mixoff.hub import HubMetadata, is_on_hub
-from mixoff.planning.outline import Outline
+from mixoff.planning.outline import CheckpointEstimate
 from mixoff.quantization import Scheme
-from mixoff.safe_json import read_json, shown
+from mixoff.safe_json import quoted, read_json
 
 
 @dataclass(frozen=True)
-class Prospect:
+class CheckpointPreview:
     """A checkpoint of which nothing but metadata is here.
 
     Parameters
@@ -41,7 +41,7 @@ class Prospect:
     stored: Scheme | None
     fetched_nbytes: int
 
-    def outline(self, scheme: Scheme | None = None) -> Outline:
+    def outline(self, scheme: Scheme | None = None) -> CheckpointEstimate:
         """Return what its tensors weigh, those of an unquantized one as they would be quantized.
 
         Parameters
@@ -58,7 +58,7 @@ class Prospect:
             raise ConfigError(
                 f"{self.title}: is quantized already: leave out how it is to be quantized."
             )
-        return Outline(self.path, self.config, self.stored or scheme or Scheme())
+        return CheckpointEstimate(self.path, self.config, self.stored or scheme or Scheme())
 
 
 class _Metadata(Protocol):
@@ -91,7 +91,7 @@ class _FolderMetadata:
         return read_shard(self.folder / name)
 
 
-def look_ahead(name_or_path: str | Path) -> Prospect:
+def preview_checkpoint(name_or_path: str | Path) -> CheckpointPreview:
     """Return what a Mixtral's settings and headers tell of it. No weights are fetched or read.
 
     Parameters
@@ -115,7 +115,7 @@ def look_ahead(name_or_path: str | Path) -> Prospect:
     Mixtral(config, metadata.folder / "config.json").check()
     stored = _stored_scheme(metadata, config)
     fetched_nbytes = sum(metadata.nbytes.values())
-    return Prospect(metadata.title, metadata.folder, config, stored, fetched_nbytes)
+    return CheckpointPreview(metadata.title, metadata.folder, config, stored, fetched_nbytes)
 
 
 def _stored_scheme(metadata: _Metadata, config: Mapping[str, Any]) -> Scheme | None:
@@ -128,11 +128,11 @@ def _stored_scheme(metadata: _Metadata, config: Mapping[str, Any]) -> Scheme | N
         except ConfigError as error:
             raise CheckpointError(f"{metadata.folder / 'config.json'}: {error}") from None
     weight_map = (metadata.json(INDEX_NAME) or {}).get("weight_map")
-    if isinstance(weight_map, dict) and is_released_layout(weight_map):
+    if isinstance(weight_map, dict) and is_mixtral_offloading(weight_map):
         return _released_scheme(metadata, config, weight_map)
     if settings:
         raise CheckpointError(
-            f"{metadata.title}: is quantized by {shown(method)}, which mixoff doesn't read: "
+            f"{metadata.title}: is quantized by {quoted(method)}, which mixoff doesn't read: "
             "name the model that it was made of."
         )
     return None
@@ -148,4 +148,4 @@ def _released_scheme(
         for file in files_beside(metadata.folder / INDEX_NAME, files.values())
     }
     known = {name: headers[file] for name, file in files.items()}
-    return ReleasedCheckpoint(metadata.folder, config, known).first_scheme()
+    return MixtralOffloadingCheckpoint(metadata.folder, config, known).first_scheme()

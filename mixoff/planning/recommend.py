@@ -11,10 +11,10 @@ from huggingface_hub import constants
 from mixoff.config import OffloadConfig
 from mixoff.errors import ConfigError
 from mixoff.hub import cached_nbytes
-from mixoff.known_models import RELEASED_CHECKPOINT, demo_path
+from mixoff.known_models import MIXTRAL_OFFLOADING, demo_path
 from mixoff.planning.free_memory import headroom
 from mixoff.planning.hardware import Hardware
-from mixoff.planning.outline import Outline
+from mixoff.planning.outline import CheckpointEstimate
 from mixoff.planning.plan import MemoryPlan, plan_memory
 from mixoff.quantization import HQQAxis0, Scheme
 from mixoff.units import AUTO, format_nbytes
@@ -44,7 +44,7 @@ _ALL_THERE_IS = OffloadConfig(device_memory=AUTO, host_memory=AUTO, prefetch=2)
 
 
 @dataclass(frozen=True)
-class Suggestion:
+class Recommendation:
     """A checkpoint to chat with, and why this one. Printed, it is the reason.
 
     Parameters
@@ -66,7 +66,7 @@ class Suggestion:
         return f"{self.name}: {self.reason}"
 
 
-def suggest_checkpoint(hardware: Hardware) -> Suggestion:
+def recommend_checkpoint(hardware: Hardware) -> Recommendation:
     """Return Mixtral-8x7B where it fits the machine's GPU, memory and disk, else the demo model.
 
     Mixtral-8x7B is the checkpoint that mixtral-offloading released: attention in 4 bits, experts in
@@ -84,24 +84,24 @@ def suggest_checkpoint(hardware: Hardware) -> Suggestion:
     """
     try:
         reason = _how_it_fits(hardware, _refuse_or_plan(hardware))
-        return Suggestion(RELEASED_CHECKPOINT, _ALL_THERE_IS, hardware.device, reason)
+        return Recommendation(MIXTRAL_OFFLOADING, _ALL_THERE_IS, hardware.device, reason)
     except ConfigError as obstacle:
         reason = f"the demo model, since {obstacle}"
     offload = OffloadConfig(offload_per_layer=4, prefetch=2)
-    return Suggestion(str(demo_path()), offload, "cpu", reason)
+    return Recommendation(str(demo_path()), offload, "cpu", reason)
 
 
 def _refuse_or_plan(hardware: Hardware) -> MemoryPlan:
     """Return what of Mixtral-8x7B would lie where on a machine; ConfigError tells why it can't."""
     if hardware.gpu is None:
         raise ConfigError("torch finds no GPU here, and Mixtral-8x7B is suggested for one only.")
-    outline = Outline(Path("Mixtral-8x7B"), _MIXTRAL_8X7B, _RELEASED)
+    outline = CheckpointEstimate(Path("Mixtral-8x7B"), _MIXTRAL_8X7B, _RELEASED)
     try:
         plan = plan_memory(outline, _ALL_THERE_IS, device=hardware.device, free=hardware.free)
     except ConfigError as error:
         raise ConfigError(f"Mixtral-8x7B doesn't fit here: {error}") from None
     nbytes = outline.experts_nbytes + sum(tensor.nbytes for tensor in outline.trunk.values())
-    missing, free = nbytes - cached_nbytes(RELEASED_CHECKPOINT), hardware.free_disk_nbytes
+    missing, free = nbytes - cached_nbytes(MIXTRAL_OFFLOADING), hardware.free_disk_nbytes
     if missing < nbytes // 100:  # files have no padding between records
         return plan
     if constants.HF_HUB_OFFLINE:

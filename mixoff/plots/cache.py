@@ -199,7 +199,7 @@ def kind_hit_rate_table(
     Parameters
     ----------
     traces
-        The recording of each kind of text, such as `mixoff.record_texts` gives.
+        The recording of each kind of text, such as `mixoff.measure.record_texts` gives.
 
     Raises
     ------

@@ -54,7 +54,7 @@ def quality_table(measured: "pd.DataFrame", cost: str = "loss") -> "pd.DataFrame
     Parameters
     ----------
     measured
-        What `mixoff.measure_quality` gave, or any frame with the columns attention, experts, nbytes
+        What `mixoff.measure.quality` gave, or any frame with the columns attention, experts, nbytes
         and the cost.
     cost
         The column that tells what a scheme costs, the lower the better.
@@ -133,7 +133,7 @@ def recall_table(measured: "pd.DataFrame") -> "pd.DataFrame":
     Parameters
     ----------
     measured
-        What `mixoff.measure_recall` gave.
+        What `mixoff.measure.recall` gave.
     """
     import pandas as pd
 
@@ -179,7 +179,7 @@ def relative_speed_table(measured: "pd.DataFrame") -> "pd.DataFrame":
     ----------
     measured
         A frame with the columns machine, algorithm and tokens_per_second, such as
-        `mixoff.measure_speed` gave with a machine's name added.
+        `mixoff.measure.ablation_speed` gave with a machine's name added.
 
     Raises
     ------

@@ -24,8 +24,9 @@ def reuse_distance_table(trace: Trace, *, groups: int = 4) -> "pd.DataFrame":
 
     Columns: layers ("0-1"), others, share: of what these layers needed, how much had been needed
     before with at most so many other experts demanded since, companions included: `most` of
-    `mixoff.reuse_distances`. LRU with one slot more than `others` hits at least this share, apart
-    from what its first residents hit. What was never needed before is within no distance.
+    `mixoff.simulate.reuse_distances`. LRU with one slot more than `others` hits at least this
+    share, apart from what its first residents hit. What was never needed before is within no
+    distance.
 
     Parameters
     ----------

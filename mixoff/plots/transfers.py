@@ -27,7 +27,7 @@ _COLOURS = {COMPUTE: BLUE, WAIT: VERMILION}
 
 
 def latency_table(transfers: "pd.DataFrame", *, in_flight: int = 1) -> "pd.DataFrame":
-    """Return how long a record takes by its size, of what `mixoff.measure_transfers` gave.
+    """Return how long a record takes by its size, of what `mixoff.measure.transfers` gave.
 
     Columns: way, nbytes, ms (until the last of those in flight is there).
 
@@ -41,7 +41,7 @@ def latency_table(transfers: "pd.DataFrame", *, in_flight: int = 1) -> "pd.DataF
 
 @on_paper
 def latency(transfers: "pd.DataFrame", *, in_flight: int = 1, ax: Axes | None = None) -> Axes:
-    """Return time against size of what `mixoff.measure_transfers` gave, a line a way.
+    """Return time against size of what `mixoff.measure.transfers` gave, a line a way.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def latency(transfers: "pd.DataFrame", *, in_flight: int = 1, ax: Axes | None = 
 
 
 def bandwidth_table(transfers: "pd.DataFrame", *, in_flight: int = 1) -> "pd.DataFrame":
-    """Return bandwidth by a record's size, of what `mixoff.measure_transfers` gave.
+    """Return bandwidth by a record's size, of what `mixoff.measure.transfers` gave.
 
     Columns: way, nbytes, gb_per_s (of all that are in flight, in 1e9 bytes a second).
 
@@ -70,7 +70,7 @@ def bandwidth_table(transfers: "pd.DataFrame", *, in_flight: int = 1) -> "pd.Dat
 
 @on_paper
 def bandwidth(transfers: "pd.DataFrame", *, in_flight: int = 1, ax: Axes | None = None) -> Axes:
-    """Return bandwidth against size of what `mixoff.measure_transfers` gave, a line a way.
+    """Return bandwidth against size of what `mixoff.measure.transfers` gave, a line a way.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def bandwidth(transfers: "pd.DataFrame", *, in_flight: int = 1, ax: Axes | None 
 def in_flight_table(transfers: "pd.DataFrame") -> "pd.DataFrame":
     """Return the largest records' bandwidth by how many are in flight.
 
-    Columns: way, in_flight, gb_per_s (of `mixoff.measure_transfers`).
+    Columns: way, in_flight, gb_per_s (of `mixoff.measure.transfers`).
     """
     largest = _named(transfers[transfers["nbytes"] == transfers["nbytes"].max()])
     return largest[["way", "in_flight", "gb_per_s"]].reset_index(drop=True)
@@ -108,7 +108,7 @@ def in_flight(transfers: "pd.DataFrame", ax: Axes | None = None) -> Axes:
 
 
 def waiting_table(speeds: "pd.DataFrame", by: str) -> "pd.DataFrame":
-    """Return what a token computes and waits, of rows that `mixoff.measured_speed` gave.
+    """Return what a token computes and waits, of rows that `mixoff.simulate.recorded_speed` gave.
 
     Columns: the one that rows are told apart by, part (compute, or waiting for experts), ms.
 
@@ -126,7 +126,7 @@ def waiting_table(speeds: "pd.DataFrame", by: str) -> "pd.DataFrame":
 
 @on_paper
 def waiting(speeds: "pd.DataFrame", by: str, ax: Axes | None = None) -> Axes:
-    """Return what a token computes and waits in each setting, of `mixoff.measured_speed`'s rows.
+    """Return what a token computes and waits in each setting, of `recorded_speed`'s rows.
 
     Parameters
     ----------

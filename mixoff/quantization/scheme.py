@@ -9,7 +9,7 @@ from mixoff.quantization.base import Quantization
 from mixoff.quantization.hqq import HQQ
 from mixoff.quantization.hqq_axis0 import HQQAxis0
 from mixoff.quantization.none import Unquantized
-from mixoff.safe_json import shortened
+from mixoff.safe_json import truncated
 
 METHODS: dict[str, type[Quantization]] = {
     method.method: method for method in (HQQ, HQQAxis0, Unquantized)
@@ -26,20 +26,20 @@ def quantization_from_dict(settings: Mapping[str, Any]) -> Quantization:
     """
     if not isinstance(settings, Mapping):
         raise ConfigError(
-            f"quantization {shortened(repr(settings))}: give a method and its settings."
+            f"quantization {truncated(repr(settings))}: give a method and its settings."
         )
     options = dict(settings)
     name = options.pop("method", None)
     if name not in tuple(METHODS):
         raise ConfigError(
-            f"quantization method {shortened(repr(name))}: this mixoff knows {', '.join(METHODS)}."
+            f"quantization method {truncated(repr(name))}: this mixoff knows {', '.join(METHODS)}."
         )
     try:
         return METHODS[name](**options)
     except TypeError as error:
-        told = shortened(repr(options))
+        told = truncated(repr(options))
         raise ConfigError(
-            f"settings {told} of quantization method {name!r}: {shortened(str(error))}."
+            f"settings {told} of quantization method {name!r}: {truncated(str(error))}."
         ) from None
 
 

@@ -4,19 +4,19 @@ Knows recordings, policies, bytes and seconds; needs no model and no torch. Read
 `speed.py` turns hits and misses into tokens/s on a described `machine.py`.
 """
 
-from mixoff.simulate.machine import Link, Machine
+from mixoff.simulate.machine import LinkModel, Machine
 from mixoff.simulate.replay import FLOOR, Replay, replay, sweep
 from mixoff.simulate.reuse import reuse_distances
-from mixoff.simulate.speed import Guessing, measured_speed, predict_speed
+from mixoff.simulate.speed import PrefetchAccuracy, predict_speed, recorded_speed
 
 __all__ = [
     "FLOOR",
-    "Guessing",
-    "Link",
+    "LinkModel",
     "Machine",
+    "PrefetchAccuracy",
     "Replay",
-    "measured_speed",
     "predict_speed",
+    "recorded_speed",
     "replay",
     "reuse_distances",
     "sweep",

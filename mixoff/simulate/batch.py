@@ -21,7 +21,7 @@ from mixoff.trace.schema import Rows
 # P policies, K sizes, L layers, E experts, T turns, N demands, M needed experts in all
 
 
-class Turns:
+class Rounds:
     """A recording's demands as a replay takes them: the n-th turn is every layer's n-th one."""
 
     def __init__(self, trace: Trace) -> None:
@@ -69,7 +69,7 @@ def _turns(layer: NDArray[np.int64], layers: int) -> NDArray[np.int64]:
 
 
 @dataclass
-class Caches:
+class BatchedCaches:
     """Caches that go through a recording side by side: a policy and a size each, all layers."""
 
     policies: Sequence[Policy]
@@ -77,7 +77,7 @@ class Caches:
     resident: Array  # [P, K, L, E]
     usage: Usage  # last_used and entered [P, K, L, E]; the rest, alike in all caches, [L, ...]
 
-    def misses(self, turns: Turns, changes: Rows | None = None) -> Iterator[Array]:
+    def misses(self, turns: Rounds, changes: Rows | None = None) -> Iterator[Array]:
         """Yield of each turn which experts are needed and not resident, [P, K, L, E].
 
         Before its turn each row of `changes`, states of layers, is put in place of what was. With

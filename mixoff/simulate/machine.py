@@ -25,7 +25,7 @@ _MS, _NS = 1e-3, 1e-9
 
 
 @dataclass(frozen=True)
-class Link:
+class LinkModel:
     """What a copy takes that nothing else delays.
 
     Parameters
@@ -44,7 +44,7 @@ class Link:
             raise ConfigError(f"{self}: a latency is 0 or more, a bandwidth more than 0.")
 
     @classmethod
-    def fit(cls, nbytes: Iterable[float], seconds: Iterable[float]) -> "Link":
+    def fit(cls, nbytes: Iterable[float], seconds: Iterable[float]) -> "LinkModel":
         """Return the link whose times differ least from measured ones, relative to each.
 
         Raises
@@ -97,7 +97,7 @@ class Machine:
     layer_s: float
     expert_s: float
     token_s: float
-    link: Link
+    link: LinkModel
     copy_s: float = 0.0
     slowdown: float = 1.0
 
@@ -107,7 +107,7 @@ class Machine:
             raise ConfigError(f"{self}: seconds are 0 or more, a slowdown more than 0.")
 
     @classmethod
-    def fit(cls, trace: Trace, transfers: "pd.DataFrame | Link") -> "Machine":
+    def fit(cls, trace: Trace, transfers: "pd.DataFrame | LinkModel") -> "Machine":
         """Return the machine that a recording was made on.
 
         Times are medians of decoded tokens: an expert's of demands without misses, where there are
@@ -120,7 +120,7 @@ class Machine:
         trace
             A recording with two decoded tokens in a row or more.
         transfers
-            What `mixoff.measure_transfers` gave, of which the way counts that misses of the
+            What `mixoff.measure.transfers` gave, of which the way counts that misses of the
             recording took, one in flight; or the link itself.
 
         Raises
@@ -135,8 +135,8 @@ class Machine:
                 "misses of this recording were computed in host memory, and a machine is fitted to "
                 "fetched ones: record with miss='fetch'."
             )
-        link = transfers if isinstance(transfers, Link) else link_of(trace, transfers)
-        demands, tokens = trace.demands(), whole_tokens(trace)
+        link = transfers if isinstance(transfers, LinkModel) else link_of(trace, transfers)
+        demands, tokens = trace.demands(), complete_tokens(trace)
         expert_s = _expert_seconds(trace, demands)
         ends = demands.start_ns + demands.duration_ns
         inside = (demands.tokens[1:] == 1) & (np.diff(demands.step) == 0)
@@ -169,7 +169,7 @@ def _slope(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     return float(np.median(slopes)) if len(slopes) else 0.0
 
 
-def _slowdown(trace: Trace, link: Link) -> float:
+def _slowdown(trace: Trace, link: LinkModel) -> float:
     """Return by how much recorded copies of decoded tokens took longer than the link tells."""
     events = trace.events
     copies = events[(events["kind"] == COPY) & (events["tokens"] == 1) & (events["nbytes"] > 0)]
@@ -179,7 +179,7 @@ def _slowdown(trace: Trace, link: Link) -> float:
     return float(copies["duration_ns"].sum() * _NS / sum(alone))
 
 
-def whole_tokens(trace: Trace) -> "pd.DataFrame":
+def complete_tokens(trace: Trace) -> "pd.DataFrame":
     """Return the rows of `Trace.per_token` of decoded tokens that another one follows.
 
     Only theirs is a token's whole time: the last one of a reply ends with its last demand.
@@ -197,7 +197,7 @@ def whole_tokens(trace: Trace) -> "pd.DataFrame":
     return found
 
 
-def link_of(trace: Trace, transfers: "pd.DataFrame") -> Link:
+def link_of(trace: Trace, transfers: "pd.DataFrame") -> LinkModel:
     """Return the link that a recording's misses came over, fitted to what was measured of it.
 
     Raises
@@ -212,7 +212,7 @@ def link_of(trace: Trace, transfers: "pd.DataFrame") -> Link:
     if rows.empty:
         words = ", ".join(way.values())
         raise ConfigError(f"transfers: nothing of {words}, one in flight: measure that way, too.")
-    return Link.fit(rows["nbytes"], rows["ms"] * _MS)
+    return LinkModel.fit(rows["nbytes"], rows["ms"] * _MS)
 
 
 def _way_of(trace: Trace) -> dict[str, str]:

@@ -14,7 +14,7 @@ from mixoff.errors import ConfigError, TraceError
 from mixoff.policies.base import Policy
 from mixoff.policies.registry import POLICIES, policy_name, policy_named
 from mixoff.policies.usage import NEVER, Array
-from mixoff.simulate.batch import Caches, Turns
+from mixoff.simulate.batch import BatchedCaches, Rounds
 from mixoff.trace import Trace
 from mixoff.trace.schema import START, Rows, usage_of
 
@@ -49,7 +49,7 @@ class Replay:
         return float(self.hit.mean()) if self.hit.size else float("nan")
 
 
-def _start(trace: Trace, turns: Turns, policies: Sequence[Policy], slots: Array) -> Caches:
+def _start(trace: Trace, turns: Rounds, policies: Sequence[Policy], slots: Array) -> BatchedCaches:
     """Return caches as they begin, of [K, L] slots; `sweep` tells how."""
     starts = _start_states(trace)
     usage = replace(usage_of(starts), next_use=turns.next_use[0])  # [L, ...]
@@ -69,7 +69,7 @@ def _start(trace: Trace, turns: Turns, policies: Sequence[Policy], slots: Array)
     unseen = np.where(highest, numbers, NEVER)
     usage.last_used = np.where(fresh, unseen, usage.last_used)
     usage.entered = np.where(fresh, unseen, usage.entered)
-    return Caches(policies, np.broadcast_to(slots, shape[:-1]).copy(), resident, usage)
+    return BatchedCaches(policies, np.broadcast_to(slots, shape[:-1]).copy(), resident, usage)
 
 
 def _start_states(trace: Trace) -> Rows:
@@ -97,7 +97,7 @@ def replay(trace: Trace, policy: str | Policy | None = None, slots: int | None =
     TraceError
         If the trace is empty, or its policy isn't one of mixoff's and none was given.
     """
-    turns, starts = Turns(trace), _start_states(trace)
+    turns, starts = Rounds(trace), _start_states(trace)
     chosen = _recorded_policy(trace) if policy is None else policy_named(policy)
     size = starts["slots"] if slots is None else _checked_slots(slots, turns.experts)
     caches = _start(trace, turns, [chosen], np.broadcast_to(size, (1, turns.layers)))
@@ -150,7 +150,7 @@ def sweep(
     TraceError
         If the trace is empty.
     """
-    turns = Turns(trace)
+    turns = Rounds(trace)
     wanted = _checked_policies(policies)
     real = [policy_named(policy) for policy in wanted if policy != FLOOR]
     sizes = _checked_slots(range(1, turns.experts + 1) if slots is None else slots, turns.experts)
@@ -168,7 +168,7 @@ def _name(policy: str | Policy) -> str:
     return FLOOR if policy == FLOOR else policy_name(policy)
 
 
-def _count_misses(caches: Caches, turns: Turns) -> Array:
+def _count_misses(caches: BatchedCaches, turns: Rounds) -> Array:
     """Return how much caches miss, [P, K, L]."""
     total = np.zeros(caches.resident.shape, np.int64)
     for missed in caches.misses(turns):
@@ -178,7 +178,7 @@ def _count_misses(caches: Caches, turns: Turns) -> Array:
 
 
 def _frame(
-    trace: Trace, names: Sequence[str], sizes: Array, turns: Turns, misses: Array
+    trace: Trace, names: Sequence[str], sizes: Array, turns: Rounds, misses: Array
 ) -> "pd.DataFrame":
     import pandas as pd
 

@@ -18,7 +18,7 @@ from mixoff.errors import ConfigError
 from mixoff.policies.base import Policy
 from mixoff.policies.registry import policy_name, policy_named
 from mixoff.simulate.link_queue import Copy, Traffic
-from mixoff.simulate.machine import Machine, whole_tokens
+from mixoff.simulate.machine import Machine, complete_tokens
 from mixoff.simulate.replay import replay
 from mixoff.trace import Trace
 
@@ -41,8 +41,8 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Guessing:
-    """How well experts are guessed, as `mixoff.measure_recall` measures it.
+class PrefetchAccuracy:
+    """How well experts are guessed, as `mixoff.measure.recall` measures it.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def predict_speed(
     *,
     policies: Iterable[str | Policy] | str | Policy | None = None,
     slots: Iterable[int] | int | None = None,
-    guessing: Guessing | None = None,
+    guessing: PrefetchAccuracy | None = None,
     seed: int = 0,
 ) -> "pd.DataFrame":
     """Return how fast a machine would decode a recording's tokens with other caches.
@@ -110,11 +110,11 @@ def predict_speed(
         ahead = {"prefetch": 0, "layers_ahead": 0}
         if guessing is not None:
             ahead = {"prefetch": guessing.experts, "layers_ahead": len(guessing.recall)}
-        rows.append(told | ahead | _summary(steps.loc[whole_tokens(trace)["step"]]))
+        rows.append(told | ahead | _summary(steps.loc[complete_tokens(trace)["step"]]))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def measured_speed(trace: Trace) -> "pd.DataFrame":
+def recorded_speed(trace: Trace) -> "pd.DataFrame":
     """Return how fast a recording's tokens were decoded: one row with `predict_speed`'s columns.
 
     Raises
@@ -124,7 +124,7 @@ def measured_speed(trace: Trace) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    tokens = whole_tokens(trace)
+    tokens = complete_tokens(trace)
     steps = pd.DataFrame(
         {
             "hits": tokens["hits"],
@@ -164,7 +164,7 @@ class _Run:
         self,
         trace: Trace,
         machine: Machine,
-        guessing: Guessing | None,
+        guessing: PrefetchAccuracy | None,
         resident: float,
         chance: random.Random,
     ) -> None:

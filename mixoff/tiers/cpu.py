@@ -10,7 +10,7 @@ from mixoff.tiers.record import Key
 from mixoff.tiers.store import RecordStore
 
 
-class HostDevice:
+class CpuMover:
     """A device that computes in host memory: records are read from disk straight into its buffers.
 
     Host memory beyond the slots keeps the records that left a slot last. They come back without a
@@ -58,7 +58,7 @@ class HostDevice:
         """Return whether host memory kept the record."""
         return key in self._kept
 
-    def lend(self, key: Key) -> Buffer | None:
+    def take_kept(self, key: Key) -> Buffer | None:
         """Return the buffer of a record that host memory kept."""
         return self._kept.pop(key, None)
 
@@ -73,24 +73,24 @@ class HostDevice:
     def before_use(self, buffer: Buffer) -> None:
         """Do nothing: what was read is there."""
 
-    def is_beside(self, key: Key) -> bool:
+    def in_host_memory(self, key: Key) -> bool:
         """Return False: there is no host memory beside this device."""
         return False
 
     def borrow(self, key: Key) -> NoReturn:
-        """Lend nothing, since `is_beside` is False."""
+        """Lend nothing, since `in_host_memory` is False."""
         raise AssertionError(f"{key}: nothing is beside a device that is host memory")
 
     def give_back(self, buffer: Buffer) -> None:
         """Do nothing."""
 
-    def before_reading(self, key: Key, buffer: Buffer) -> None:
+    def wait_until_in_host_memory(self, key: Key, buffer: Buffer) -> None:
         """Do nothing."""
 
-    def settled(self, key: Key) -> None:
+    def slot_filled(self, key: Key) -> None:
         """Do nothing: the record is in one place only."""
 
-    def leave(self, key: Key, buffer: Buffer) -> tuple[Buffer | None, Ticket | None]:
+    def evict(self, key: Key, buffer: Buffer) -> tuple[Buffer | None, Ticket | None]:
         """Keep the record if that is allowed, and return the buffer of the one it displaces."""
         if key in self._kept:  # it was on the device twice: two demands were open that needed it
             return buffer, None

@@ -13,7 +13,7 @@ import torch
 
 from mixoff.tiers.aligned import PAGE, align
 from mixoff.tiers.buffers import Buffer, chunks
-from mixoff.tiers.host import HostTier, PinnedMemory
+from mixoff.tiers.host import HostStore, PinnedMemory
 from mixoff.tiers.mover import Fetch
 from mixoff.tiers.queue import Ticket, Transfers
 from mixoff.tiers.record import Key
@@ -24,7 +24,7 @@ from mixoff.trace.events import Span
 _IN_FLIGHT = 2  # chunks on their way at once: the next is asked for while one is copied
 
 
-class LinkedDevice:
+class GpuMover:
     """A device with memory of its own, filled from host memory and from disk through host memory.
 
     Parameters
@@ -62,14 +62,14 @@ class LinkedDevice:
     ) -> None:
         self.transfers = transfers
         self._outgoing = Transfers()  # the link's other direction
-        self.host = HostTier(host_buffers, lambda: pinned.allocate(nbytes))
+        self.host = HostStore(host_buffers, lambda: pinned.allocate(nbytes))
         self._store = store
         self._device = device
         self._nbytes = nbytes
         self._inclusive = inclusive
         self._pinned = pinned
         # Each thread, and who waits, has one fetch in hand and perhaps one that was overtaken.
-        self._bounce = HostTier(2 * (transfers.max_threads + 1), lambda: pinned.allocate(nbytes))
+        self._bounce = HostStore(2 * (transfers.max_threads + 1), lambda: pinned.allocate(nbytes))
         self._leaving: dict[Key, Ticket] = {}  # records on their way back to host memory
 
     def allocate(self) -> Buffer:
@@ -85,7 +85,7 @@ class LinkedDevice:
         """Return False: what the device holds is in slots and staging only."""
         return False
 
-    def lend(self, key: Key) -> Buffer | None:
+    def take_kept(self, key: Key) -> Buffer | None:
         """Return None, since `holds` is False."""
         return None
 
@@ -122,7 +122,7 @@ class LinkedDevice:
         ended = compute.record()
         return lambda: _span(begun, ended)
 
-    def is_beside(self, key: Key) -> bool:
+    def in_host_memory(self, key: Key) -> bool:
         """Return whether host memory holds the record."""
         return key in self.host
 
@@ -136,20 +136,20 @@ class LinkedDevice:
         """End what `borrow` began."""
         self.host.give_back(buffer)
 
-    def before_reading(self, key: Key, buffer: Buffer) -> None:
+    def wait_until_in_host_memory(self, key: Key, buffer: Buffer) -> None:
         """Wait until a record that left the device is in host memory whole."""
         if (ticket := self._leaving.get(key)) is not None:
             ticket.wait()
             if buffer.after is not None:
                 buffer.after.wait()
 
-    def settled(self, key: Key) -> None:
+    def slot_filled(self, key: Key) -> None:
         """Free the place in host memory of a record that lies on the device now."""
         self._leaving.pop(key, None)
         if not self._inclusive:
             self.host.forget(key)
 
-    def leave(self, key: Key, buffer: Buffer) -> tuple[Buffer | None, Ticket | None]:
+    def evict(self, key: Key, buffer: Buffer) -> tuple[Buffer | None, Ticket | None]:
         """Forget a resident, or with an exclusive host tier send it back there."""
         buffer.after = self._device.compute.record()  # whatever comes next follows compute
         if self._inclusive or key in self.host or (place := self._place()) is None:
@@ -176,7 +176,7 @@ class LinkedDevice:
     def _extent(self, key: Key, buffer: Buffer) -> int:
         return align(buffer.start + self._store.nbytes(*key), PAGE)
 
-    def _bounce_buffer(self) -> tuple[Buffer, HostTier]:
+    def _bounce_buffer(self) -> tuple[Buffer, HostStore]:
         buffer = self._bounce.reserve()
         assert buffer is not None, "more fetches have begun than threads can have"
         return buffer, self._bounce

@@ -54,7 +54,7 @@ class PinnedMemory:
             _log.warning(self.notice)
 
 
-class HostTier:
+class HostStore:
     """Records in host memory beside a device, as many as there are buffers for.
 
     Parameters

@@ -1,6 +1,6 @@
 """How records reach a device's buffers, and what becomes of those that leave them.
 
-`HostDevice` is for a device that computes in host memory; `mixoff.tiers.gpu` has the one for a
+`CpuMover` is for a device that computes in host memory; `mixoff.tiers.gpu` has the one for a
 device with memory of its own. Both know tiers, buffers and copies, and neither who is resident, or
 why.
 """
@@ -45,7 +45,7 @@ class Mover(Protocol):
     def holds(self, key: Key) -> bool:
         """Return whether a buffer of the device, no slot, holds the record."""
 
-    def lend(self, key: Key) -> Buffer | None:
+    def take_kept(self, key: Key) -> Buffer | None:
         """Return that buffer, if there is one; it is the caller's now."""
 
     def fetch(self, fetch: Fetch) -> Iterator[object]:
@@ -54,7 +54,7 @@ class Mover(Protocol):
     def before_use(self, buffer: Buffer) -> Span | None:
         """Let compute begin only when the buffer is filled; return its wait if only it can tell."""
 
-    def is_beside(self, key: Key) -> bool:
+    def in_host_memory(self, key: Key) -> bool:
         """Return whether host memory beside the device holds the record, for a CPU to compute."""
 
     def borrow(self, key: Key) -> Buffer:
@@ -63,13 +63,13 @@ class Mover(Protocol):
     def give_back(self, buffer: Buffer) -> None:
         """End what `borrow` began."""
 
-    def before_reading(self, key: Key, buffer: Buffer) -> None:
+    def wait_until_in_host_memory(self, key: Key, buffer: Buffer) -> None:
         """Wait until a borrowed buffer is filled: here the host has to."""
 
-    def settled(self, key: Key) -> None:
+    def slot_filled(self, key: Key) -> None:
         """Note that the record has a slot now."""
 
-    def leave(self, key: Key, buffer: Buffer) -> tuple[Buffer | None, Ticket | None]:
+    def evict(self, key: Key, buffer: Buffer) -> tuple[Buffer | None, Ticket | None]:
         """Let a record go: return a buffer, if any, that is free now or once the ticket ended."""
 
     def facts(self) -> dict[str, Any]:

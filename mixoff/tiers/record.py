@@ -106,7 +106,7 @@ class RecordLayout:
             for name, several in pieces.items()
         }
 
-    def strange_scales(self, record: Tensor) -> str | None:
+    def first_nonfinite(self, record: Tensor) -> str | None:
         """Return the name of the first scales or zeros with what is no number; None if all are."""
         for part in self._parts:
             codes = not part.dtype.is_floating_point or part.name == "weight"

@@ -79,7 +79,7 @@ class RecordStore:
 
     def _check_scales(self, layer: int, expert: int, record: Tensor) -> None:
         """Refuse a record with scales that are no numbers: a checksum tells of damage alone."""
-        if self._layouts and (part := self._layouts[layer][expert].strange_scales(record)):
+        if self._layouts and (part := self._layouts[layer][expert].first_nonfinite(record)):
             raise CheckpointError(
                 f"{self._locations[layer][expert].file}: expert {expert} of layer {layer}: {part} "
                 "holds what is no number: fetch or convert the checkpoint again."

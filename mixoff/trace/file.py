@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from mixoff.errors import CheckpointError, TraceError
-from mixoff.safe_json import MAX_NBYTES, file_size, parse, shortened, what_else
+from mixoff.safe_json import MAX_NBYTES, describe_content, file_size, parse, truncated
 from mixoff.trace.schema import EVENT, Rows, state_dtype
 
 _FORMAT = "mixoff trace"
@@ -98,14 +98,14 @@ def read(path: Path) -> Content:
     except OSError as error:
         raise TraceError(f"{path}: can't be read ({error}): give a file of mixoff.") from error
     except SafetensorError as error:
-        reason = shortened(str(error))
+        reason = truncated(str(error))
         raise TraceError(f"{path}: damaged or no trace ({reason}): record it again.") from error
     try:
         provenance = parse(metadata["provenance"].encode())
         num_experts = columns["states.resident"].shape[1]
         states = state_dtype(num_experts)
     except (KeyError, IndexError, ValueError) as error:
-        reason = shortened(repr(error))
+        reason = truncated(repr(error))
         raise TraceError(f"{path}: damaged ({reason}): record it again.") from error
     if not isinstance(provenance, dict):
         raise TraceError(f"{path}: damaged (its provenance is no object): record it again.")
@@ -129,7 +129,7 @@ def _refuse_other_files(path: Path) -> None:
         raise TraceError(f"{path}: can't be read ({reason}): give a file of mixoff.") from error
     length = int.from_bytes(beginning[:8], "little")
     if not 2 <= length <= min(MAX_NBYTES, size - 8):
-        reason = what_else(beginning) or f"a header of {length} bytes in a file of {size}"
+        reason = describe_content(beginning) or f"a header of {length} bytes in a file of {size}"
         raise TraceError(f"{path}: damaged or no trace ({reason}): record it again.")
 
 

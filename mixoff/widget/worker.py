@@ -113,5 +113,5 @@ def sentence(error: Exception) -> str:
     words = " ".join(str(error).split())
     if isinstance(error, MixoffError):
         return words
-    shortened = words if len(words) <= 300 else f"{words[:300]} ..."
-    return f"{type(error).__name__}: {shortened}" if words else f"{type(error).__name__}."
+    truncated = words if len(words) <= 300 else f"{words[:300]} ..."
+    return f"{type(error).__name__}: {truncated}" if words else f"{type(error).__name__}."

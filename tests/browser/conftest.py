@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import kernels
 import pytest
-from lab import jupyter_lab
 from playwright.sync_api import Browser
-from tab import Notebook, chromium, picture
+
+from support.browser import kernels
+from support.browser.lab import jupyter_lab
+from support.browser.tab import Notebook, chromium, picture
 
 PICTURES = kernels.ROOT / "build" / "screenshots"
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}

@@ -5,9 +5,10 @@ import json
 import nbformat
 import nbformat.v4 as v4
 import pytest
-from chat_box import ChatBox
-from kernels import ROOT
-from tab import RUN_MS
+
+from support.browser.chat_box import ChatBox
+from support.browser.kernels import ROOT
+from support.browser.tab import RUN_MS
 
 SOURCE = ROOT / "notebooks" / "2-chat.ipynb"
 STORY = "Tell me a story about a fox."
@@ -53,7 +54,7 @@ def box(notebook):
 def endless(notebook):
     """Let replies go on to their 200th token: the model may choose any token but the end."""
     notebook.ask(NO_END)
-    notebook.ask("setattr(chat, 'sampling', mixoff.Sampling(max_new_tokens=200))")
+    notebook.ask("setattr(chat, 'sampling', mixoff.chat.Sampling(max_new_tokens=200))")
     yield
     notebook.ask("hook.remove()")
 

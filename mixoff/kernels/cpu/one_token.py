@@ -21,7 +21,7 @@ from mixoff.kernels.cpu.operations import (
 )
 from mixoff.kernels.cpu.steps import (
     Prepared,
-    Room,
+    Workspace,
     attention,
     of_context,
     prepare,
@@ -29,11 +29,11 @@ from mixoff.kernels.cpu.steps import (
     rotation,
     source_of,
 )
-from mixoff.kernels.cpu.threads import Place, Step, Work
+from mixoff.kernels.cpu.threads import Operand, Step, Work
 from mixoff.kernels.layout import Packed
 
 
-def turns(size: int) -> bool:
+def can_rotate(size: int) -> bool:
     """Return whether heads of a size can be turned: each half is whole vectors."""
     return size % (2 * PIECE) == 0
 
@@ -42,7 +42,7 @@ class _Plan:
     """Stages of steps, the room that they need, and the matrices that they read."""
 
     def __init__(
-        self, stages: Sequence[Sequence[Step]], room: Room, matrices: Sequence[Packed]
+        self, stages: Sequence[Sequence[Step]], room: Workspace, matrices: Sequence[Packed]
     ) -> None:
         self._work, self._room = Work(stages, through_steps()), room.nbytes
         self._matrices = tuple(matrices)  # kept: where they lie is part of the work
@@ -80,13 +80,13 @@ class FeedForward(_Plan):
     ) -> None:
         rows = sum(piece.rows for piece in gate_up)
         assert rows == 2 * down.columns
-        room = Room()
+        room = Workspace()
         inner = room.take(4 * rows)
-        integers, x = _prepare(gate_up[0], Place("x"), dtype, isa, room)
+        integers, x = _prepare(gate_up[0], Operand("x"), dtype, isa, room)
         within, hidden = prepare(
             down.form, inner, "gated", isa or fastest(), room, columns=down.columns
         )
-        last = _products([down], hidden, Place("out"), isa)
+        last = _products([down], hidden, Operand("out"), isa)
         stages = [[integers], _products(gate_up, x, inner, isa), [within], last]
         super().__init__(stages, room, [*gate_up, down])
         self._rows = down.rows
@@ -106,7 +106,7 @@ class Projection(_Plan):
     matrices
         Those of queries, keys and values, which take the same activations.
     size
-        d, which `turns` takes.
+        d, which `can_rotate` takes.
     scaling
         What scores are multiplied by.
     dtype
@@ -124,9 +124,9 @@ class Projection(_Plan):
     ) -> None:
         heads, groups, _ = (matrix.rows // size for matrix in matrices)
         assert [matrix.rows for matrix in matrices] == [heads * size, *[groups * size] * 2]
-        room = Room()
+        room = Workspace()
         projected = room.take(4 * (heads + 2 * groups) * size)
-        integers, x = _prepare(matrices[0], Place("x"), dtype, isa, room)
+        integers, x = _prepare(matrices[0], Operand("x"), dtype, isa, room)
         turned = rotation(
             heads,
             groups,
@@ -181,19 +181,19 @@ class AttendedProduct(_Plan):
     ) -> None:
         assert matrix.columns == heads * size
         assert heads % groups == 0
-        room = Room()
+        room = Workspace()
         found = room.take(4 * heads * size)
         attends = attention(
             groups,
             heads // groups,
             size,
             isa or fastest(),
-            query=Place("query"),
+            query=Operand("query"),
             out=found,
             halves=dtype is torch.bfloat16,
         )
         integers, x = _prepare(matrix, found, torch.float32, isa, room)
-        stages = [[attends], [integers], _products([matrix], x, Place("out"), isa)]
+        stages = [[attends], [integers], _products([matrix], x, Operand("out"), isa)]
         super().__init__(stages, room, [matrix])
         self._heads, self._rows = heads, matrix.rows
 
@@ -207,13 +207,13 @@ class AttendedProduct(_Plan):
 
 
 def _prepare(
-    matrix: Packed, x: Place, dtype: torch.dtype, isa: str | None, room: Room
+    matrix: Packed, x: Operand, dtype: torch.dtype, isa: str | None, room: Workspace
 ) -> tuple[Step, Prepared]:
     """Return what makes integers of a token's activations, and these."""
     return prepare(matrix.form, x, source_of(dtype), isa or fastest(), room, columns=matrix.columns)
 
 
-def _products(matrices: Sequence[Packed], x: Prepared, out: Place, isa: str | None) -> list[Step]:
+def _products(matrices: Sequence[Packed], x: Prepared, out: Operand, isa: str | None) -> list[Step]:
     """Return what writes one token's products with matrices into out, side by side."""
     steps = []
     for matrix in matrices:

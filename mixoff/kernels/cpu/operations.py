@@ -23,7 +23,7 @@ from mixoff.kernels.cpu.compile import (
     usable_isas,
 )
 from mixoff.kernels.cpu.steps import (
-    Room,
+    Workspace,
     attention,
     buffers,
     least_groups,
@@ -99,7 +99,7 @@ def multiply(
     out = empty_floats(len(given), matrix.rows)
     if together:
         out.zero_()
-    room = Room()
+    room = Workspace()
     integers, prepared = prepare(
         matrix.form,
         given.data_ptr(),

@@ -13,7 +13,7 @@ from mixoff.kernels.cpu.codegen import normalize as normalizing
 from mixoff.kernels.cpu.codegen import route as routing
 from mixoff.kernels.cpu.compile import normalize_worker, route_worker, through_steps
 from mixoff.kernels.cpu.operations import DTYPES, empty_bytes, empty_floats, fastest
-from mixoff.kernels.cpu.threads import Place, Step, Work
+from mixoff.kernels.cpu.threads import Operand, Step, Work
 
 _WHOLE = 64  # columns that kernels go through at a time, without a rest
 
@@ -76,4 +76,4 @@ def _normalizing(columns: int, epsilon: float, isa: str, halves: bool) -> Work:
 
 def _alone(worker: int, buffers: Sequence[str], numbers: Sequence[int]) -> Work:
     """Return work for one thread, with places for a kernel's buffers."""
-    return Work([[Step(worker, [*map(Place, buffers), *numbers], count=1)]], through_steps())
+    return Work([[Step(worker, [*map(Operand, buffers), *numbers], count=1)]], through_steps())

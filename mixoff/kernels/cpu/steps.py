@@ -20,22 +20,22 @@ from mixoff.kernels.cpu.compile import (
     prepare_worker,
     rotate_worker,
 )
-from mixoff.kernels.cpu.threads import Argument, Place, Step
+from mixoff.kernels.cpu.threads import Argument, Operand, Step
 from mixoff.kernels.layout import Form, Packed, PackedAxis0
 
 _LEAST_NBYTES = 1 << 17  # packed bytes that are worth a thread
 _LEAST_NUMBERS = 1 << 11  # activations that are
 
 
-class Room:
+class Workspace:
     """Memory that steps leave something in for later ones: how much, and who has which."""
 
     def __init__(self) -> None:
         self.nbytes = 0
 
-    def take(self, nbytes: int) -> Place:
+    def take(self, nbytes: int) -> Operand:
         """Return where so many bytes are."""
-        place = Place("room", self.nbytes)
+        place = Operand("room", self.nbytes)
         self.nbytes += -(-nbytes // WIDTH) * WIDTH
         return place
 
@@ -52,7 +52,7 @@ class Prepared:
         T, K.
     """
 
-    places: Sequence[Place]
+    places: Sequence[Operand]
     tokens: int
     columns: int
 
@@ -62,7 +62,7 @@ def prepare(
     x: Argument,
     source: Source,
     isa: str,
-    room: Room,
+    room: Workspace,
     *,
     columns: int,
     tokens: int = 1,
@@ -99,13 +99,13 @@ def product(matrix: Packed, x: Prepared, out: Argument, isa: str) -> Step:
 
 
 def rotation(
-    heads: int, groups: int, size: int, isa: str, *, x: Place, scaling: float, halves: bool
+    heads: int, groups: int, size: int, isa: str, *, x: Operand, scaling: float, halves: bool
 ) -> Step:
     """Return what makes of one token's x, of all heads, what `codegen.rotate` does.
 
     It has places for cos and sin, query, key and value.
     """
-    places = map(Place, ("cos", "sin", "query", "key", "value"))
+    places = map(Operand, ("cos", "sin", "query", "key", "value"))
     return Step(
         rotate_worker(size, scaling, isa, halves=halves),
         [x, *places, heads, groups],
@@ -126,11 +126,11 @@ def attention(
     least: int = 1,
 ) -> Step:
     """Return what attends for one token, with places for what `of_context` tells."""
-    memory = (query, Place("key"), Place("value"), Place("scores"), out)
+    memory = (query, Operand("key"), Operand("value"), Operand("scores"), out)
     numbers = ("tokens", "room_tokens", "key_head", "key_row", "value_head", "value_row")
     return Step(
         attend_worker(heads, size, isa, halves=halves),
-        [*memory, *map(Place, numbers)],
+        [*memory, *map(Operand, numbers)],
         count=groups,
         least=least,
     )

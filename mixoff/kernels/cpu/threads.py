@@ -24,17 +24,17 @@ _NOTHING: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
-class Place:
+class Operand:
     """An address or number that differs from run to run, or one so many bytes behind it."""
 
     name: str
     offset: int = 0
 
-    def __add__(self, nbytes: int) -> "Place":
-        return Place(self.name, self.offset + nbytes)
+    def __add__(self, nbytes: int) -> "Operand":
+        return Operand(self.name, self.offset + nbytes)
 
 
-Argument = int | Place
+Argument = int | Operand
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Work:
     def __init__(self, stages: Sequence[Sequence[Step]], by: Code) -> None:
         self._stages, self._by = stages, by
         self._most = max(step.most for stage in stages for step in stage)
-        self._sequences: dict[int, tuple[array[int], list[tuple[int, Place]]]] = {}
+        self._sequences: dict[int, tuple[array[int], list[tuple[int, Operand]]]] = {}
 
     def run(self, values: Mapping[str, int] = _NOTHING, *, spared: int = 0) -> None:
         """Return when all is done.
@@ -123,12 +123,12 @@ class Work:
 
 def _sequence(
     stages: Sequence[Sequence[Step]], threads: int
-) -> tuple["array[int]", list[tuple[int, Place]]]:
+) -> tuple["array[int]", list[tuple[int, Operand]]]:
     """Return what threads go through (`codegen.sequence`), and where in it places are."""
     size = len(SEQUENCE) + len(STEP) * sum(map(len, stages))
     steps: list[int] = []
     tasks: list[int] = []
-    places: list[tuple[int, Place]] = []
+    places: list[tuple[int, Operand]] = []
     total = 0
     for stage in stages:
         before = total
@@ -138,9 +138,9 @@ def _sequence(
             steps += (step.code, 8 * (size + len(tasks)), before)
             tasks += (0, parts, step.first, step.count)
             for argument in step.arguments:
-                if isinstance(argument, Place):
+                if isinstance(argument, Operand):
                     places.append((size + len(tasks), argument))
-                tasks.append(0 if isinstance(argument, Place) else argument)
+                tasks.append(0 if isinstance(argument, Operand) else argument)
             total += parts
     return array("q", (0, len(steps) // len(STEP), *steps, *tasks)), places
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
 from mixoff.cache.cache import ExpertCache
-from mixoff.cache.demand import Arriving
+from mixoff.cache.demand import ExpertStream
 from mixoff.cache.prefetcher import Prefetcher
-from mixoff.kernels import Gate, Kernels, TorchKernels
+from mixoff.kernels import GatedActivation, Kernels, TorchKernels
 from mixoff.predictors.base import RoutedExperts
 from mixoff.tiers.buffers import Expert
 
@@ -35,7 +35,7 @@ class OffloadedExperts(nn.Module):
     cache: ExpertCache  # set by the builder, once the trunk is on its device
     prefetcher: Prefetcher | None = None
     kernels: Kernels = TorchKernels()
-    kernels_beside: Kernels = TorchKernels()  # of the CPU, for what lies in host memory
+    host_kernels: Kernels = TorchKernels()  # of the CPU, for what lies in host memory
 
     def __init__(self, experts: nn.Module, layer: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class OffloadedExperts(nn.Module):
 
     def _forward_one(
         self,
-        arriving: Arriving,
+        arriving: ExpertStream,
         rows: dict[int, Rows],
         x: Tensor,
         beside: Tensor | None,
@@ -90,7 +90,7 @@ class OffloadedExperts(nn.Module):
 
     def _compute_beside(self, tensors: Expert, x: Tensor, like: Tensor) -> Tensor:
         """Return what an expert makes of tokens in host memory, where and as another tensor is."""
-        found = self._compute(tensors, x, self.kernels_beside)
+        found = self._compute(tensors, x, self.host_kernels)
         return found.to(like.device, like.dtype, non_blocking=True)
 
     def _compute(self, tensors: Expert, x: Tensor, kernels: Kernels) -> Tensor:
@@ -99,14 +99,14 @@ class OffloadedExperts(nn.Module):
         return kernels.feed_forward(gate_up, down, x, self._gate)
 
     @property
-    def _gate(self) -> Gate:
+    def _gate(self) -> GatedActivation:
         """What stands between an expert's matrices: transformers' own, as it is now."""
         own: Any = self._modules["experts"]
-        return Gate(own._apply_gate, _is_plain_silu(own._modules["act_fn"]))
+        return GatedActivation(own._apply_gate, _is_plain_silu(own._modules["act_fn"]))
 
     def _request(
         self, hidden_states: Tensor, top_k_index: Tensor
-    ) -> tuple[Arriving, dict[int, Rows]]:
+    ) -> tuple[ExpertStream, dict[int, Rows]]:
         """Let the cache fetch what is needed, then what is guessed; return who comes for whom."""
         prefetcher = self.prefetcher
         if prefetcher is not None and not prefetcher.experts:

@@ -1,0 +1,237 @@
+"""A chat that is changed while it goes on: other settings, another reply, saved and restored."""
+
+import gc
+import json
+import threading
+import weakref
+
+import pytest
+from transformers import AutoTokenizer
+
+from mixoff import Chat, OffloadConfig, build_model, demo_path, load_chat
+from mixoff.cache import prefetcher_of
+from mixoff.chat import Sampling
+from mixoff.errors import CheckpointError, ConfigError, MixoffError
+
+ASKED = ["What is the capital of France?", "And what is the capital of Italy?"]
+
+
+@pytest.fixture(scope="module")
+def parts():
+    model, cache = build_model(demo_path(), OffloadConfig(offload_per_layer=4))
+    yield model, AutoTokenizer.from_pretrained(demo_path())
+    cache.close()
+
+
+@pytest.fixture
+def chat(parts):
+    return Chat(*parts, temperature=0, max_new_tokens=24, seed=0)
+
+
+def say(chat, text):
+    return "".join(chat.send(text))
+
+
+# ---- settings
+
+
+def test_settings_serve_from_the_next_reply_on(chat):
+    reply = chat.send(ASKED[0])
+    next(reply)
+    chat.sampling = Sampling(temperature=0, max_new_tokens=2)
+    assert len([*reply]) > 2
+    say(chat, ASKED[1])
+    assert (chat.last.new_tokens, chat.last.finish) == (2, "length")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": -1.0}, {"top_p": 0.0}, {"max_new_tokens": 0}, {"max_new_tokens": 1.5}]
+)
+def test_a_setting_out_of_range_is_refused(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        Sampling(**wrong)
+
+
+def test_a_changed_system_prompt_keeps_the_turns_and_replies_as_if_it_had_always_been(chat, parts):
+    say(chat, ASKED[0])
+    turns = chat.messages
+    chat.system = "You are a fox."
+    assert chat.messages == [{"role": "system", "content": "You are a fox."}, *turns]
+    always = Chat(*parts, system="You are a fox.", temperature=0, max_new_tokens=24)
+    always._turns = chat._turns[:]
+    assert say(chat, ASKED[1]) == say(always, ASKED[1])
+
+
+def test_the_system_prompt_stays_while_a_reply_runs(chat):
+    reply = chat.send(ASKED[0])
+    next(reply)
+    with pytest.raises(MixoffError, match="A reply is running"):
+        chat.system = "You are a fox."
+    assert chat.is_replying
+    reply.close()
+    assert not chat.is_replying
+    assert chat.system is None
+
+
+def test_how_many_experts_are_guessed_changes_while_a_reply_runs_and_never_the_text(chat, parts):
+    expected = say(chat, ASKED[0])
+    chat.reset()
+    prefetcher, pieces = prefetcher_of(parts[0]), []
+    with chat.cache.record() as trace:
+        for number, piece in enumerate(chat.send(ASKED[0])):
+            prefetcher.experts = number % 3
+            pieces.append(piece)
+    prefetcher.experts = 0
+    assert "".join(pieces) == expected
+    assert (trace.to_frame()["kind"] == "prefetch").any()
+    assert trace.provenance["prefetch"] == 0
+    with pytest.raises(ConfigError, match=r"prefetch=9: .* 0 to 8"):
+        prefetcher.experts = 9
+
+
+def test_slots_change_between_two_tokens_and_never_the_text(chat):
+    expected = say(chat, ASKED[0])
+    chat.reset()
+    pieces = []
+    for number, piece in enumerate(chat.send(ASKED[0])):
+        chat.cache.resize(1 + number % 8)
+        pieces.append(piece)
+    chat.cache.resize(4)
+    assert "".join(pieces) == expected
+
+
+# ---- another reply
+
+
+def test_another_reply_takes_the_place_of_the_last_one(chat):
+    chat.sampling = Sampling(temperature=3.0, top_p=1.0, max_new_tokens=16)
+    say(chat, ASKED[0])
+    first, second = say(chat, ASKED[1]), "".join(chat.regenerate())
+    assert second != first
+    assert [message["content"] for message in chat.messages[2:]] == [ASKED[1], second]
+    assert chat.last.prefilled_tokens < chat.last.prompt_tokens / 2  # the rest was kept
+
+
+def test_at_temperature_0_another_reply_is_the_same(chat):
+    assert say(chat, ASKED[0]) == "".join(chat.regenerate())
+    assert len(chat.messages) == 2
+
+
+def test_without_a_reply_there_is_nothing_to_regenerate(chat):
+    with pytest.raises(MixoffError, match="no reply yet"):
+        chat.regenerate()
+
+
+def test_a_reply_stays_if_the_one_in_its_place_is_stopped_before_its_first_token(chat):
+    before = say(chat, ASKED[0])
+    again = chat.regenerate()
+    chat.stop()
+    assert [*again] == []
+    assert chat.messages[-1]["content"] == before
+    assert say(chat, ASKED[1])
+
+
+# ---- in a file
+
+
+def test_a_restored_conversation_goes_on_as_the_saved_one(chat, parts, tmp_path):
+    chat.system = "Be brief."
+    say(chat, ASKED[0])
+    chat.save(tmp_path / "talk.json")
+    other = Chat(*parts, temperature=0, max_new_tokens=24)
+    say(other, "Hello!")
+    other.restore(tmp_path / "talk.json")
+    assert (other.messages, other.system) == (chat.messages, "Be brief.")
+    assert say(other, ASKED[1]) == say(chat, ASKED[1])
+
+
+def test_names_of_control_tokens_in_a_saved_reply_are_text(chat, tmp_path):
+    names = [*chat.tokenizer.special_tokens_map.values()]
+    say(chat, ASKED[0])
+    chat.save(tmp_path / "talk.json")
+    content = json.loads((tmp_path / "talk.json").read_text())
+    content["turns"][0]["reply"] = f"Yes.{names[0]} {names[-1]}"
+    (tmp_path / "talk.json").write_text(json.dumps(content))
+    chat.restore(tmp_path / "talk.json")
+    assert not {*chat._turns[0].reply} & {*chat.tokenizer.all_special_ids}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"format": "other"}', "no conversation"),
+        ('{"format": "mixoff-conversation", "version": 2}', "of version 2"),
+        ('{"format": "mixoff-conversation", "version": 1, "turns": [{"user": 1}]}', "damaged"),
+        ('{"format": "mixoff-conversation", "version": 1, "system": 5, "turns": []}', "damaged"),
+        ("[]", "no JSON object"),
+        ("{", "no JSON"),
+    ],
+)
+def test_a_file_that_holds_no_conversation_is_refused_and_changes_nothing(
+    chat, tmp_path, content, message
+):
+    say(chat, ASKED[0])
+    before = chat.messages
+    (tmp_path / "talk.json").write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        chat.restore(tmp_path / "talk.json")
+    assert chat.messages == before
+
+
+def test_a_conversation_that_cannot_be_written_says_so(chat, tmp_path):
+    with pytest.raises(MixoffError, match=r"can't be written \(No such file"):
+        chat.save(tmp_path / "nowhere" / "talk.json")
+
+
+# ---- the model is given back
+
+
+def loaded():
+    return load_chat(demo_path(), OffloadConfig(offload_per_layer=4), temperature=0)
+
+
+def test_loading_again_frees_the_model_that_was_there_before():
+    chat = loaded()
+    say(chat, ASKED[0])
+    model, cache = weakref.ref(chat.model), chat.cache
+    again = loaded()
+    gc.collect()
+    assert model() is None
+    assert chat.is_closed
+    assert chat.cache is None
+    assert len(chat.messages) == 2
+    with pytest.raises(MixoffError, match="was closed"):
+        chat.send(ASKED[1])
+    with pytest.raises(MixoffError, match="closed"):
+        cache.acquire(0, [0])
+    assert "Paris" in say(again, ASKED[0])
+    again.close()
+    again.close()
+
+
+def test_a_reply_that_runs_in_another_thread_ends_when_the_model_is_given_back():
+    chat, ended = loaded(), threading.Event()
+    started = threading.Event()
+
+    def read():
+        for _ in chat.send("Tell me a story about a fox."):
+            started.set()
+        ended.set()
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    assert started.wait(30)
+    chat.close()
+    thread.join(30)
+    assert ended.is_set()
+    assert chat.messages[-1]["content"]
+
+
+def test_a_reply_that_nobody_reads_any_more_does_not_keep_a_chat_from_closing(monkeypatch):
+    monkeypatch.setattr("mixoff.chat.chat._PATIENCE_S", 0.1)
+    chat = loaded()
+    reply = chat.send(ASKED[0])
+    next(reply)
+    chat.close()
+    assert [*reply] == []
+    assert not chat.is_replying

@@ -1,0 +1,71 @@
+"""`make badges`, on copies: badges come from setup.py's url, and from nothing else."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from support.notebook_rules import faults, good_notebook
+
+SCRIPT = Path(__file__).parents[2] / "notebooks" / "badges.py"
+URL = 'url="https://github.com/someone/mixoff"'
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """Make the parts of a repository that the script reads, with one notebook."""
+    (tmp_path / "setup.py").write_text('setup(name="mixoff")\n')
+    for folder in ("mixoff", "notebooks"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "mixoff" / "__init__.py").write_text('__version__ = "1.2.3"\n')
+    (tmp_path / "notebooks" / "2-chat.ipynb").write_text(json.dumps(good_notebook(), indent=1))
+    return tmp_path
+
+
+def run(clone):
+    command = [sys.executable, SCRIPT, "--root", clone]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def title(clone):
+    notebook = json.loads((clone / "notebooks" / "2-chat.ipynb").read_text())
+    nbformat.validate(notebook)
+    assert faults(notebook, "2-chat.ipynb") == []
+    return "".join(notebook["cells"][0]["source"])
+
+
+def test_without_an_address_the_script_says_so_and_changes_nothing(clone):
+    before = (clone / "notebooks" / "2-chat.ipynb").read_bytes()
+    done = run(clone)
+    assert done.returncode == 0
+    assert "setup.py has no url" in done.stdout
+    assert (clone / "notebooks" / "2-chat.ipynb").read_bytes() == before
+
+
+def test_with_an_address_both_badges_lead_to_the_released_notebook(clone):
+    (clone / "setup.py").write_text(f'setup(name="mixoff", {URL})\n')
+    assert run(clone).returncode == 0
+    place = "someone/mixoff/blob/v1.2.3/notebooks/2-chat.ipynb)"
+    assert f"(https://colab.research.google.com/github/{place}" in title(clone)
+    assert f"(https://kaggle.com/kernels/welcome?src=https://github.com/{place}" in title(clone)
+
+
+def test_a_second_run_replaces_the_badges_and_changes_nothing_else(clone):
+    (clone / "setup.py").write_text(f'setup(name="mixoff", {URL})\n')
+    run(clone)
+    once = title(clone)
+    run(clone)
+    assert title(clone) == once
+    (clone / "setup.py").write_text(f'setup(name="mixoff", {URL.replace("someone", "other")})\n')
+    run(clone)
+    assert title(clone) == once.replace("someone", "other")
+
+
+def test_an_address_that_is_not_of_github_is_refused(clone):
+    (clone / "setup.py").write_text('setup(url="https://example.org/mixoff")\n')
+    done = run(clone)
+    assert done.returncode == 1
+    assert "https://github.com/OWNER/NAME" in done.stderr

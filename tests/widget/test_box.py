@@ -1,0 +1,785 @@
+"""The chat box without a browser: what its controls do to a real chat, and what it then shows."""
+
+import _thread
+import gc
+import re
+import signal
+import threading
+import weakref
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from math import nan
+from pathlib import Path
+
+import ipywidgets
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from mixoff.cache.prefetcher import prefetcher_of
+from mixoff.cache.stats import CacheStats
+from mixoff.chat.chat import Chat
+from mixoff.config import OffloadConfig
+from mixoff.errors import MixoffError
+from mixoff.known_models import demo_path
+from mixoff.models.build import build_model
+from mixoff.widget import ChatWidget, repl
+from mixoff.widget.gauges import Reading, colours, gauges_html, luminance
+from mixoff.widget.messages import live_html, log_html, markdown_html, reply_html, user_html
+from mixoff.widget.worker import Beat
+from support.chats import byte_level_tokenizer, tiny_model
+from support.pausable_model import GatedActivation, gated, until
+
+QUESTION = "Why is the sky blue?"
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "</div></div><style>* {display: none}</style>",
+    "<a href='javascript:alert(1)'>a</a>",
+    "[a](javascript:alert(1)) [b](data:text/html,x) [c](JaVaScRiPt:alert(1))",
+    "![a](https://example.org/a.png) ![b](data:image/png;base64,xx)",
+    "\x1b[31mred\x1b[0m\x07\x00",
+    "\u202eesrever \ud83d half, \ud800 half",
+    "&lt;b&gt; &amp;",
+    "`</code><b>` and\n\n```x' onclick='alert(1)\n</pre><b>\n```",
+    "<!-- a --> <![CDATA[b]]> <?php c ?>",
+    "[a](https://example.org/\"onmouseover=alert(1)) <https://example.org/'x>",
+]
+HARMLESS = {
+    *("div", "span", "p", "em", "strong", "code", "pre", "a", "br", "hr", "s", "blockquote"),
+    *("ul", "ol", "li", "h1", "h2", "h3", "table", "thead", "tbody", "tr", "th", "td"),
+}
+OUR_ATTRIBUTES = {"class", "role", "aria-label", "dir", "href", "target", "rel"}
+
+
+class Page(HTMLParser):
+    """What a browser makes of HTML: its elements, and the text that a person reads."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def handle_comment(self, data):
+        raise AssertionError(f"a comment: {data}")
+
+    def texts(self, name: str) -> int:
+        return sum(name in (found.get("class") or "").split() for _, found in self.elements)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(demo_path())
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[torch.nn.Module]:
+    model, cache = build_model(demo_path(), OffloadConfig(offload_per_layer=4))
+    yield model
+    cache.close()
+
+
+@pytest.fixture
+def chat(model, tokenizer) -> Chat:
+    chat = Chat(model, tokenizer, temperature=0, max_new_tokens=8)
+    chat.cache.resize(4)
+    prefetcher_of(model).experts = 0
+    return chat
+
+
+@pytest.fixture
+def box(chat) -> Iterator[ChatWidget]:
+    box = ChatWidget(chat)
+    yield box
+    box.close()
+
+
+def shown(box: ChatWidget) -> str:
+    return Page(box.controls.log.value).text
+
+
+def status(box: ChatWidget) -> str:
+    return Page(box.controls.status.value).text
+
+
+def bubbles(box: ChatWidget) -> tuple[int, int]:
+    """How many messages of a person, and finished replies, a box shows."""
+    page = Page(box.controls.log.value)
+    return page.texts("mixoff-user"), page.texts("mixoff-reply")
+
+
+def type_and_send(box: ChatWidget, text: str = QUESTION) -> None:
+    box.controls.message.value = text
+    box.controls.send.click()
+
+
+def is_idle(box: ChatWidget) -> bool:
+    controls = box.controls
+    return controls.stop.disabled and not (
+        controls.send.disabled or controls.regenerate.disabled or controls.clear.disabled
+    )
+
+
+def replying(box: ChatWidget, gate: GatedActivation, pieces: int = 1) -> None:
+    """Ask, and let the reply come to so many tokens."""
+    type_and_send(box)
+    for _ in range(pieces):
+        gate.let()
+
+
+# What is said
+
+
+def test_a_message_and_its_reply_are_shown(box, chat):
+    reply = box.ask(QUESTION)
+    assert reply
+    assert [m["content"].strip() for m in chat.messages] == [QUESTION, reply]
+    assert QUESTION in shown(box)
+    assert reply in shown(box)
+    assert bubbles(box) == (1, 1)
+    assert f"{chat.last.new_tokens} tokens" in status(box)
+
+
+def test_a_click_returns_before_the_reply_begins(box, model):
+    with gated(model) as gate:
+        type_and_send(box)
+        assert not box.controls.stop.disabled
+        assert box.controls.message.value == ""
+        assert bubbles(box) == (1, 0)
+        gate.open()
+        box.wait()
+    assert bubbles(box) == (1, 1)
+
+
+def test_stop_ends_a_reply_within_one_token(box, chat, model):
+    with gated(model) as gate:
+        replying(box, gate, pieces=3)
+        box.controls.stop.click()
+        gate.open()
+        box.wait()
+    assert chat.last.finish == "stopped"
+    assert chat.last.new_tokens == 4
+    assert "Stopped" in status(box)
+    assert is_idle(box)
+
+
+def test_stop_before_the_first_token_is_not_lost(box, chat, model):
+    with gated(model) as gate:
+        type_and_send(box)
+        box.controls.stop.click()
+        gate.open()
+        box.wait()
+    assert chat.last is None or chat.last.finish == "stopped"
+    assert is_idle(box)
+
+
+def test_only_stop_is_enabled_while_a_reply_runs(box, model):
+    controls = box.controls
+    others = (controls.send, controls.regenerate, controls.clear, controls.save, controls.restore)
+    assert is_idle(box)
+    with gated(model) as gate:
+        replying(box, gate)
+        assert all(button.disabled for button in others)
+        assert not controls.stop.disabled
+    box.wait()
+    assert not any(button.disabled for button in others)
+    assert is_idle(box)
+
+
+def test_regenerate_puts_another_reply_in_place_of_the_last(box, chat):
+    box.ask(QUESTION)
+    chat.sampling = type(chat.sampling)(temperature=1.5, top_p=1.0, max_new_tokens=8)
+    box.controls.regenerate.click()
+    box.wait()
+    assert [m["role"] for m in chat.messages] == ["user", "assistant"]
+    assert bubbles(box) == (1, 1)
+    assert chat.messages[-1]["content"].strip() in shown(box)
+
+
+def test_without_a_reply_there_is_nothing_to_regenerate(box):
+    box.controls.regenerate.click()
+    assert "no reply yet" in status(box)
+    assert is_idle(box)
+
+
+def test_an_empty_message_is_not_sent(box, chat):
+    type_and_send(box, " \n ")
+    assert "Write a message" in status(box)
+    assert not chat.messages
+
+
+def test_clear_forgets_the_conversation(box, chat):
+    box.ask(QUESTION)
+    box.controls.clear.click()
+    assert not chat.messages
+    assert bubbles(box) == (0, 0)
+    assert "forgotten" in status(box)
+
+
+def test_a_saved_conversation_is_restored(box, chat, tmp_path):
+    reply = box.ask(QUESTION)
+    box.controls.path.value = str(tmp_path / "talk.json")
+    box.controls.save.click()
+    assert str(tmp_path / "talk.json") in status(box)
+    box.controls.clear.click()
+    box.controls.restore.click()
+    assert bubbles(box) == (1, 1)
+    assert reply in shown(box)
+    assert len(chat.messages) == 2
+
+
+def test_a_file_that_is_not_there_is_told_in_the_box(box, tmp_path):
+    box.controls.path.value = str(tmp_path / "none.json")
+    box.controls.restore.click()
+    assert "none.json" in status(box)
+    assert is_idle(box)
+
+
+def test_a_box_shows_what_was_said_before_it_was_made(chat, box):
+    box.ask(QUESTION)
+    later = ChatWidget(chat)
+    assert shown(later) == shown(box)
+    later.close()
+
+
+def test_turns_that_the_model_forgot_stay_in_sight():
+    tokenizer = byte_level_tokenizer()
+    chat = Chat(tiny_model(tokenizer, positions=96), tokenizer, max_new_tokens=12, seed=0)
+    box = ChatWidget(chat)
+    for number in range(6):
+        box.ask(f"Message number {number}, of some length")
+        if chat.last.dropped_turns:
+            break
+    assert chat.last.dropped_turns
+    assert bubbles(box) == (number + 1, number + 1)
+    assert "has forgotten" in shown(box)
+    assert "were forgotten" in status(box)
+    box.close()
+
+
+# What is never done with text
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("render", [user_html, reply_html, live_html])
+def test_hostile_text_stays_text(render, text):
+    page = Page(render(text))
+    for tag, attributes in page.elements:
+        assert tag in HARMLESS
+        assert set(attributes) <= OUR_ATTRIBUTES
+        assert re.match(r"https?://", attributes.get("href") or "https://")
+    page.text.encode()
+
+
+@pytest.mark.parametrize(
+    "text", [text for text in HOSTILE if text.isascii() and "\x1b" not in text]
+)
+@pytest.mark.parametrize("render", [user_html, live_html])
+def test_text_without_markdown_is_shown_to_the_letter(render, text):
+    assert Page(render(text)).text == text
+
+
+def test_what_steers_a_terminal_becomes_visible():
+    assert "\u241b[31mred" in Page(live_html("\x1b[31mred")).text
+
+
+def test_a_finished_reply_is_rendered_as_markdown():
+    page = Page(markdown_html("# A\n\n- *b*\n\n| c |\n|---|\n| d |\n\n```\ne\n```"))
+    assert {"h1", "ul", "em", "table", "pre"} <= {tag for tag, _ in page.elements}
+
+
+def test_a_link_opens_apart_and_tells_nothing_of_the_notebook():
+    ((_, attributes),) = [
+        e for e in Page(markdown_html("[a](https://b.org)")).elements if e[0] == "a"
+    ]
+    assert attributes["target"] == "_blank"
+    assert {"noopener", "noreferrer"} <= set(attributes["rel"].split())
+
+
+def test_a_message_of_the_system_is_not_among_the_bubbles():
+    assert log_html([{"role": "system", "content": "be brief"}]) == ""
+
+
+def test_hostile_words_of_an_error_stay_text(box, model):
+    with gated(model) as gate:
+        gate.error = RuntimeError("<script>alert(1)</script>")
+        gate.open()
+        type_and_send(box)
+        box.wait()
+    assert "RuntimeError: <script>alert(1)</script>" in status(box)
+
+
+# How often it paints
+
+
+def test_the_log_is_painted_twice_a_turn(box):
+    values = []
+    box.controls.log.observe(lambda change: values.append(change["new"]), "value")
+    box.ask(QUESTION)
+    assert len(values) == 2
+
+
+def test_text_is_painted_by_the_clock_and_not_by_the_token():
+    now, painted = [0.0], []
+    beat = Beat(15, painted.append, lambda: now[0])
+    for token in range(100):
+        now[0] = token / 50  # two seconds of fifty tokens each
+        beat.tick(str(token))
+    assert 20 <= len(painted) <= 31
+    assert painted[0] == "0"
+
+
+def test_a_growing_reply_is_shown_before_it_has_ended(box, model):
+    with gated(model) as gate:
+        replying(box, gate, pieces=2)
+        assert Page(box.controls.live.value).texts("mixoff-growing") == 1
+        assert Page(box.controls.live.value).text
+        assert box.controls.live.layout.display != "none"
+    box.wait()
+    assert Page(box.controls.live.value).text == ""
+    assert box.controls.live.layout.display == "none"
+
+
+# Settings
+
+
+def test_sliders_start_where_the_chat_stands_and_set_it(box, chat):
+    sliders = box.controls.sampling
+    assert {name: slider.value for name, slider in sliders.items()} == vars(chat.sampling)
+    sliders["temperature"].value, sliders["max_new_tokens"].value = 0.5, 3
+    assert (chat.sampling.temperature, chat.sampling.max_new_tokens) == (0.5, 3)
+    box.ask(QUESTION)
+    assert chat.last.new_tokens <= 3
+
+
+def test_a_setting_beyond_a_sliders_end_is_kept(model, tokenizer):
+    chat = Chat(model, tokenizer, temperature=3.5, max_new_tokens=5000)
+    box = ChatWidget(chat)
+    assert (chat.sampling.temperature, chat.sampling.max_new_tokens) == (3.5, 5000)
+    box.close()
+
+
+def test_the_system_prompt_is_set_and_taken_away(box, chat):
+    box.controls.system.value = "Answer in one word."
+    assert chat.system == "Answer in one word."
+    box.controls.system.value = "  "
+    assert chat.system is None
+
+
+def test_an_idle_cache_is_resized_at_once(box, chat):
+    box.controls.slots.value = 7
+    assert chat.cache.slots_per_layer == 7
+    box.controls.prefetch.value = 3
+    assert prefetcher_of(chat.model).experts == 3
+
+
+def test_a_cache_is_resized_between_two_tokens_of_a_reply(box, chat, model):
+    with gated(model) as gate:
+        replying(box, gate, pieces=2)
+        box.controls.slots.value, box.controls.prefetch.value = 2, 1
+        assert chat.cache.slots_per_layer == 4
+        gate.let()
+        assert chat.cache.slots_per_layer == 2
+        assert prefetcher_of(model).experts == 1
+    box.wait()
+
+
+def test_a_slider_moved_after_the_last_token_still_counts(box, chat, model):
+    box.controls.sampling["max_new_tokens"].value = 1
+    with gated(model) as gate:
+        type_and_send(box)
+        until(lambda: gate.waiting)
+        box.controls.slots.value = 6
+        gate.open()
+        box.wait()
+    assert chat.cache.slots_per_layer == 6
+
+
+def test_the_words_are_the_same_however_the_cache_is_resized(box, chat, model):
+    expected = box.ask(QUESTION)
+    box.controls.clear.click()
+    with gated(model) as gate:
+        replying(box, gate, pieces=2)
+        box.controls.slots.value = 1
+        gate.let(2)
+        box.controls.slots.value = 8
+    box.wait()
+    assert chat.messages[-1]["content"].strip() == expected
+
+
+def test_a_model_without_a_cache_has_no_gauges():
+    tokenizer = byte_level_tokenizer()
+    box = ChatWidget(Chat(tiny_model(tokenizer), tokenizer, max_new_tokens=4))
+    widgets = set(map(id, descendants(box.controls.view)))
+    assert not widgets & {
+        *map(id, (box.controls.slots, box.controls.prefetch, box.controls.gauges))
+    }
+    assert box.ask("Hello")
+    assert "tokens" in status(box)
+    box.close()
+
+
+def descendants(widget) -> Iterator[ipywidgets.Widget]:
+    yield widget
+    for child in getattr(widget, "children", ()):
+        yield from descendants(child)
+
+
+def test_every_control_has_a_name_and_says_what_it_does(box):
+    kinds = (ipywidgets.Button, ipywidgets.Textarea, ipywidgets.Text, ipywidgets.IntSlider)
+    found = [w for w in descendants(box.controls.view) if isinstance(w, kinds)]
+    name = "tooltip" if ipywidgets.__version__ >= "8" else "description_tooltip"
+    for control in found:
+        assert control.description
+        assert getattr(control, "tooltip" if isinstance(control, ipywidgets.Button) else name)
+    assert {"Send", "Stop", "Regenerate", "Clear"} <= {control.description for control in found}
+    assert box.controls.message.placeholder == "Message"
+
+
+# Gauges
+
+
+def test_gauges_tell_what_the_cache_did(box, chat):
+    before = chat.cache.stats()
+    box.ask(QUESTION)
+    first = chat.cache.stats() - before
+    assert f"{first.hits:,}, {first.misses:,}" in Page(box.controls.gauges.value).text
+    box.ask("And the sea?")
+    text, both = Page(box.controls.gauges.value).text, chat.cache.stats() - before
+    second = both - first
+    assert f"{second.hits:,}, {second.misses:,}{both.hits:,}, {both.misses:,}" in text
+    assert f"layer 7: {both.hits_per_layer[7]} hits" in box.controls.gauges.value
+
+
+def test_gauges_of_a_cleared_conversation_start_again(box):
+    box.ask(QUESTION)
+    box.controls.clear.click()
+    assert "0, 00, 0" in Page(box.controls.gauges.value).text
+
+
+def test_a_layer_without_demands_has_no_rate():
+    html = gauges_html([Reading("this reply", nan, CacheStats((0, 3), (0, 1)))])
+    assert "\u2013" in Page(html).text
+    assert "nan" not in html.lower()
+
+
+@pytest.mark.parametrize("percent", range(0, 101, 5))
+def test_numbers_can_be_read_on_every_colour(percent):
+    style = colours(percent / 100)
+    light = luminance(*map(int, re.findall(r"\d+", style.split(";")[0])))
+    text = 1.0 if "color:#fff" in style else 0.0
+    high, low = max(light, text), min(light, text)
+    assert (high + 0.05) / (low + 0.05) >= 4.5
+
+
+def test_more_hits_are_never_darker():
+    lights = [
+        luminance(*map(int, re.findall(r"\d+", colours(percent / 100).split(";")[0])))
+        for percent in range(101)
+    ]
+    assert lights == sorted(lights)
+
+
+# What goes wrong
+
+
+def test_an_error_is_one_sentence_and_the_box_stays_usable(box, chat, model):
+    with gated(model) as gate:
+        gate.error = RuntimeError("out of\nmemory")
+        gate.open()
+        type_and_send(box)
+        box.wait()
+    assert status(box) == "RuntimeError: out of memory"
+    assert is_idle(box)
+    assert box.controls.message.value == QUESTION, "the message can be sent again"
+    assert not chat.messages
+    assert box.ask(QUESTION)
+
+
+def test_what_was_said_before_an_error_is_kept(box, chat, model):
+    with gated(model) as gate:
+        replying(box, gate, pieces=3)
+        gate.error = RuntimeError("gone")
+    box.wait()
+    assert bubbles(box) == (1, 1)
+    assert chat.messages[-1]["content"].strip() in shown(box)
+    assert "gone" in status(box)
+
+
+def test_an_interrupt_in_the_model_leaves_the_box_usable(box, model):
+    with gated(model) as gate:
+        gate.error = KeyboardInterrupt()
+        gate.open()
+        type_and_send(box)
+        box.wait()
+    assert "interrupted" in status(box)
+    assert is_idle(box)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Python's own handler: what is started in the background of a shell ignores interrupts."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, inherited)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_interrupt_while_a_cell_waits_stops_the_reply(box, chat, model):
+    with gated(model) as gate:
+
+        def interrupt() -> None:
+            until(lambda: gate.waiting)
+            gate.let(2)
+            _thread.interrupt_main()
+            until(lambda: chat._stopping.is_set())
+            gate.open()
+
+        threading.Thread(target=interrupt).start()
+        with pytest.raises(KeyboardInterrupt):
+            box.ask(QUESTION)
+    assert chat.last.finish == "stopped"
+    assert is_idle(box)
+
+
+def test_asking_in_vain_raises_what_the_box_says(box, model):
+    with gated(model) as gate:
+        gate.error = RuntimeError("no luck")
+        gate.open()
+        with pytest.raises(MixoffError, match="no luck"):
+            box.ask(QUESTION)
+    assert "no luck" in status(box)
+
+
+# Two at once
+
+
+def test_a_second_click_while_a_reply_runs_gets_a_sentence(box, chat, model):
+    with gated(model) as gate:
+        replying(box, gate)
+        type_and_send(box, "Me, too")  # as another tab's view of the same box would
+        assert "A reply is running" in status(box)
+        assert box.controls.message.value == "Me, too", "what was typed isn't lost"
+        with pytest.raises(MixoffError, match="A reply is running"):
+            box.ask("Me, too")
+    box.wait()
+    assert len(chat.messages) == 2
+    assert is_idle(box)
+
+
+def test_of_two_boxes_on_a_chat_one_replies_at_a_time(box, chat, model):
+    other = ChatWidget(chat)
+    with gated(model) as gate:
+        replying(box, gate)
+        type_and_send(other, "Me, too")
+        assert "A reply is running" in status(other)
+        for button in (other.controls.regenerate, other.controls.clear, other.controls.save):
+            button.click()
+            assert "A reply is running" in status(other)
+    box.wait()
+    assert is_idle(box)
+    assert is_idle(other)
+    other.controls.send.click()
+    other.wait()
+    assert bubbles(other) == (2, 2)
+    assert len(chat.messages) == 4
+    other.close()
+
+
+def test_another_boxes_slider_waits_for_the_reply(box, chat, model):
+    other = ChatWidget(chat)
+    with gated(model) as gate:
+        replying(box, gate)
+        other.controls.slots.value = 1
+        other.controls.system.value = "Be brief."
+        assert "A reply is running" in status(other)
+        assert other.controls.slots.value == 4
+        assert other.controls.system.value == ""
+    box.wait()
+    assert chat.cache.slots_per_layer == 4
+    other.controls.slots.value = 1
+    assert chat.cache.slots_per_layer == 1
+    other.close()
+
+
+def test_a_box_takes_over_what_another_one_set(box, chat):
+    other = ChatWidget(chat)
+    other.controls.slots.value = 2
+    box.controls.prefetch.value = 1
+    box.ask(QUESTION)
+    assert chat.cache.slots_per_layer == 2
+    assert box.controls.slots.value == 2
+    other.close()
+
+
+def test_many_clicks_from_many_threads_leave_one_conversation(box, chat):
+    def press(button) -> None:
+        for _ in range(5):
+            button.click()
+
+    controls = box.controls
+    box.ask(QUESTION)
+    buttons = (controls.regenerate, controls.clear, controls.stop, controls.regenerate)
+    threads = [threading.Thread(target=press, args=[button]) for button in buttons]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    box.wait()
+    assert is_idle(box)
+    users, replies = bubbles(box)
+    assert users == replies == len(chat.messages) // 2
+
+
+# What ends
+
+
+def fresh_chat(tokenizer):
+    model, _ = build_model(demo_path(), OffloadConfig(offload_per_layer=4))
+    return Chat(model, tokenizer, temperature=0, max_new_tokens=8)
+
+
+def test_a_chat_that_was_closed_is_told_in_a_sentence(tokenizer):
+    chat = fresh_chat(tokenizer)
+    box = ChatWidget(chat)
+    box.ask(QUESTION)
+    chat.close()
+    for act in (
+        lambda: type_and_send(box),
+        box.controls.regenerate.click,
+        box.controls.clear.click,
+        lambda: setattr(box.controls.slots, "value", 2),
+    ):
+        box.controls.status.value = ""
+        act()
+        assert status(box) == "The model was loaded again: run this cell again."
+    assert bubbles(box) == (1, 1)
+    assert is_idle(box)
+    with pytest.raises(MixoffError, match="run this cell again"):
+        ChatWidget(chat)
+    box.close()
+
+
+def test_a_chat_closed_while_it_replies_ends_the_reply(tokenizer):
+    chat = fresh_chat(tokenizer)
+    box = ChatWidget(chat)
+    with gated(chat.model) as gate:
+        replying(box, gate, pieces=2)
+        closing = threading.Thread(target=chat.close)
+        closing.start()
+        until(lambda: chat._stopping.is_set())
+        gate.open()
+        closing.join()
+        box.wait()
+    until(lambda: is_idle(box))
+    assert bubbles(box) == (1, 1)
+    box.close()
+
+
+def test_a_box_keeps_no_model_alive(tokenizer):
+    chat = fresh_chat(tokenizer)
+    box = ChatWidget(chat)
+    box.ask(QUESTION)
+    box.controls.slots.value = 2
+    with gated(chat.model) as gate:
+        gate.error = RuntimeError("an error that knows the model's frames")
+        gate.open()
+        type_and_send(box)
+        box.wait()
+    kept = [weakref.ref(chat.model), weakref.ref(chat.cache)]
+    chat.close()
+    del gate
+    gc.collect()
+    assert [reference() for reference in kept] == [None, None]
+    assert QUESTION in shown(box)
+    box.close()
+
+
+def registry() -> dict[str, ipywidgets.Widget]:
+    """What ipywidgets keeps of all widgets; it has a name for it in each version."""
+    module = ipywidgets.widgets.widget
+    return module._instances if hasattr(module, "_instances") else ipywidgets.Widget.widgets
+
+
+def test_a_closed_box_leaves_no_widgets_behind(chat):
+    before = set(registry())
+    box = ChatWidget(chat)
+    assert set(registry()) > before
+    box.close()
+    box.close()
+    assert set(registry()) == before
+    with pytest.raises(MixoffError, match="was closed"):
+        box.ask(QUESTION)
+    assert "was closed" in repr(box)
+
+
+def test_closing_a_box_ends_its_reply(chat, model):
+    box = ChatWidget(chat)
+    with gated(model) as gate:
+        replying(box, gate)
+        gate.open()
+        box.close()
+    assert not chat.is_replying
+
+
+# Without a notebook
+
+
+def test_outside_a_notebook_a_box_is_a_sentence(box):
+    assert "mixoff.widget.repl(chat)" in repr(box)
+    assert box._repr_mimebundle_() == {"text/plain": repr(box)}
+
+
+def test_a_box_runs_in_notebooks_only(box):
+    with pytest.raises(MixoffError, match="no notebook"):
+        box.run()
+    assert box.controls.close.layout.display == "none"
+
+
+def test_a_chat_in_text_answers_until_an_empty_line(chat, monkeypatch, capsys):
+    asked = iter([QUESTION, "", "never asked"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(asked))
+    repl(chat)
+    assert len(chat.messages) == 2
+    assert chat.messages[-1]["content"] in capsys.readouterr().out
+
+
+def test_an_interrupt_ends_a_reply_in_text_and_not_the_chat(chat, model, monkeypatch, capsys):
+    asked = iter([QUESTION, QUESTION, ""])
+    with gated(model) as gate:
+        gate.error = KeyboardInterrupt()
+        gate.open()
+
+        def ask(prompt: str) -> str:
+            if len(chat.messages):
+                gate.error = None
+            return next(asked)
+
+        monkeypatch.setattr("builtins.input", ask)
+        repl(chat)
+    assert len(chat.messages) == 4
+    assert chat.messages[-1]["content"] in capsys.readouterr().out
+
+
+def test_a_chat_in_text_tells_what_goes_wrong(tokenizer, monkeypatch, capsys):
+    chat = fresh_chat(tokenizer)
+    chat.close()
+    asked = iter([QUESTION, ""])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(asked))
+    repl(chat)
+    assert "closed" in capsys.readouterr().out
+
+
+def test_the_widget_is_one_of_the_packages_names():
+    import mixoff
+
+    assert mixoff.ChatWidget is ChatWidget
+    assert Path(mixoff.widget.__file__).parent.name == "widget"
