@@ -34,7 +34,7 @@ print(next(line.split()[1] for line in status.splitlines() if line.startswith("V
 
 def tensors_of(model: Mixtral) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield name and shape of each tensor, layer by layer, as the hub's files have them."""
-    rest = dict(model.trunk_shapes())
+    rest = dict(model.non_expert_shapes())
     yield "model.embed_tokens.weight", rest.pop("model.embed_tokens.weight")
     for layer in range(model.num_layers):
         prefix = f"model.layers.{layer}."

@@ -84,9 +84,9 @@ class Shape:
     def num_weights(self) -> int:
         """Return how many weights there are, counted tensor by tensor."""
         model = self.model()
-        trunk = sum(math.prod(shape) for _, shape in model.trunk_shapes())
+        non_expert = sum(math.prod(shape) for _, shape in model.non_expert_shapes())
         expert = sum(math.prod(shape) for shape in model.expert_shapes().values())
-        return trunk + model.num_layers * model.num_experts * expert
+        return non_expert + model.num_layers * model.num_experts * expert
 
 
 class Random:
@@ -109,7 +109,7 @@ class Random:
         self.model = shape.model()
         self.files = SimpleNamespace(settings=folder)  # no tokenizer there
         self._chance = torch.Generator().manual_seed(seed)
-        self._shapes = dict(self.model.trunk_shapes())
+        self._shapes = dict(self.model.non_expert_shapes())
 
     def dtype(self, name: str) -> torch.dtype:
         return torch.bfloat16

@@ -88,7 +88,7 @@ def inside(given: argparse.Namespace) -> None:
 def report(found: dict[str, Any], told: Any, given: argparse.Namespace) -> None:
     """Print what the other process measured."""
     plan, facts = found["plan"], found["facts"]
-    parts = ("slots", "staging", "trunk", "kv_cache", "workspace")
+    parts = ("slots", "staging", "non_expert", "kv_cache", "workspace")
     print(
         f"plan: {plan['slots_per_layer']} slots a layer of {format_nbytes(plan['expert_nbytes'])} "
         f"each; {plan['io']} I/O; "

@@ -26,7 +26,8 @@ class OffloadConfig:
         ever kept: each expert is fetched when it is needed, and goes.
     device_memory
         Instead of `offload_per_layer`: the budget for all that lies on the device, which gets as
-        many slots as fit beside the trunk, the KV cache, the workspace and the staging buffers.
+        many slots as fit beside the non-expert parameters, the KV cache, the workspace and the
+        staging buffers.
     host_memory
         The budget for records in host memory that are not on the device. The rest is read from
         disk on every miss.

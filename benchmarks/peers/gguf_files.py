@@ -24,10 +24,10 @@ from weights import (
     expert_start,
     experts,
     from_bfloat16,
+    non_expert,
     pool,
     stretch,
     to_bfloat16,
-    trunk,
 )
 
 _NAMES = {
@@ -85,7 +85,7 @@ class GgufFile:
     def write(self) -> None:
         self._facts()
         for layer in (None, *range(self.shape.layers)):
-            for name, dims, bits in trunk(self.shape, layer):
+            for name, dims, bits in non_expert(self.shape, layer):
                 self._small(name, dims, bits)
             if layer is not None:
                 for name, dims in experts(self.shape, layer):

@@ -128,7 +128,9 @@ def _random(name: str, shape: tuple[int, ...], deviation: float) -> np.ndarray:
     return rng.standard_normal(shape, np.float32) * np.float32(deviation)
 
 
-def trunk(shape: Shape, layer: int | None) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
+def non_expert(
+    shape: Shape, layer: int | None
+) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
     """Yield name, shape and bits of bfloat16 of what is no expert: a layer's, or the rest."""
     one = to_bfloat16(np.ones(shape.hidden, np.float32))
 
@@ -196,7 +198,7 @@ def _write_small_files(folder: Path, shape: Shape, homes: dict[str, str]) -> Non
 
 def _write(path: Path, shape: Shape, layer: int | None) -> dict[str, str]:
     """Write a file, and return where its tensors are."""
-    small = [*trunk(shape, layer)]
+    small = [*non_expert(shape, layer)]
     large = [] if layer is None else [*experts(shape, layer)]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0

@@ -37,7 +37,7 @@ from mixoff.safe_json import quoted, read_json
 from mixoff.tiers.record import RecordLayout, RecordLocation
 
 INDEX_NAME = "model.safetensors.index.json"
-TRUNK_NAME = "trunk.safetensors"
+NON_EXPERT_FILE = "trunk.safetensors"
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -78,7 +78,7 @@ def layer_layouts(scheme: Scheme, layers: int, hidden: int, inner: int) -> list[
 
 
 @dataclass(frozen=True)
-class TrunkTensor:
+class NonExpertTensor:
     """A tensor that is no expert, as the model has it; a packed matrix is bytes [nbytes]."""
 
     dtype: torch.dtype
@@ -131,7 +131,7 @@ class Checkpoint:
         _refuse_others_weights(path)
         checkpoint = cls(path, config, scheme, _read_shards(path))
         checkpoint._check_experts()
-        checkpoint._check_trunk()
+        checkpoint._check_non_expert()
         return checkpoint
 
     @property
@@ -178,18 +178,18 @@ class Checkpoint:
         return RecordLayout(self.scheme.attention, (("weight", shape),))
 
     @cached_property
-    def trunk(self) -> dict[str, TrunkTensor]:
+    def non_expert(self) -> dict[str, NonExpertTensor]:
         """The tensors that are no experts, under the names that the model has for them."""
         experts = {experts_tensor(layer) for layer in range(self.num_layers)}
         return {
-            name: TrunkTensor(DTYPES[entry.dtype], entry.shape)
+            name: NonExpertTensor(DTYPES[entry.dtype], entry.shape)
             for shard in self.shards.values()
             for name, entry in shard.tensors.items()
             if name not in experts
         }
 
-    def trunk_state(self) -> dict[str, Tensor] | None:
-        """Return None: transformers reads the trunk by itself."""
+    def non_expert_state(self) -> dict[str, Tensor] | None:
+        """Return None: transformers reads the non-expert parameters by itself."""
         return None
 
     def verify(self) -> None:
@@ -201,8 +201,8 @@ class Checkpoint:
             If a tensor is damaged, or a scale of attention is no number.
         """
         for shard in self.shards.values():
-            shard.verify(name for name in shard.tensors if name in self.trunk)
-        shapes = dict(self._model.trunk_shapes())
+            shard.verify(name for name in shard.tensors if name in self.non_expert)
+        shapes = dict(self._model.non_expert_shapes())
         for shard in self.shards.values():
             for name in shard.tensors:
                 if name not in shapes or ".self_attn." not in name:
@@ -215,10 +215,10 @@ class Checkpoint:
     def _model(self) -> Mixtral:
         return Mixtral(self.config, self.path / "config.json")
 
-    def _check_trunk(self) -> None:
+    def _check_non_expert(self) -> None:
         """Refuse tensors that aren't those of config.json before anybody makes room for them."""
-        for name, matrix in self._model.trunk_shapes():
-            found, packed = self.trunk.get(name), ".self_attn." in name
+        for name, matrix in self._model.non_expert_shapes():
+            found, packed = self.non_expert.get(name), ".self_attn." in name
             shape = self._attention_shape(name, matrix) if packed else matrix
             dtypes = [torch.uint8] if packed else _FLOATS
             if found is None or found.shape != shape or found.dtype not in dtypes:
@@ -250,7 +250,7 @@ class Checkpoint:
                         f"{shard.path}: experts of {found} bytes where config.json's settings "
                         f"ask for {expected}: config.json was changed or is of another checkpoint."
                     )
-            self.trunk  # noqa: B018 - a type that is unknown is refused here
+            self.non_expert  # noqa: B018 - a type that is unknown is refused here
         except (KeyError, ValueError, TypeError, ArithmeticError, ConfigError) as error:
             raise CheckpointError(
                 f"{self.path}: config.json and the files don't fit together ({error})."

@@ -1,7 +1,8 @@
 """The layout that mixtral-offloading released, read where it lies. Knows its names and its files.
 
 - ``config.json``: a Mixtral's settings; how it is quantized, the tensors' shapes tell.
-- ``model.safetensors.index.json``: which tensor is in which file. One file holds the trunk, and one
+- ``model.safetensors.index.json``: which tensor is in which file. One file holds the non-expert
+parameters, and one
   each expert: w1 (gate), w2 (down), w3 (up). There the names begin with ``w1.``; the index has them
   with ``model.layers.L.block_sparse_moe.experts.E.`` before.
 - Matrices of attention and experts are `mixoff.quantization.HQQAxis0`; all else is as it is.
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixoff.checkpoints.mixoff_format import INDEX_NAME, TrunkTensor
+from mixoff.checkpoints.mixoff_format import INDEX_NAME, NonExpertTensor
 from mixoff.checkpoints.safetensors_read import (
     DTYPES,
     Shard,
@@ -75,7 +76,7 @@ class MixtralOffloadingCheckpoint:
         if not path.is_dir():
             raise CheckpointError(f"{path}: no such folder.")
         checkpoint = cls(path, _read_config(path), _read_index(path, headers))
-        checkpoint._experts, checkpoint.trunk  # noqa: B018 - what is wrong with them is said here
+        checkpoint._experts, checkpoint.non_expert  # noqa: B018 - what is wrong with them is said here
         return checkpoint
 
     @property
@@ -119,12 +120,12 @@ class MixtralOffloadingCheckpoint:
         return self._attention[name]
 
     @cached_property
-    def trunk(self) -> dict[str, TrunkTensor]:
+    def non_expert(self) -> dict[str, NonExpertTensor]:
         """The tensors that are no experts, under the names that the model has for them."""
         found = {}
-        for name, shape in self._model.trunk_shapes():
+        for name, shape in self._model.non_expert_shapes():
             if (layout := self._attention.get(name)) is not None:
-                found[name] = TrunkTensor(torch.uint8, (layout.nbytes,))
+                found[name] = NonExpertTensor(torch.uint8, (layout.nbytes,))
                 continue
             shard, entry = self._tensor(_released_name(name))
             if entry.shape != shape or entry.dtype not in _FLOATS:
@@ -132,15 +133,15 @@ class MixtralOffloadingCheckpoint:
                     f"{shard.path}: {_released_name(name)} is {entry.dtype} {entry.shape}; "
                     f"config.json asks for {shape} in one of {', '.join(_FLOATS)}: {_FETCH_AGAIN}"
                 )
-            found[name] = TrunkTensor(DTYPES[entry.dtype], shape)
+            found[name] = NonExpertTensor(DTYPES[entry.dtype], shape)
         return found
 
-    def trunk_state(self) -> dict[str, Tensor] | None:
-        """Return the trunk's tensors, matrices of attention packed into one record each."""
-        return {name: self.tensor(name) for name in self.trunk}
+    def non_expert_state(self) -> dict[str, Tensor] | None:
+        """Return the non-expert tensors, each matrix of attention packed into one record."""
+        return {name: self.tensor(name) for name in self.non_expert}
 
     def tensor(self, name: str) -> Tensor:
-        """Return a tensor of the trunk; a matrix of attention is a record."""
+        """Return a tensor of the non-expert parameters; a matrix of attention is a record."""
         layout = self._attention.get(name)
         if layout is None:
             return self._tensor_read(_released_name(name))
@@ -150,7 +151,7 @@ class MixtralOffloadingCheckpoint:
         return layout.pack({"weight": matrix})
 
     def files_of(self, name: str) -> set[str]:
-        """Return the names of the files that hold a tensor of the trunk, or its parts."""
+        """Return the names of the files that hold a non-expert tensor, or its parts."""
         parts = [name.removesuffix("weight") + part for part in _PARTS]
         names = parts if name in self._attention else [_released_name(name)]
         return {self._tensor(each)[0].path.name for each in names}

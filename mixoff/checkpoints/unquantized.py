@@ -110,7 +110,7 @@ class UnquantizedCheckpoint:
         return experts_tensor(layer) in self._home
 
     def _check(self) -> None:
-        for name, shape in chain(self.model.trunk_shapes(), self._expert_shapes()):
+        for name, shape in chain(self.model.non_expert_shapes(), self._expert_shapes()):
             if name not in self._home:
                 raise CheckpointError(
                     f"{self.files.name}: {name} is missing: fetch the checkpoint again."

@@ -79,7 +79,7 @@ def plan(
     console = Console(highlight=False)
     console.print(checkpoint_table(facts))
     console.print(memory_table(planned, outline.num_experts))
-    typer.echo(_verdict(prospect, facts["trunk_nbytes"] + facts["experts_nbytes"]))
+    typer.echo(_verdict(prospect, facts["non_expert_nbytes"] + facts["experts_nbytes"]))
 
 
 def _facts(prospect: "CheckpointPreview") -> dict[str, Any]:

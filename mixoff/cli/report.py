@@ -81,13 +81,15 @@ def layer_table(stats: "CacheStats") -> Table:
 
 def checkpoint_facts(checkpoint: "PlannedCheckpoint") -> dict[str, Any]:
     """Return what a checkpoint holds, as JSON holds it; sizes are in bytes."""
-    config, trunk = checkpoint.config, checkpoint.trunk
+    config, non_expert = checkpoint.config, checkpoint.non_expert
     layouts = [layout for layer in checkpoint.expert_layouts() for layout in layer]
     expert_weights = sum(math.prod(shape) for layout in layouts for _, shape in layout.shapes)
     attention_weights = _attention_weights(config)
-    is_packed = {name: str(tensor.dtype) == "torch.uint8" for name, tensor in trunk.items()}
-    plain = sum(math.prod(tensor.shape) for name, tensor in trunk.items() if not is_packed[name])
-    packed = sum(tensor.nbytes for name, tensor in trunk.items() if is_packed[name])
+    is_packed = {name: str(tensor.dtype) == "torch.uint8" for name, tensor in non_expert.items()}
+    plain = sum(
+        math.prod(tensor.shape) for name, tensor in non_expert.items() if not is_packed[name]
+    )
+    packed = sum(tensor.nbytes for name, tensor in non_expert.items() if is_packed[name])
     return {
         "folder": str(checkpoint.path),
         "format": checkpoint.format,
@@ -104,7 +106,7 @@ def checkpoint_facts(checkpoint: "PlannedCheckpoint") -> dict[str, Any]:
             for layer, experts in sorted(checkpoint.scheme.layer_experts.items())
         },
         "experts_bits_per_weight": 8 * sum(layout.nbytes for layout in layouts) / expert_weights,
-        "trunk_nbytes": sum(tensor.nbytes for tensor in trunk.values()),
+        "non_expert_nbytes": sum(tensor.nbytes for tensor in non_expert.values()),
         "experts_nbytes": checkpoint.experts_nbytes,
         "expert_nbytes": max(layout.nbytes for layout in layouts),
     }
@@ -126,7 +128,7 @@ def checkpoint_table(facts: dict[str, Any]) -> Table:
             (f"experts of layer {layer}", _said(settings))
             for layer, settings in facts["layer_experts"].items()
         ),
-        ("trunk", format_nbytes(facts["trunk_nbytes"])),
+        ("non-expert", format_nbytes(facts["non_expert_nbytes"])),
         ("all experts", format_nbytes(facts["experts_nbytes"])),
         ("one expert", f"{format_nbytes(facts['expert_nbytes'])} ({facts['expert_nbytes']:,} B)"),
     ]
@@ -172,7 +174,7 @@ def _device_rows(plan: "MemoryPlan", num_experts: int) -> list[tuple[str, int]]:
     return [
         (f"slots, {plan.slots_per_layer} of {num_experts} experts in each layer", plan.slots),
         (f"staging, {plan.staging // plan.buffer_nbytes} experts on their way in", plan.staging),
-        ("trunk", plan.trunk),
+        ("non-expert", plan.non_expert),
         (f"KV cache, {plan.context} tokens", plan.kv_cache),
         ("workspace", plan.workspace),
     ]

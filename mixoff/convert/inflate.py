@@ -93,11 +93,11 @@ class _Inflated:
         self._inner = inner
         self._chance = torch.Generator().manual_seed(seed)
         self._layouts = self._checkpoint.expert_layouts()
-        self._attention = dict(old.trunk_shapes())
+        self._attention = dict(old.non_expert_shapes())
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the type of a tensor that is no matrix."""
-        return self._checkpoint.trunk[name].dtype
+        return self._checkpoint.non_expert[name].dtype
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor that is no expert, as it is stored."""

@@ -74,7 +74,7 @@ class Released:
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the type of a tensor that is no matrix."""
-        return self.checkpoint.trunk[name].dtype
+        return self.checkpoint.non_expert[name].dtype
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor that is no expert; a matrix of attention is float32."""

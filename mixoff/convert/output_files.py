@@ -11,7 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mixoff.checkpoints.mixoff_format import TRUNK_NAME, expert_layout, experts_tensor, layer_file
+from mixoff.checkpoints.mixoff_format import (
+    NON_EXPERT_FILE,
+    expert_layout,
+    experts_tensor,
+    layer_file,
+)
 from mixoff.checkpoints.safetensors_read import Shard, read_shard
 from mixoff.checkpoints.safetensors_write import NewTensor, is_whole, shard_nbytes, write_shard
 from mixoff.convert.matrices import Matrices
@@ -96,21 +101,21 @@ class Unit:
 
 
 def units_of(matrices: Matrices, on_progress: OnProgress) -> list[Unit]:
-    """Return all files to write, in the order to write them: the trunk, then layer by layer.
+    """Return all files to write, in that order: the non-expert parameters, then layer by layer.
 
-    The trunk comes first because it needs the source's first and last file: the last one then
-    waits for the last layers, but the first one can go.
+    The non-expert parameters come first because they need the source's first and last file: the
+    last one then waits for the last layers, but the first one can go.
 
     Raises
     ------
     ConfigError
         If the scheme doesn't suit the model's shapes.
     """
-    shapes = dict(matrices.weights.model.trunk_shapes())
-    trunk = [name for name in shapes if not name.startswith("model.layers.")]
-    tensors = {name: _plain(matrices, name, shapes[name], on_progress) for name in trunk}
-    sources = frozenset(matrices.weights.files_of(trunk))
-    units = [Unit(TRUNK_NAME, tensors, {}, sources, _num_weights(tensors))]
+    shapes = dict(matrices.weights.model.non_expert_shapes())
+    non_expert = [name for name in shapes if not name.startswith("model.layers.")]
+    tensors = {name: _plain(matrices, name, shapes[name], on_progress) for name in non_expert}
+    sources = frozenset(matrices.weights.files_of(non_expert))
+    units = [Unit(NON_EXPERT_FILE, tensors, {}, sources, _num_weights(tensors))]
     for layer in range(matrices.weights.model.num_layers):
         prefix = f"model.layers.{layer}."
         rest = {name: shape for name, shape in shapes.items() if name.startswith(prefix)}

@@ -143,7 +143,7 @@ class Mixtral:
             "o_proj": (hidden, heads * head_dim),
         }
 
-    def trunk_shapes(self) -> Iterator[tuple[str, Shape]]:
+    def non_expert_shapes(self) -> Iterator[tuple[str, Shape]]:
         """Yield name and shape of every tensor that is no expert."""
         vocab, hidden = self._setting("vocab_size"), self._setting("hidden_size")
         yield "model.embed_tokens.weight", (vocab, hidden)

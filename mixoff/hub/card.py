@@ -90,7 +90,7 @@ def _contents(checkpoint: AnyCheckpoint) -> list[str]:
     weights = sum(math.prod(shape) for layout in layouts for _, shape in layout.shapes)
     expert_bits = 8 * sum(layout.nbytes for layout in layouts) / weights
     experts = sum(record.nbytes for layer in checkpoint.expert_locations() for record in layer)
-    trunk = sum(tensor.nbytes for tensor in checkpoint.trunk.values())
+    non_expert = sum(tensor.nbytes for tensor in checkpoint.non_expert.values())
     scheme = checkpoint.scheme
     others = [
         f"| experts of layer {layer} | {_way(way.to_dict())} |"
@@ -108,8 +108,8 @@ def _contents(checkpoint: AnyCheckpoint) -> list[str]:
         f"| experts, bits per weight with scales | {expert_bits:.2f} |",
         f"| one expert | {format_nbytes(max(layout.nbytes for layout in layouts))} |",
         f"| all experts | {format_nbytes(experts)} |",
-        f"| the rest (trunk) | {format_nbytes(trunk)} |",
-        f"| total | {format_nbytes(experts + trunk)} |",
+        f"| the rest (not in experts) | {format_nbytes(non_expert)} |",
+        f"| total | {format_nbytes(experts + non_expert)} |",
     ]
 
 

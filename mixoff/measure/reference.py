@@ -135,7 +135,7 @@ def _nbytes_per_token(original: UnquantizedCheckpoint) -> int:
 
 def _fixed_nbytes(original: UnquantizedCheckpoint, size: int) -> int:
     inner, hidden = original.model.expert_shapes()["w1"]
-    vocab = dict(original.model.trunk_shapes())[_EMBEDDINGS][0]
+    vocab = dict(original.model.non_expert_shapes())[_EMBEDDINGS][0]
     attention = sum(rows * columns for rows, columns in original.model.attention_shapes().values())
     expert = 2 * 3 * inner * hidden  # as stored, gate and up joined, and in float32
     return 4 * (2 * vocab * hidden + expert + attention + size * (3 * inner + 4 * hidden))
@@ -232,7 +232,9 @@ class _Stream:
 
     def _load(self, layer: int) -> None:
         prefix = f"model.layers.{layer}."
-        names = [name for name, _ in self._original.model.trunk_shapes() if name.startswith(prefix)]
+        names = [
+            name for name, _ in self._original.model.non_expert_shapes() if name.startswith(prefix)
+        ]
         weights = {name.removeprefix(prefix): self._tensor(name) for name in names}
         self._model.layers[0].load_state_dict(weights, assign=True)
 

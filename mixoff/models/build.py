@@ -50,7 +50,7 @@ def build_model(
     offload
         How many experts start outside the device, and which policy keeps the others there.
     device
-        Where the trunk and the cache's slots lie.
+        Where the non-expert parameters and the cache's slots lie.
     dtype
         The type to compute in; by default the checkpoint's own, and float32 on a CPU, where most
         processors have no fast 16-bit arithmetic.
@@ -111,7 +111,7 @@ def _settings(checkpoint: AnyCheckpoint) -> MixtralConfig:
 
 
 def _load(checkpoint: AnyCheckpoint, **options: Any) -> PreTrainedModel:
-    state = checkpoint.trunk_state()
+    state = checkpoint.non_expert_state()
     if state is None:
         return AutoModelForCausalLM.from_pretrained(checkpoint.path, **options)
     model = MixtralForCausalLM.from_pretrained(None, state_dict=state, **options)

@@ -124,7 +124,7 @@ def check_tensors(model: nn.Module, checkpoint: AnyCheckpoint) -> None:
         If one is missing, or of another shape.
     """
     prefix = f"{model.base_model_prefix}."
-    found = {name: tensor.shape for name, tensor in checkpoint.trunk.items()}
+    found = {name: tensor.shape for name, tensor in checkpoint.non_expert.items()}
     found |= {name.removeprefix(prefix): shape for name, shape in found.items()}
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     for name, parameter in model.named_parameters():

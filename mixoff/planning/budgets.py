@@ -17,7 +17,7 @@ class Needs:
 
     Parameters
     ----------
-    trunk, kv_cache, workspace, staging, bounce
+    non_expert, kv_cache, workspace, staging, bounce
         Bytes, as in `mixoff.planning.plan.MemoryPlan`.
     buffer
         Bytes of a buffer that holds any one expert.
@@ -27,7 +27,7 @@ class Needs:
         Whether the device's memory is its own: a CPU's is host memory.
     """
 
-    trunk: int
+    non_expert: int
     kv_cache: int
     workspace: int
     staging: int
@@ -46,13 +46,14 @@ class Needs:
     def device_nbytes(self, slots_per_layer: int) -> int:
         """Return what the device holds with so many slots."""
         slots = slots_per_layer * self.layers * self.buffer
-        return self.trunk + self.kv_cache + self.workspace + self.staging + slots
+        return self.non_expert + self.kv_cache + self.workspace + self.staging + slots
 
     def device_parts(self) -> str:
         """Return what lies on the device beside slots, for a person."""
         return (
-            f"the trunk takes {format_nbytes(self.trunk)}, the KV cache of {self.context} tokens "
-            f"{format_nbytes(self.kv_cache)}, the workspace {format_nbytes(self.workspace)}, "
+            f"the non-expert parameters take {format_nbytes(self.non_expert)}, "
+            f"the KV cache of {self.context} tokens {format_nbytes(self.kv_cache)}, "
+            f"the workspace {format_nbytes(self.workspace)}, "
             f"staging {format_nbytes(self.staging)}"
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mixoff.checkpoints.mixoff_format import TrunkTensor, layer_layouts
+from mixoff.checkpoints.mixoff_format import NonExpertTensor, layer_layouts
 from mixoff.checkpoints.quantization_config import stored_dtype
 from mixoff.families.mixtral import Mixtral, is_attention_matrix
 from mixoff.quantization import Scheme, Shape
@@ -45,7 +45,7 @@ class CheckpointEstimate:
     format = "not there yet"
 
     def __post_init__(self) -> None:
-        self._layer_layouts, self.trunk  # noqa: B018 - what doesn't suit is refused here
+        self._layer_layouts, self.non_expert  # noqa: B018 - what doesn't suit is refused here
 
     @property
     def num_layers(self) -> int:
@@ -67,18 +67,18 @@ class CheckpointEstimate:
         return self.num_experts * sum(layout.stride for layout in self._layer_layouts)
 
     @cached_property
-    def trunk(self) -> dict[str, TrunkTensor]:
+    def non_expert(self) -> dict[str, NonExpertTensor]:
         """The tensors that are no experts, under the names that the model has for them."""
         return {
             name: self._packed(shape)
             if is_attention_matrix(name)
-            else TrunkTensor(stored_dtype(self.config), shape)
-            for name, shape in self._model.trunk_shapes()
+            else NonExpertTensor(stored_dtype(self.config), shape)
+            for name, shape in self._model.non_expert_shapes()
         }
 
-    def _packed(self, shape: Shape) -> TrunkTensor:
+    def _packed(self, shape: Shape) -> NonExpertTensor:
         layout = RecordLayout(self.scheme.attention, (("weight", shape),))
-        return TrunkTensor(torch.uint8, (layout.nbytes,))
+        return NonExpertTensor(torch.uint8, (layout.nbytes,))
 
     @cached_property
     def _model(self) -> Mixtral:

@@ -43,7 +43,7 @@ class MemoryPlan:
     ----------
     device
         The kind of device that is planned for. A CPU's memory is host memory.
-    trunk
+    non_expert
         Attention, embeddings, norms, gates and head.
     kv_cache
         Keys and values of a whole context.
@@ -76,7 +76,7 @@ class MemoryPlan:
     """
 
     device: str
-    trunk: int
+    non_expert: int
     kv_cache: int
     workspace: int
     staging: int
@@ -99,7 +99,7 @@ class MemoryPlan:
     @property
     def device_nbytes(self) -> int:
         """Bytes on the device."""
-        return self.trunk + self.kv_cache + self.workspace + self.staging + self.slots
+        return self.non_expert + self.kv_cache + self.workspace + self.staging + self.slots
 
     @property
     def host_nbytes(self) -> int:
@@ -119,7 +119,7 @@ class MemoryPlan:
         """
         import pandas as pd
 
-        parts = ("slots", "staging", "trunk", "kv_cache", "workspace")
+        parts = ("slots", "staging", "non_expert", "kv_cache", "workspace")
         rows = [("device", part, getattr(self, part)) for part in parts]
         rows += [("host", "records", self.host), ("host", "bounce", self.bounce)]
         rows += [("disk", "experts", self.disk)]
@@ -189,7 +189,7 @@ def _plan(
     )
     return MemoryPlan(
         device=device.type,
-        trunk=needs.trunk,
+        non_expert=needs.non_expert,
         kv_cache=needs.kv_cache,
         workspace=needs.workspace,
         staging=needs.staging,
@@ -247,7 +247,7 @@ def _needs(
     # A record may begin inside its first page.
     buffer = max(layout.stride for layout in _layouts(checkpoint)) + PAGE
     return Needs(
-        trunk=_trunk_nbytes(checkpoint, dtype),
+        non_expert=_non_expert_nbytes(checkpoint, dtype),
         kv_cache=_kv_nbytes_per_token(config) * dtype.itemsize * context,
         workspace=_workspace_nbytes(checkpoint, dtype, kernels),
         staging=offload.staging * buffer,
@@ -260,8 +260,8 @@ def _needs(
     )
 
 
-def _trunk_nbytes(checkpoint: PlannedCheckpoint, dtype: torch.dtype) -> int:
-    tensors = checkpoint.trunk.values()
+def _non_expert_nbytes(checkpoint: PlannedCheckpoint, dtype: torch.dtype) -> int:
+    tensors = checkpoint.non_expert.values()
     packed = sum(tensor.nbytes for tensor in tensors if tensor.dtype is torch.uint8)
     plain = sum(math.prod(t.shape) for t in tensors if t.dtype is not torch.uint8)
     return packed + plain * dtype.itemsize

@@ -100,7 +100,7 @@ def _refuse_or_plan(hardware: Hardware) -> MemoryPlan:
         plan = plan_memory(outline, _ALL_THERE_IS, device=hardware.device, free=hardware.free)
     except ConfigError as error:
         raise ConfigError(f"Mixtral-8x7B doesn't fit here: {error}") from None
-    nbytes = outline.experts_nbytes + sum(tensor.nbytes for tensor in outline.trunk.values())
+    nbytes = outline.experts_nbytes + sum(tensor.nbytes for tensor in outline.non_expert.values())
     missing, free = nbytes - cached_nbytes(MIXTRAL_OFFLOADING), hardware.free_disk_nbytes
     if missing < nbytes // 100:  # files have no padding between records
         return plan

@@ -36,7 +36,7 @@ _COSTS = {"loss": "loss, nats a token", "kl": "KL divergence, nats a token"}
 _PARTS = {  # of a memory plan: how it is called, and its colour
     "slots": ("experts in slots", BLUE),
     "staging": ("experts coming in", SKY),
-    "trunk": ("trunk", GREEN),
+    "non_expert": ("non-expert", GREEN),
     "kv_cache": ("KV cache", ORANGE),
     "workspace": ("workspace", PURPLE),
     "records": ("experts kept", VERMILION),

@@ -20,15 +20,15 @@ from mixoff.plots.style import (
 )
 from mixoff.trace import Trace
 from mixoff.trace.schema import DEMAND, NOTHING, Rows
-from mixoff.trace.timeline import BESIDE, EXPERTS, TRUNK, WAIT, Span, spans
+from mixoff.trace.timeline import BESIDE, EXPERTS, NON_EXPERT, WAIT, Span, spans
 
 if TYPE_CHECKING:
     import pandas as pd
 
 DEMANDED, GUESSED = "copy, demanded", "copy, guessed"
-MARKS = (TRUNK, EXPERTS, WAIT, DEMANDED, GUESSED)
+MARKS = (NON_EXPERT, EXPERTS, WAIT, DEMANDED, GUESSED)
 _NS_PER_MS = 1e6
-_MARKS = {TRUNK: LIGHT, EXPERTS: BLUE, WAIT: VERMILION, DEMANDED: ORANGE, GUESSED: GREEN}
+_MARKS = {NON_EXPERT: LIGHT, EXPERTS: BLUE, WAIT: VERMILION, DEMANDED: ORANGE, GUESSED: GREEN}
 _MOST_STEPS_NAMED = 8
 
 

@@ -80,7 +80,7 @@ class Machine:
     Parameters
     ----------
     layer_s
-        Seconds of a layer's trunk: attention, norms and gate.
+        Seconds of a layer without its experts: attention, norms and gate.
     expert_s
         Seconds of one expert for one token.
     token_s

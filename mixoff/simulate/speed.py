@@ -1,8 +1,9 @@
 """Bytes and seconds: how fast a machine would decode with another cache. Knows no torch.
 
-The model is small. A token goes layer by layer: the trunk, then the layer's experts, of which those
-in slots are computed while the others come over one link, one after the other; guesses for layers
-ahead come behind them. It leaves out that times vary, what asking a predictor takes, and prefill.
+The model is small. A token goes layer by layer: the non-expert parameters, then the layer's
+experts, of which those in slots are computed while the others come over one link, one after the
+other; guesses for layers ahead come behind them. It leaves out that times vary, what asking a
+predictor takes, and prefill.
 """
 
 import random

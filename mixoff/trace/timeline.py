@@ -13,17 +13,17 @@ from mixoff.trace.schema import COMPUTED, COPY, DEMAND, MISS, NOTHING, TIERS, Ro
 
 COMPUTE, WAIT = "compute", "waiting for experts"
 BESIDE = "computed in host memory"
-TRUNK, EXPERTS = "trunk", "experts"
+NON_EXPERT, EXPERTS = "non-expert", "experts"
 
 
 class Span(NamedTuple):
     """A stretch of time in a lane."""
 
     lane: str  # COMPUTE, WAIT, BESIDE, or what copies go from and to
-    label: str  # TRUNK, EXPERTS, or which expert
+    label: str  # NON_EXPERT, EXPERTS, or which expert
     start_ns: int
     duration_ns: int
-    row: int  # of events: what it is part of; NOTHING of the trunk
+    row: int  # of events: what it is part of; NOTHING of the non-expert parameters
 
     @property
     def end_ns(self) -> int:
@@ -34,16 +34,16 @@ class Span(NamedTuple):
 def spans(events: Rows) -> list[Span]:
     """Return spans, lane by lane, none of which overlap in a lane.
 
-    Compute is experts where a demand is served and not waiting, and trunk from one demand to the
-    next: attention, norms, gates and the head, but not from a reply's end to the next prompt. The
-    experts that were computed where they lay are shown again, each in a lane beside.
-    Copies that go from and to the same tiers at the same time are in numbered lanes.
+    Compute is experts where a demand is served and not waiting, and non-expert from one demand to
+    the next: attention, norms, gates and the head, but not from a reply's end to the next prompt.
+    The experts that were computed where they lay are shown again, each in a lane beside. Copies
+    that go from and to the same tiers at the same time are in numbered lanes.
     """
     computed: list[Span] = []
     waited: list[Span] = []
     beside: list[Span] = []
     for at, misses in _demands(events):
-        computed += _trunk_before(events, at, computed)
+        computed += _non_expert_before(events, at, computed)
         waits = [_wait(events, row) for row in misses if events[row]["wait_ns"]]
         computed += _between(events, at, waits)
         waited += waits
@@ -60,14 +60,14 @@ def _demands(events: Rows) -> Iterator[tuple[int, list[int]]]:
         yield head, misses[first:end].tolist()
 
 
-def _trunk_before(events: Rows, at: int, computed: list[Span]) -> Iterator[Span]:
+def _non_expert_before(events: Rows, at: int, computed: list[Span]) -> Iterator[Span]:
     if not computed:
         return
     end, before, start = computed[-1].end_ns, computed[-1].row, int(events[at]["start_ns"])
     phases = phase_of(events[[before, at]]).tolist()
     same_reply = phases[0] == PREFILL or phases[1] != PREFILL
     if same_reply and start > end:
-        yield Span(COMPUTE, TRUNK, end, start - end, NOTHING)
+        yield Span(COMPUTE, NON_EXPERT, end, start - end, NOTHING)
 
 
 def _wait(events: Rows, row: int) -> Span:

@@ -14,7 +14,7 @@ import torch
 
 from mixoff.checkpoints.mixoff_format import (
     INDEX_NAME,
-    TRUNK_NAME,
+    NON_EXPERT_FILE,
     Checkpoint,
     experts_tensor,
     layer_file,
@@ -42,7 +42,7 @@ SMALL = {
 }
 
 # Settings that the files' records don't depend on: building the model finds a change of some of
-# them, by the trunk's shapes, and nobody can tell that others changed.
+# them, by the non-expert parameters' shapes, and nobody can tell that others changed.
 FREE_SETTINGS = {
     "architectures",
     "attention_dropout",
@@ -97,8 +97,8 @@ def read_experts(checkpoint: Checkpoint) -> None:
     store.close()
 
 
-def trunk_nbytes(checkpoint: Checkpoint) -> int:
-    return sum(tensor.nbytes for tensor in checkpoint.trunk.values())
+def non_expert_nbytes(checkpoint: Checkpoint) -> int:
+    return sum(tensor.nbytes for tensor in checkpoint.non_expert.values())
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -140,10 +140,10 @@ def test_a_folder_of_links_is_read_as_the_hubs_cache_has_them(folder, tmp_path):
     read_experts(Checkpoint.open(tmp_path / "links"))
 
 
-def test_trunk_bytes_are_the_files_less_headers_and_experts(folder):
+def test_non_expert_bytes_are_the_files_less_headers_and_experts(folder):
     checkpoint = Checkpoint.open(folder)
     data = sum(path.stat().st_size - PAGE for path in shard_files(folder))
-    assert trunk_nbytes(checkpoint) == data - 2 * 2 * checkpoint.expert_layouts()[0][0].stride
+    assert non_expert_nbytes(checkpoint) == data - 2 * 2 * checkpoint.expert_layouts()[0][0].stride
 
 
 def test_opening_reads_no_tensor(folder):
@@ -163,23 +163,23 @@ def test_every_flipped_bit_of_a_record_is_found_when_it_is_read(small):
             [*store.read(0, 0, buffer)]
 
 
-def test_every_flipped_bit_of_the_trunk_is_found_before_it_is_used(small):
+def test_every_flipped_bit_of_the_non_expert_parameters_is_found_before_it_is_used(small):
     checkpoint = Checkpoint.open(small)
-    for _ in each_flip_of_the_trunk(checkpoint):
+    for _ in each_flip_of_the_non_expert_file(checkpoint):
         with pytest.raises(CheckpointError, match="is damaged"):
             checkpoint.verify()
 
 
-def each_flip_of_the_trunk(checkpoint: Checkpoint) -> Iterator[int]:
+def each_flip_of_the_non_expert_file(checkpoint: Checkpoint) -> Iterator[int]:
     for shard in checkpoint.shards.values():
-        for name in shard.tensors.keys() & checkpoint.trunk:
+        for name in shard.tensors.keys() & checkpoint.non_expert:
             start = shard.tensors[name].offset
             yield from each_flip(shard.path, range(start, start + shard.tensors[name].nbytes))
 
 
-def test_records_and_trunk_are_all_that_follows_the_headers(small):
+def test_records_and_non_expert_parameters_are_all_that_follows_the_headers(small):
     checkpoint = Checkpoint.open(small)
-    covered = trunk_nbytes(checkpoint) + checkpoint.expert_layouts()[0][0].stride
+    covered = non_expert_nbytes(checkpoint) + checkpoint.expert_layouts()[0][0].stride
     assert covered == sum(path.stat().st_size - PAGE for path in shard_files(small))
 
 
@@ -284,7 +284,7 @@ def test_records_that_changed_places_inside_a_file_are_refused(folder):
         read_experts(Checkpoint.open(folder))
 
 
-@pytest.mark.parametrize("name", [TRUNK_NAME, layer_file(0), INDEX_NAME, "config.json"])
+@pytest.mark.parametrize("name", [NON_EXPERT_FILE, layer_file(0), INDEX_NAME, "config.json"])
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(CheckpointError, match=rf"{name}: can't be read \(No such file"):
@@ -319,7 +319,7 @@ def test_a_checksum_of_a_file_elsewhere_is_refused(folder, name):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such files")
-@pytest.mark.parametrize("name", ["config.json", INDEX_NAME, TRUNK_NAME, layer_file(0)])
+@pytest.mark.parametrize("name", ["config.json", INDEX_NAME, NON_EXPERT_FILE, layer_file(0)])
 def test_a_pipe_in_place_of_a_file_is_refused_without_waiting_for_it(folder, name):
     (folder / name).unlink()
     os.mkfifo(folder / name)
@@ -358,7 +358,7 @@ def test_a_missing_folder_is_named(tmp_path):
 
 def test_a_file_is_no_folder(folder):
     with pytest.raises(CheckpointError, match="no such folder"):
-        Checkpoint.open(folder / TRUNK_NAME)
+        Checkpoint.open(folder / NON_EXPERT_FILE)
 
 
 def test_an_unquantized_model_is_told_apart_and_how_to_convert_it(tiny_mixtral):

@@ -25,7 +25,7 @@ from mixoff.models.build import build_model
 from mixoff.models.layers.linear import QuantizedLinear
 from mixoff.planning.plan import plan_memory
 from mixoff.quantization import HQQAxis0, Scheme, StackedRows
-from support.mixtral_offloading_writer import INDEX, TRUNK, Bits, write_released
+from support.mixtral_offloading_writer import INDEX, NON_EXPERT, Bits, write_released
 
 FOLDER = Path(__file__).parents[1] / "data" / "released-layout-tiny"
 REFERENCE = load_file(FOLDER / "reference.safetensors")
@@ -259,7 +259,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no index": (lambda f: (f / INDEX).unlink(), r"index\.json: can't be read \(No such file"),
     "an index without files": (lambda f: edit(f / INDEX, weight_map=[]), "lists no files"),
     "no expert": (lambda f: (f / EXPERT).unlink(), rf"{EXPERT}: can't be read \(No such file"),
-    "no trunk": (lambda f: (f / TRUNK).unlink(), rf"{TRUNK}: can't be read \(No such file"),
+    "no non-expert file": (
+        lambda f: (f / NON_EXPERT).unlink(),
+        rf"{NON_EXPERT}: can't be read \(No such file",
+    ),
     "half an expert": (lambda f: cut(f / EXPERT), f"{EXPERT}: .* the file is cut off"),
     "a pickle": (
         lambda f: (f / EXPERT).write_bytes(pickle.dumps({"w1": [1.0] * 999})),
@@ -325,16 +328,16 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no number in attention": (
         lambda f: change(
-            f / TRUNK,
+            f / NON_EXPERT,
             model__layers__0__self_attn__k_proj__meta__meta_zero__scale=torch.tensor(
                 torch.nan
             ).half(),
         ),
-        rf"{TRUNK}: model\.layers\.0\.self_attn\.k_proj\..* holds what is no number",
+        rf"{NON_EXPERT}: model\.layers\.0\.self_attn\.k_proj\..* holds what is no number",
     ),
     "a gate of another type": (
         lambda f: change(
-            f / TRUNK,
+            f / NON_EXPERT,
             model__layers__0__block_sparse_moe__gate__weight=torch.zeros(8, 256, dtype=torch.int32),
         ),
         r"gate\.weight is I32 .*; config\.json asks for \(8, 256\) in one of F16, BF16, F32",

@@ -416,7 +416,7 @@ def test_what_was_not_measured_is_said_to_be_unknown() -> None:
 def test_the_memory_in_all_is_the_sum_of_its_parts(checkpoint: Path) -> None:
     sizes = ("--offload-per-layer", 3, "--host-memory", "200 KB", "--device", "cpu")
     run = json.loads(mixoff_says("info", checkpoint, *sizes, "--json").stdout)["run"]
-    tiers = ("slots", "staging", "trunk", "kv_cache", "workspace", "host", "bounce")
+    tiers = ("slots", "staging", "non_expert", "kv_cache", "workspace", "host", "bounce")
     assert run["total"] == sum(run[tier] for tier in tiers)
     assert run["total"] == run["device_nbytes"] + run["host_nbytes"]
     assert run["slots_per_layer"] == 1

@@ -254,7 +254,7 @@ def test_a_finished_file_is_not_made_again(source, begun, monkeypatch):
     fetched = []
     monkeypatch.setattr(FolderFiles, "fetch", lambda files, name: fetched.append(name))
     convert(source, begun, EXACT)
-    assert len(fetched) == 1  # for the layer; the trunk was there
+    assert len(fetched) == 1  # for the layer; the non-expert parameters were there
 
 
 @pytest.mark.parametrize("where", ["header", "data", "length"])

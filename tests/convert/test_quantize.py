@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mixoff.checkpoints.mixoff_format import INDEX_NAME, TRUNK_NAME, Checkpoint, layer_file
+from mixoff.checkpoints.mixoff_format import INDEX_NAME, NON_EXPERT_FILE, Checkpoint, layer_file
 from mixoff.checkpoints.safetensors_read import read_shard
 from mixoff.checkpoints.source_files import FolderFiles
 from mixoff.convert import Conversion, quantize_checkpoint
@@ -112,9 +112,9 @@ def test_the_same_source_gives_the_same_bytes_again(source, tmp_path):
 
 
 @pytest.mark.parametrize("name", DTYPES)
-def test_the_trunk_keeps_the_type_it_has(tiny_mixtral, target, name):
+def test_non_expert_parameters_keep_their_type(tiny_mixtral, target, name):
     convert(tiny_mixtral(experts=2, dtype=DTYPES[name]), target, HALF)
-    found = read_shard(target / TRUNK_NAME).tensors
+    found = read_shard(target / NON_EXPERT_FILE).tensors
     assert {entry.dtype for entry in found.values()} == {name}
 
 
@@ -128,7 +128,7 @@ def test_experts_of_any_type_are_converted_to_the_schemes(tiny_mixtral, target, 
 
 def test_a_tied_head_is_stored_once(tiny_mixtral, target):
     convert(tiny_mixtral(experts=2, tie_word_embeddings=True), target)
-    assert {*read_shard(target / TRUNK_NAME).tensors} == {
+    assert {*read_shard(target / NON_EXPERT_FILE).tensors} == {
         "model.embed_tokens.weight",
         "model.norm.weight",
     }
@@ -155,7 +155,7 @@ def test_tensors_that_no_mixtral_has_are_left_out(source, target):
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
     save_file(tensors, source / "model.safetensors")
     convert(source, target)
-    assert not [name for name in Checkpoint.open(target).trunk if "inv_freq" in name]
+    assert not [name for name in Checkpoint.open(target).non_expert if "inv_freq" in name]
 
 
 def test_the_default_scheme_is_4_bit_attention_and_2_bit_experts(tiny_mixtral, target):
@@ -275,7 +275,7 @@ def test_weights_that_are_no_numbers_are_refused_and_what_was_done_is_left(sourc
     ):
         convert(source, target, MIXED)
     assert left_behind(target) == [partial(target)]
-    assert {*contents(partial(target) / "model")} == {TRUNK_NAME, layer_file(0)}
+    assert {*contents(partial(target) / "model")} == {NON_EXPERT_FILE, layer_file(0)}
 
 
 @pytest.mark.parametrize("part", [0, 7, 100, 0.5, -1])
@@ -331,7 +331,7 @@ def test_a_conversion_that_is_interrupted_keeps_the_files_that_are_finished(sour
     with pytest.raises(KeyboardInterrupt):
         convert(source, target, Scheme(EXACT.attention, Interrupted()))
     assert left_behind(target) == [partial(target)]
-    assert {*contents(partial(target) / "model")} == {TRUNK_NAME}
+    assert {*contents(partial(target) / "model")} == {NON_EXPERT_FILE}
 
 
 def test_a_conversion_that_fails_before_its_first_file_leaves_nothing(source, target):

@@ -119,9 +119,9 @@ def test_a_damaged_checkpoint_is_not_uploaded(
 ) -> None:
     folder = tmp_path / "damaged"
     shutil.copytree(checkpoint, folder)
-    trunk = folder / "trunk.safetensors"
-    content = trunk.read_bytes()
-    trunk.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    non_expert = folder / "trunk.safetensors"
+    content = non_expert.read_bytes()
+    non_expert.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(CheckpointError, match="damaged"):
         push_to_hub(folder, NAME)
     assert not signed_in.requests
@@ -205,7 +205,7 @@ def test_a_card_tells_the_sizes_that_info_tells(checkpoint: Path) -> None:
     for label, key in (
         ("one expert", "expert_nbytes"),
         ("all experts", "experts_nbytes"),
-        ("the rest (trunk)", "trunk_nbytes"),
+        ("the rest (not in experts)", "non_expert_nbytes"),
     ):
         assert f"| {label} | {format_nbytes(facts[key])} |" in card
 

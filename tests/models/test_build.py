@@ -427,7 +427,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "record": lambda folder: flip(
         folder, 1, 8 * Checkpoint.open(folder).expert_layouts()[0][0].stride - 4096
     ),
-    "trunk": lambda folder: flip(folder, 1, -1),
+    "non_expert": lambda folder: flip(folder, 1, -1),
     "version": lambda folder: set_quantization(folder, format_version=2),
     "method": lambda folder: set_quantization(folder, experts={"method": "gptq"}),
     "attention": lambda folder: set_quantization(folder, attention=HQQ(3, 16).to_dict()),
@@ -441,7 +441,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     ("kind", "message"),
     [
         ("record", "expert 7 of layer 1 is damaged"),
-        ("trunk", r"layer-00001\.safetensors: .* is damaged"),
+        ("non_expert", r"layer-00001\.safetensors: .* is damaged"),
         ("version", "format version 2: this mixoff reads version 1; upgrade mixoff"),
         ("method", "quantization method 'gptq': this mixoff knows hqq, hqq-axis0, none"),
         ("attention", r"q_proj\.weight is \(\d+,\); config\.json asks for \(\d+,\)"),

@@ -11,7 +11,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from mixoff.checkpoints.mixoff_format import (
     INDEX_NAME,
-    TRUNK_NAME,
+    NON_EXPERT_FILE,
     Checkpoint,
     experts_tensor,
     layer_file,
@@ -75,14 +75,14 @@ print(memory("VmHWM") - imports)
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """Write 450 MB of experts whose weights are all zero, and a trunk that routes at random."""
+    """Write 450 MB of experts whose weights are zero, and other parameters that route at random."""
     folder = tmp_path_factory.mktemp("large")
     settings = CONFIG.to_dict() | {"quantization_config": quantization_settings(SCHEME)}
     (folder / "config.json").write_text(json.dumps(settings))
-    files = {TRUNK_NAME: trunk_tensors("")}
+    files = {NON_EXPERT_FILE: non_expert_tensors("")}
     for layer in range(CONFIG.num_hidden_layers):
         experts = {experts_tensor(layer): zero_experts()}
-        files[layer_file(layer)] = experts | trunk_tensors(f"model.layers.{layer}.")
+        files[layer_file(layer)] = experts | non_expert_tensors(f"model.layers.{layer}.")
     for name, tensors in files.items():
         write_shard(folder / name, tensors, {})
     headers = {name: f"{read_shard(folder / name).header_crc32:08x}" for name in files}
@@ -100,19 +100,19 @@ def zero_experts() -> NewTensor:
     return NewTensor(torch.uint8, (experts, stride), experts, (record for _ in range(experts)))
 
 
-def trunk_tensors(prefix: str) -> dict[str, NewTensor]:
+def non_expert_tensors(prefix: str) -> dict[str, NewTensor]:
     """Return a layer's tensors that are no experts, or those outside the layers."""
     with torch.device("meta"):
         shapes = {name: p.shape for name, p in MixtralForCausalLM(CONFIG).named_parameters()}
     return {
-        name: NewTensor.whole(trunk_tensor(name, tuple(shape)))
+        name: NewTensor.whole(non_expert_tensor(name, tuple(shape)))
         for name, shape in shapes.items()
         if name.startswith(prefix or ("model.embed", "model.norm", "lm_head"))
         and ".experts." not in name
     }
 
 
-def trunk_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
+def non_expert_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
     if "self_attn" in name:
         layout = RecordLayout(SCHEME.attention, (("weight", shape),))
         return torch.zeros(layout.nbytes, dtype=torch.uint8)

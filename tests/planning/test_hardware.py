@@ -15,7 +15,9 @@ from mixoff.planning import Hardware
 from mixoff.planning.free_memory import FreeMemory
 
 GIB = 1 << 30
-WEIGHTS_GIB = 16.9  # of the released files: 256 experts of 66.1 MB, and a trunk of 1.16 GiB
+WEIGHTS_GIB = (
+    16.9  # of the released files: 256 experts of 66.1 MB, and 1.16 GiB of other parameters
+)
 # Free Colab: a T4, 12.7 GiB of memory, 2 cores.
 T4 = Hardware(
     gpu="Tesla T4",

@@ -50,8 +50,8 @@ def published() -> list[dict[str, str]]:
 def weighed_gib(row: dict[str, str]) -> float:
     scheme = Scheme(attention=WAYS[row["attention"]], experts=WAYS[row["experts"]])
     outline = CheckpointEstimate(Path("mixtral"), MIXTRAL, scheme)
-    trunk = sum(tensor.nbytes for tensor in outline.trunk.values())
-    return (outline.experts_nbytes + trunk) / GIB
+    non_expert = sum(tensor.nbytes for tensor in outline.non_expert.values())
+    return (outline.experts_nbytes + non_expert) / GIB
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_an_outline_weighs_what_the_converted_checkpoint_weighs(quantized, schem
     outline = CheckpointEstimate(Path("x"), checkpoint.config, scheme)
     assert outline.expert_layouts() == checkpoint.expert_layouts()
     assert outline.experts_nbytes == checkpoint.experts_nbytes
-    assert outline.trunk == checkpoint.trunk
+    assert outline.non_expert == checkpoint.non_expert
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

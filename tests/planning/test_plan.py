@@ -165,7 +165,7 @@ def test_a_budget_without_room_for_one_slot_a_layer_is_refused_with_the_numbers(
         planned(device, device_memory=too_little)
     said = str(refusal.value)
     assert f"device_memory={too_little}" in said
-    parts = (plan.trunk, plan.kv_cache, plan.workspace, plan.staging, least(plan), 5000)
+    parts = (plan.non_expert, plan.kv_cache, plan.workspace, plan.staging, least(plan), 5000)
     assert all(format_nbytes(nbytes) in said for nbytes in parts)
     enough = int(re.search(r"give (\d+) bytes or more", said)[1])
     assert planned(device, device_memory=enough).slots_per_layer == 1
@@ -187,7 +187,9 @@ def test_auto_leaves_headroom_on_the_device(planned, device):
 
 
 def test_auto_without_room_beside_the_headroom_is_refused(planned):
-    with pytest.raises(ConfigError, match=r"device_memory='auto' \(0 B\): the trunk takes"):
+    with pytest.raises(
+        ConfigError, match=r"device_memory='auto' \(0 B\): the non-expert parameters take"
+    ):
         planned(free=FreeMemory(250 * MIB, 250 * MIB), device_memory="auto")
 
 

@@ -169,7 +169,7 @@ def test_the_same_seed_makes_the_same_guesses():
 
 
 def decoded(*, tokens: int = 4, seed: int = 1) -> Trace:
-    """Return a recording in which every time is known: 3 ms trunk, 2 ms an expert, 7 ms besides."""
+    """Return a recording of known times: 3 ms without experts, 2 ms an expert, 7 ms besides."""
     played = HandPlayed(layers=3, experts=8, slots=4).record()
     chance = random.Random(seed)
     for _ in range(tokens):

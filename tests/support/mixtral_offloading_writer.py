@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import MixtralForCausalLM
 
 INDEX = "model.safetensors.index.json"
-TRUNK = "model-trunk.safetensors"
+NON_EXPERT = "model-trunk.safetensors"
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ def write_released(
             tensors = _quantize_expert(layer.mlp.experts, expert, experts)
             save_file(tensors, folder / file, {"format": "pt"})
             index |= {prefix + name: file for name in tensors}
-    trunk = _quantize_trunk(model, attention)
-    save_file(trunk, folder / TRUNK, {"format": "pt"})
-    index |= dict.fromkeys(trunk, TRUNK)
+    non_expert = _quantize_non_expert(model, attention)
+    save_file(non_expert, folder / NON_EXPERT, {"format": "pt"})
+    index |= dict.fromkeys(non_expert, NON_EXPERT)
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}))
     settings = model.config.to_dict() | {"dtype": "float16"}
     (folder / "config.json").write_text(json.dumps(settings))
@@ -94,7 +94,7 @@ def _quantize_expert(experts: torch.nn.Module, expert: int, bits: Bits) -> dict[
     return tensors
 
 
-def _quantize_trunk(model: MixtralForCausalLM, bits: Bits) -> dict[str, Tensor]:
+def _quantize_non_expert(model: MixtralForCausalLM, bits: Bits) -> dict[str, Tensor]:
     tensors = {}
     for name, parameter in model.named_parameters():
         released = name.replace(".mlp.", ".block_sparse_moe.")

@@ -74,7 +74,7 @@ def published_speeds() -> Any:
 
 
 def plan() -> Any:
-    sizes = {"slots": 11, "staging": 0.3, "trunk": 1.3, "kv_cache": 0.5, "workspace": 0.5}
+    sizes = {"slots": 11, "staging": 0.3, "non_expert": 1.3, "kv_cache": 0.5, "workspace": 0.5}
     tiers = {"device": sizes, "host": {"records": 6, "bounce": 0.3}, "disk": {"experts": 17}}
     rows = [(t, part, size * 2**30) for t, parts in tiers.items() for part, size in parts.items()]
     return pd.DataFrame(rows, columns=["tier", "part", "nbytes"])

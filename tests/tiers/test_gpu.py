@@ -176,7 +176,7 @@ def test_a_stream_that_follows_nothing_is_caught(files, stream):
 
 
 def test_a_host_that_waits_for_no_event_is_caught(files, monkeypatch):
-    monkeypatch.setattr("fake_device.FakeEvent", Hasty)
+    monkeypatch.setattr("support.fake_device.FakeEvent", Hasty)
     wrong = 0
     for seed in range(8):
         run = Run(files, FakeDevice(seed), "disk")

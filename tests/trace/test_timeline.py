@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixoff.trace import Trace
-from mixoff.trace.timeline import COMPUTE, EXPERTS, TRUNK, WAIT, Span, spans
+from mixoff.trace.timeline import COMPUTE, EXPERTS, NON_EXPERT, WAIT, Span, spans
 from support.recordings import MS, HandPlayed
 
 EXPERT_COUNT, LAYERS = 5, 3
@@ -16,15 +16,15 @@ needed = st.lists(st.integers(0, EXPERT_COUNT - 1), max_size=EXPERT_COUNT)
 steps = st.lists(st.tuples(st.lists(needed, min_size=LAYERS, max_size=LAYERS)), max_size=6)
 
 
-def reply(steps: list, *, trunk: int = MS // 2, guesses: bool = True) -> Trace:
-    """Return the trace of a reply: compute, waits, trunk and guessed copies beside them."""
+def reply(steps: list, *, non_expert: int = MS // 2, guesses: bool = True) -> Trace:
+    """Return the trace of a reply: compute, waits, non-expert parts, guessed copies beside."""
     played = HandPlayed(layers=LAYERS, experts=EXPERT_COUNT, slots=2).record()
     for (layers,) in steps:
         for layer, experts in enumerate(layers):
             if guesses:
                 played.copied(layer, 1, "host", played.now + MS // 3, 2 * MS, guess=True)
             played.demand(layer, experts, wait_ns=3 * MS, compute_ns=MS, tier="host")
-            played.now += trunk
+            played.now += non_expert
     return played.trace(model="made up")
 
 
@@ -51,14 +51,14 @@ def test_compute_and_waits_fill_a_reply(steps):
     assert waited / MS == trace.per_token()["wait_ms"].sum()
 
 
-def test_compute_is_experts_around_the_waits_and_trunk_between_demands():
+def test_compute_is_experts_around_the_waits_and_the_rest_between_demands():
     played = HandPlayed(layers=2, experts=4, slots=2).record()
     played.demand(0, [0, 3], wait_ns=5 * MS, compute_ns=MS)  # 3 hits
     played.now += 2 * MS
     played.demand(1, [2], wait_ns=5 * MS, compute_ns=MS)
     own = in_lanes(spans(played.trace().events))
     found = [(span.label, span.start_ns // MS, span.end_ns // MS) for span in own[COMPUTE]]
-    assert found == [(EXPERTS, 0, 1), (EXPERTS, 6, 7), (TRUNK, 7, 9), (EXPERTS, 9, 10)]
+    assert found == [(EXPERTS, 0, 1), (EXPERTS, 6, 7), (NON_EXPERT, 7, 9), (EXPERTS, 9, 10)]
     assert [(s.label, s.start_ns // MS, s.end_ns // MS) for s in own[WAIT]] == [("expert 0", 1, 6)]
 
 
@@ -67,8 +67,8 @@ def test_nothing_is_computed_between_a_reply_and_the_next_prompt():
     for tokens in (3, 1, 3, 1):
         played.demand(0, [0], tokens=tokens, compute_ns=MS)
         played.now += 10 * MS
-    trunk = [span for span in spans(played.trace().events) if span.label == TRUNK]
-    assert [span.start_ns // MS for span in trunk] == [1, 23]
+    non_expert = [span for span in spans(played.trace().events) if span.label == NON_EXPERT]
+    assert [span.start_ns // MS for span in non_expert] == [1, 23]
 
 
 def test_copies_between_the_same_tiers_at_the_same_time_have_lanes_of_their_own():

@@ -385,8 +385,9 @@ def test_a_folder_that_is_not_there_is_told(tmp_path):
 
 def test_a_token_lasts_until_the_next_one_begins():
     table = chat().trace().per_token()
-    # In each of 2 layers hits are computed (1 ms), misses waited for and computed, then the trunk
-    # (0.5 ms): 1 hit and 2 misses, 1 and 1, 2 misses, 1 hit and no trunk after it.
+    # In each of 2 layers hits are computed (1 ms), misses waited for and computed, then the
+    # non-expert parameters (0.5 ms): 1 hit and 2 misses, 1 and 1, 2 misses, 1 hit and nothing after
+    # it.
     expected = [2 * (1 + 2 * 3 + 0.5), 2 * (1 + 3 + 0.5), 2 * (2 * 10 + 0.5), 2 * 1 + 0.5]
     assert table["duration_ms"].tolist()[:4] == expected
 

@@ -32,7 +32,7 @@ class OffloadedExperts(nn.Module):
         Number of the layer among the layers that have experts.
     """
 
-    cache: ExpertCache  # set by the builder, once the trunk is on its device
+    cache: ExpertCache  # set by the builder, once the non-expert parameters are on their device
     prefetcher: Prefetcher | None = None
     kernels: Kernels = TorchKernels()
     host_kernels: Kernels = TorchKernels()  # of the CPU, for what lies in host memory
