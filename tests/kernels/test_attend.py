@@ -9,7 +9,8 @@ pytest.importorskip("llvmlite", reason="kernels are compiled by it")
 
 from mixoff.kernels.cpu import operations as cpu
 from mixoff.kernels.cpu import steps
-from mixoff.kernels.cpu.compile import usable_isas
+from support.packed_matrices import ISAS
+from support.tiers import examples
 
 
 def inputs(groups, heads, tokens, size, dtype, seed=0):
@@ -25,8 +26,8 @@ def expected(query, key, value, scaling):
     return scores.softmax(-1) @ value.double()
 
 
-@pytest.mark.parametrize("isa", usable_isas())
-@settings(max_examples=40, deadline=None)
+@pytest.mark.parametrize("isa", ISAS)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     groups=st.integers(1, 9),
     heads=st.integers(1, 6),

@@ -19,6 +19,7 @@ from mixoff.kernels.plans import as_packed
 from mixoff.models.build import build_model
 from mixoff.quantization import HQQAxis0, QuantizedTensor
 from support.packed_matrices import ISAS, of_codes_zero
+from support.tiers import examples
 
 FOLDER = Path(__file__).parents[1] / "data" / "released-layout-tiny"
 
@@ -78,7 +79,7 @@ def cases(draw):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(cases())
 def test_products_from_packed_weights_are_right(isa, case):
     matrix, tokens = case
@@ -98,7 +99,7 @@ def test_errors_of_quantized_weights_are_small_beside_the_largest_result(isa, sc
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(cases())
 def test_dequantized_weights_are_those_of_torch_to_the_bit(isa, case):
     matrix, _ = case

@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 pytest.importorskip("llvmlite", reason="kernels are compiled by it")
 
 from mixoff.kernels.cpu import steps, threads
-from mixoff.kernels.cpu.compile import usable_isas
 from mixoff.kernels.cpu.one_token import AttendedProduct, FeedForward, Projection
 from mixoff.quantization import HQQ, QuantizedTensor
-from support.packed_matrices import packed
+from support.packed_matrices import ISAS, packed
+from support.tiers import examples
 
-ISAS = usable_isas()
 DTYPES = (torch.float32, torch.bfloat16)
 Sized = tuple[torch.Tensor, torch.Tensor]
 SCHEMES = (HQQ(2, 16, 8), HQQ(3, 64), HQQ(4, 64), HQQ(8, 32), HQQ(4, 8))
@@ -73,7 +72,7 @@ def of_expert(matrices: list[QuantizedTensor], dtype: torch.dtype, isa: str | No
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(
     scheme=st.sampled_from(SCHEMES),
     columns=st.integers(1, 9),
@@ -108,7 +107,7 @@ def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(
     scheme=st.sampled_from(SCHEMES),
     columns=st.integers(1, 9),
@@ -138,7 +137,7 @@ def test_queries_keys_and_values_are_right(isa, scheme, columns, groups, share, 
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(
     scheme=st.sampled_from((HQQ(2, 16, 8), HQQ(3, 32), HQQ(4, 32), HQQ(8, 32))),
     rows=st.integers(1, 70),

@@ -15,6 +15,7 @@ from mixoff.kernels.layout import Form
 from mixoff.kernels.plans import as_packed
 from mixoff.quantization import HQQ, HQQAxis0, QuantizedTensor
 from support.packed_matrices import ISAS, of_codes_zero, packed, random_matrix
+from support.tiers import examples
 
 pytest.importorskip("llvmlite", reason="kernels are compiled by it")
 
@@ -45,7 +46,7 @@ def cases(draw):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(cases())
 def test_products_from_packed_weights_are_right(isa, case):
     matrix, tokens = case
@@ -54,7 +55,7 @@ def test_products_from_packed_weights_are_right(isa, case):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(cases())
 def test_dequantized_weights_are_those_of_torch_to_the_bit(isa, case):
     matrix, _ = case

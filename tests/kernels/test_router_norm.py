@@ -8,16 +8,16 @@ from torch import nn
 from transformers import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralRMSNorm, MixtralTopKRouter
 
+from support.tiers import examples
 from support.tiny import EXACT, MIXED
 
 pytest.importorskip("llvmlite", reason="kernels are compiled by it")
 
 from mixoff.kernels.cpu import router_norm as token_parts
-from mixoff.kernels.cpu.compile import usable_isas
 from mixoff.models.build import build_model
 from mixoff.models.layers.router_norm import OneTokenNorm, OneTokenRouter
+from support.packed_matrices import ISAS
 
-ISAS = usable_isas()
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -35,7 +35,7 @@ def router(experts: int, top_k: int, columns: int, dtype: torch.dtype) -> Mixtra
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     experts=st.integers(1, 20),
     columns=st.sampled_from((64, 192, 4096)),
@@ -83,7 +83,7 @@ def test_of_equal_logits_and_of_none_the_first_are_taken(isa):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(
     columns=st.sampled_from((64, 320, 4096)),
     dtype=st.sampled_from(DTYPES),

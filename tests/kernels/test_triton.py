@@ -15,6 +15,7 @@ from mixoff.kernels import KERNELS, TorchKernels, host_kernels, kernels_named
 from mixoff.kernels.packed import PackedKernels
 from mixoff.kernels.plans import as_packed
 from mixoff.quantization import HQQ, HQQAxis0, QuantizedTensor, StackedRows, Unquantized
+from support.tiers import examples
 
 pytest.importorskip("triton", reason="kernels are compiled by it, and it is on Linux alone")
 
@@ -72,7 +73,7 @@ def cases(draw):
     return matrix, draw(st.sampled_from(KINDS)), draw(st.sampled_from((1, 8)))
 
 
-@settings(max_examples=12)
+@settings(max_examples=examples(12))
 @given(cases(), st.integers(1, 9))
 def test_products_from_packed_weights_are_right(case, tokens):
     matrix, dtype, programs = case
@@ -84,7 +85,7 @@ def test_products_from_packed_weights_are_right(case, tokens):
     assert is_right(y, x, matrix)
 
 
-@settings(max_examples=12)
+@settings(max_examples=examples(12))
 @given(cases())
 def test_dequantized_weights_are_those_of_torch_to_the_bit(case):
     matrix, dtype, _ = case

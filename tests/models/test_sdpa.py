@@ -11,6 +11,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from mixoff.models import build as builder
 from mixoff.models.layers import sdpa as attention
 from mixoff.models.layers.sdpa import NAME, attend
+from support.tiers import examples
 from support.tiny import EXACT, MIXED
 
 SIZE = 16
@@ -26,7 +27,7 @@ def module(share: int) -> SimpleNamespace:
     return SimpleNamespace(num_key_value_groups=share, is_causal=True)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     batch=st.integers(1, 3),
     groups=st.integers(1, 3),

@@ -15,6 +15,7 @@ from mixoff.simulate import LinkModel, Machine, PrefetchAccuracy, predict_speed,
 from mixoff.simulate.link_queue import Traffic
 from mixoff.simulate.machine import PIECE, link_of
 from support.recordings import MS, HandPlayed
+from support.tiers import examples
 
 ROUND = Machine(layer_s=0.010, expert_s=0.001, token_s=0.100, link=LinkModel(0.002, 1e6))
 NBYTES = 3000  # 5 ms over that link
@@ -128,7 +129,7 @@ def test_wrong_guesses_take_from_compute_what_a_copy_takes():
 numbers = st.floats(0.0, 0.05)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(seed=st.integers(0, 5), bandwidth=st.floats(1e4, 1e8), more=st.floats(1.0, 10.0))
 def test_a_faster_link_never_makes_tokens_slower(seed, bandwidth, more):
     trace = routed(seed)
@@ -140,7 +141,7 @@ def test_a_faster_link_never_makes_tokens_slower(seed, bandwidth, more):
     assert times[1] <= times[0] * (1 + 1e-9)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(seed=st.integers(0, 5), layer_s=numbers, expert_s=numbers)
 def test_more_slots_never_add_waiting_with_lru(seed, layer_s, expert_s):
     machine = Machine(layer_s, expert_s, 0.0, LinkModel(0.001, 1e6))
@@ -148,7 +149,7 @@ def test_more_slots_never_add_waiting_with_lru(seed, layer_s, expert_s):
     assert (np.diff(waits) <= 1e-9).all()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(seed=st.integers(0, 5), layer_s=numbers, expert_s=numbers)
 def test_knowing_what_comes_never_adds_waiting(seed, layer_s, expert_s):
     machine = Machine(layer_s, expert_s, 0.0, LinkModel(0.001, 1e6))
@@ -201,7 +202,7 @@ def test_the_fitted_machine_predicts_the_recording_it_was_fitted_to():
     assert only(found, "wait_ms") <= only(told, "wait_ms")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(latency=st.floats(1e-6, 1e-2), rate=st.floats(1e6, 1e11))
 def test_a_link_without_noise_is_found_again(latency, rate):
     sizes = [4096 * 4**n for n in range(8)]
