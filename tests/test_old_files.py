@@ -1,9 +1,9 @@
 """What the code before the package was divided into rooms wrote still opens and gives the same.
 
 tests/data/made-before-the-rooms was written by the code at commit 0a9c104: a random Mixtral in
-four, three and two bits; a recording of two replies of the demo model, at the end of which its cache
-was resized; and that conversation. expected.json has what that code computed of them, with plain
-torch on one thread.
+four, three and two bits; a recording of two replies of the demo model, at the end of which its
+cache was resized; and that conversation. expected.json has what that code computed of them, with
+plain torch on one thread.
 """
 
 import json
