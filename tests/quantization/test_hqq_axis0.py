@@ -83,7 +83,7 @@ def test_a_setting_that_cannot_be_is_refused_with_what_would_do(settings, messag
 
 @pytest.mark.parametrize("scheme", [HQQAxis0(2, 40, 1), HQQAxis0(2, 16, 5), HQQAxis0(2, 16, 999)])
 def test_groups_that_do_not_divide_the_matrix_are_refused(scheme):
-    with pytest.raises(ConfigError, match="a 48 x 256 matrix doesn't fall into such groups"):
+    with pytest.raises(ConfigError, match="a 48 x 256 matrix can't be divided into such groups"):
         scheme.quantize(weights(*SHAPE))
 
 
