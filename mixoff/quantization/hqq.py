@@ -1,6 +1,6 @@
 """Half-quadratic quantization in groups along the inputs (axis 1).
 
-HQQ's names and meaning: W = (W_q - zero) * scale.
+Names and meaning of the parts are those of the package hqq: W = (W_q - zero) * scale.
 Letters: N rows (outputs), K columns (inputs), G = K / group_size groups a row.
 """
 
@@ -30,9 +30,9 @@ class HQQ(Quantization):
     group_size
         Weights of a row that share a scale and a zero.
     scale_nbits
-        16 stores scales and zeros as float16. 8 stores them as bytes with a float32 pair (factor
-        and offset) for each 128 groups of a row, a row's last ones fewer: 3.06 instead of 4 bits a
-        weight for 2-bit codes in groups of 16.
+        16 stores scales and zeros as float16. 8 stores them as bytes, with a float32 pair (factor
+        and offset) for every 128 groups of a row, of which the last may be fewer: 3.06 instead of
+        4 bits a weight for 2-bit codes in groups of 16.
     """
 
     method = "hqq"
@@ -49,7 +49,13 @@ class HQQ(Quantization):
             raise ConfigError(f"scale_nbits={self.scale_nbits!r}: give 16 or 8.")
 
     def part_specs(self, shape: Shape) -> PartSpecs:
-        """Return the packed codes W_q, scale, zero, and with 8-bit scales their float32 pairs."""
+        """Return the specs of W_q, scale and zero, and of `pairs` where scales have 8 bits.
+
+        Raises
+        ------
+        ConfigError
+            If groups don't divide the matrix's rows.
+        """
         rows, columns = shape
         if columns % self.group_size:
             raise ConfigError(
@@ -66,8 +72,8 @@ class HQQ(Quantization):
         return {"W_q": codes, "scale": meta, "zero": meta, "pairs": pairs}
 
     def quantize(self, weight: Tensor) -> Parts:
-        """Return packed codes, scales and zeros as hqq's solver finds them."""
-        self.part_specs(tuple(weight.shape))
+        """Return the packed codes, scales and zeros that `solve` computes."""
+        self.part_specs(tuple(weight.shape))  # raises before the solver runs for seconds
         rows, columns = weight.shape
         W_q, scale, zero = solve(weight, self.nbits, self.group_size, axis=1)
         scale, zero = scale.reshape(rows, -1), zero.reshape(rows, -1)  # [N, G]
