@@ -133,6 +133,13 @@ def storage_folder(repository: str) -> Path:
     return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
 
 
+def folder_title(folder: Path) -> str:
+    """Return a checkpoint folder's name: ``owner/repository@1234abcd`` for one in the cache."""
+    repository = folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+    is_cached = folder.parent.name == "snapshots" and bool(repository)
+    return short_title(repository, folder.name) if is_cached else folder.name
+
+
 def cached_nbytes(repository: str) -> int:
     """Return how many bytes of a repository are in the cache, of whole files and begun ones."""
     blobs = storage_folder(repository) / "blobs"
