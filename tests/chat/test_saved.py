@@ -1,14 +1,11 @@
 """Changes of a running chat: settings, a regenerated reply, saving, restoring and closing."""
 
-import gc
 import json
-import threading
-import weakref
 
 import pytest
 from transformers import AutoTokenizer
 
-from mixoff import Chat, OffloadConfig, build_model, demo_path, load_chat
+from mixoff import Chat, OffloadConfig, build_model, demo_path
 from mixoff.cache import prefetcher_of
 from mixoff.chat import Sampling
 from mixoff.errors import CheckpointError, ConfigError, MixoffError
@@ -183,60 +180,6 @@ def test_a_file_that_cannot_be_written_is_refused(chat, tmp_path):
         chat.save(tmp_path / "nowhere" / "talk.json")
 
 
-# ---- the model is released
-
-
-def loaded():
-    return load_chat(demo_path(), OffloadConfig(offload_per_layer=4), temperature=0)
-
-
-def test_loading_again_frees_the_model_of_the_call_before():
-    chat = loaded()
-    say(chat, QUESTIONS[0])
-    model, cache = weakref.ref(chat.model), chat.cache
-    second = loaded()
-    gc.collect()
-    assert model() is None
-    assert chat.is_closed
-    assert chat.cache is None
-    assert len(chat.messages) == 2
-    with pytest.raises(MixoffError, match="was closed"):
-        chat.send(QUESTIONS[1])
-    with pytest.raises(MixoffError, match="closed"):
-        cache.acquire(0, [0])
-    assert "Paris" in say(second, QUESTIONS[0])
-    second.close()
-    second.close()
-
-
-def test_a_reply_in_another_thread_ends_when_the_chat_is_closed():
-    chat, ended = loaded(), threading.Event()
-    started = threading.Event()
-
-    def read():
-        for _ in chat.send("Tell me a story about a fox."):
-            started.set()
-        ended.set()
-
-    thread = threading.Thread(target=read)
-    thread.start()
-    assert started.wait(30)
-    chat.close()
-    thread.join(30)
-    assert ended.is_set()
-    assert chat.messages[-1]["content"]
-
-
-def test_a_reply_whose_iterator_is_no_longer_read_does_not_keep_a_chat_from_closing(monkeypatch):
-    monkeypatch.setattr("mixoff.chat.chat._PATIENCE_S", 0.1)
-    chat = loaded()
-    reply = chat.send(QUESTIONS[0])
-    next(reply)
-    chat.close()
-    assert [*reply] == []
-    assert not chat.is_replying
-
-
 # ---- how it is shown
 
 
@@ -248,17 +191,7 @@ def test_a_chat_is_shown_by_its_model_device_slots_and_turns(chat):
     chat.cache.resize(4)
 
 
-def test_a_chat_is_shown_while_it_replies_and_after_it_was_closed():
-    chat = loaded()
-    reply = chat.send(QUESTIONS[0])
-    next(reply)
-    assert repr(chat) == "Chat('demo-mixtral' on cpu, 4 slots for 8 experts per layer, 1 turn)"
-    reply.close()
-    chat.close()
-    assert repr(chat) == "Chat('demo-mixtral', closed, 1 turn)"
-
-
-def test_a_chat_whose_tokenizer_is_refused_can_be_shown(parts):
+def test_a_chat_with_a_refused_setting_can_be_shown(parts):
     model, tokenizer = parts
     refused = Chat.__new__(Chat)
     with pytest.raises(ConfigError, match="temperature"):
