@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mixoff.config import OffloadConfig
+from mixoff.config import HostTier, OffloadConfig
 from mixoff.errors import ConfigError
 from mixoff.planning.free_memory import FreeMemory, headroom
 from mixoff.units import format_nbytes, parse_budget
 
-Tier = Literal["none", "inclusive", "exclusive"]
+PlannedTier = HostTier | Literal["none"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Needs:
 class HostBudget:
     """What host memory keeps: `buffers` records of `nbytes` in all."""
 
-    kind: Tier
+    kind: PlannedTier
     buffers: int
     nbytes: int
 
@@ -115,7 +115,7 @@ def fit_host(
             f"give {needs.buffer} bytes or more, or 0 to read each miss from disk."
         )
     fit = budget // needs.buffer
-    kind: Tier = "inclusive" if needs.on_gpu and fit >= needs.experts else "exclusive"
+    kind: HostTier = "inclusive" if needs.on_gpu and fit >= needs.experts else "exclusive"
     if offload.host_tier != "auto":
         kind = offload.host_tier
     buffers = min(fit, needs.experts if kind == "inclusive" else outside) if outside else 0
