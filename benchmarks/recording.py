@@ -21,6 +21,7 @@ import torch
 from transformers import AutoTokenizer
 
 from mixoff import Chat, ExpertCache, OffloadConfig, build_model, demo_path
+from mixoff.cache.observers import snapshot_of
 from mixoff.trace import Recorder
 
 PROMPT = "Tell me a story about a fox."
@@ -36,10 +37,10 @@ class Stopwatch:
     def timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """Return the same call, watched."""
 
-        def watched(*arguments: Any) -> Any:
+        def watched(*arguments: Any, **options: Any) -> Any:
             began = time.perf_counter_ns()
             try:
-                return call(*arguments)
+                return call(*arguments, **options)
             finally:
                 self.spent_ns += time.perf_counter_ns() - began
 
@@ -62,16 +63,16 @@ def watched_recorder(cache: ExpertCache) -> Iterator[tuple[Recorder, Stopwatch, 
     """Record with a recorder whose calls are timed, as `ExpertCache.record` does without."""
     recorder, own, telling = Recorder(), Stopwatch(), Stopwatch()
     for layer in range(cache.num_layers):
-        cache._tell_state(layer, "start", [recorder])
+        recorder.snapshot(snapshot_of(layer, cache._state.residency[layer], "start"))
     for name in ("demand", "copy", "guess", "snapshot"):
         setattr(recorder, name, own.timed(getattr(recorder, name)))
-    cache._tell = telling.timed(cache._tell)
-    cache._observers.append(recorder)
+    cache._state._notify_end = telling.timed(cache._state._notify_end)
+    cache._observers.attach(recorder)
     try:
         yield recorder, own, telling
     finally:
-        cache._observers.remove(recorder)
-        del cache._tell  # the class's own again
+        cache._observers.detach(recorder)
+        del cache._state._notify_end  # the class's own again
 
 
 def reply_seconds(chat: Chat) -> float:

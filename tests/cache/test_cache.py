@@ -281,9 +281,9 @@ def settle_guesses(cache: ExpertCache) -> None:
 
 def buffers(cache: ExpertCache) -> int:
     """Return how many buffers there are, in use or not, once all under way have ended."""
-    while cache._pool.wait():
+    while cache._state.pool.wait():
         pass
-    return cache._pool._made
+    return len(cache._state.pool._made)
 
 
 @pytest.mark.parametrize("threads", [0, 1])
@@ -347,7 +347,7 @@ def test_an_expert_that_two_open_demands_let_go_gives_both_its_buffers_back(make
     assert next(outer)[0] == 0
     assert take(cache, 0, [0]) == [0]
     outer.close()
-    assert buffers(cache) == 2 + len(cache._mover._kept) + len(cache._pool._free)
+    assert buffers(cache) == 2 + len(cache._mover._kept) + len(cache._state.pool._free)
 
 
 def test_a_demand_that_nobody_reads_keeps_no_buffer_from_one_that_is_read(make_cache):
@@ -566,8 +566,8 @@ def open_files() -> list[str]:
 def test_a_core_is_busy_while_records_come_through_the_page_cache(files, io):
     reader = DiskReader(io)
     cache = make(files, slots=2, threads=0, reader=reader)
-    assert cache.busy_cores() == 0
+    assert cache.reserved_threads() == 0
     cache.prefetch(0, [0])
-    assert cache.busy_cores() == (reader.io != "direct")
+    assert cache.reserved_threads() == (reader.io != "direct")
     settle_guesses(cache)
-    assert cache.busy_cores() == 0
+    assert cache.reserved_threads() == 0

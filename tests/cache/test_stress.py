@@ -132,13 +132,13 @@ class Stress:
 
     def check_counts(self) -> None:
         """Check that every buffer is in a slot, kept, guessed, or free."""
-        cache = self.cache
-        while cache._pool.wait():
+        cache, pool = self.cache, self.cache._state.pool
+        while pool.wait():
             pass
-        assert cache._pool._made <= cache._pool.limit
+        assert len(pool._made) <= pool.limit
         in_slots = sum(len(cache.residents(layer)) for layer in range(LAYERS))
-        resting = len(cache._staging._guesses) + len(cache._mover._kept)
-        assert cache._pool._made == in_slots + resting + len(cache._pool._free)
+        resting = len(cache._state.staging._guesses) + len(cache._mover._kept)
+        assert len(pool._made) == in_slots + resting + len(pool._free)
         for layer in range(LAYERS):
             assert len(cache.residents(layer)) <= cache.slots_per_layer
 

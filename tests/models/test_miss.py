@@ -230,7 +230,7 @@ def test_what_is_computed_begins_while_others_are_still_to_come(built):
         came = []
         for expert, _ in arriving:
             came.append(expert)
-            under_way = cache._server.present.coming
+            under_way = cache._state.active.in_flight
             assert [c.is_ready for c in under_way.values()] == [False] * (len(came) < 3)
     assert came == [0, 3, 4], "the resident, then the computed one, then the one from disk"
     check_replay(trace)
@@ -345,7 +345,7 @@ class Watched(MissChooser):
 def test_by_itself_it_computes_what_few_tokens_chose_and_fetches_what_many_did(built):
     model, cache = built(miss="auto")
     warm(cache)
-    watched = cache._server._choice = Watched(cache._mover.nbytes((0, 0)))
+    watched = cache._server._chooser = Watched(cache._mover.nbytes((0, 0)))
     with cache.record() as trace:
         run(model, prompt=8)
     assert {computed for tokens, computed in watched.made if tokens == 1} >= {True}

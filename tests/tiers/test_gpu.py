@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mixoff.cache.cache import ExpertCache
-from mixoff.cache.miss_choice import Miss
+from mixoff.config import Miss
 from mixoff.tiers.disk import DiskReader
 from mixoff.tiers.gpu import GpuMover
 from mixoff.tiers.host import PinnedMemory
@@ -80,7 +80,7 @@ class Run:
                 if chance.random() < interrupted:
                     [*self.cache.acquire(chance.randrange(LAYERS), [chance.randrange(EXPERTS)])]
                     if expert in arriving.computed:  # it is valid until the next one is asked for
-                        for ticket in [*self.mover._leaving.values()]:
+                        for ticket in [*self.mover._write_backs.values()]:
                             ticket.settle()
                         self.device.run_all()
                         check()

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from mixoff.config import Io
 from mixoff.errors import CheckpointError
 from mixoff.tiers.aligned import PAGE
 from mixoff.tiers.buffers import Buffer
-from mixoff.tiers.disk import DiskReader, Io
+from mixoff.tiers.disk import DiskReader
 from mixoff.tiers.record import RecordLocation
 from mixoff.tiers.store import RecordStore
 
