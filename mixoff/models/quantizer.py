@@ -14,7 +14,7 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from mixoff.checkpoints.formats import AnyCheckpoint, open_checkpoint
+from mixoff.checkpoints.formats import RunnableCheckpoint, open_checkpoint
 from mixoff.checkpoints.quantization_config import (
     QUANT_METHOD,
     quantization_settings,
@@ -60,7 +60,7 @@ class MixoffQuantizationConfig(QuantizationConfigMixin):
     def __init__(
         self,
         *,
-        checkpoint: AnyCheckpoint | None = None,
+        checkpoint: RunnableCheckpoint | None = None,
         offload: OffloadConfig | None = None,
         plan: MemoryPlan | None = None,
         dtype: torch.dtype | None = None,
@@ -148,7 +148,7 @@ class MixoffQuantizer(HfQuantizer):
         quantized = not isinstance(self._checkpoint.scheme.attention, Unquantized)
         return quantized and self._on_cpu and not isinstance(self._kernels, TorchKernels)
 
-    def _opened(self, checkpoint_files: list[str] | None) -> AnyCheckpoint:
+    def _opened(self, checkpoint_files: list[str] | None) -> RunnableCheckpoint:
         if (checkpoint := self.quantization_config.checkpoint) is not None:
             return checkpoint
         if not checkpoint_files:

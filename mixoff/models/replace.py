@@ -13,7 +13,7 @@ from transformers.models.mixtral.modeling_mixtral import (
 
 from mixoff.cache.cache import ExpertCache
 from mixoff.cache.prefetcher import Prefetcher
-from mixoff.checkpoints.formats import AnyCheckpoint
+from mixoff.checkpoints.formats import RunnableCheckpoint
 from mixoff.config import OffloadConfig
 from mixoff.errors import CheckpointError
 from mixoff.kernels import Kernels
@@ -58,7 +58,7 @@ def replace_for_one_token(model: PreTrainedModel) -> None:
         set_attention_implementation(model.config, NAME)
 
 
-def replace_attention(model: nn.Module, checkpoint: AnyCheckpoint) -> None:
+def replace_attention(model: nn.Module, checkpoint: RunnableCheckpoint) -> None:
     """Replace each matrix of attention by a layer with a record of packed bytes."""
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and ".self_attn." in name:
@@ -82,7 +82,7 @@ def replace_experts(model: nn.Module) -> None:
         model.set_submodule(name, OffloadedExperts(model.get_submodule(name), layer))
 
 
-def check_tensors(model: PreTrainedModel, checkpoint: AnyCheckpoint) -> None:
+def check_tensors(model: PreTrainedModel, checkpoint: RunnableCheckpoint) -> None:
     """Refuse a checkpoint without all tensors, since transformers would initialize the others.
 
     Raises

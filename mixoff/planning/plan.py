@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from mixoff.checkpoints.formats import AnyCheckpoint
+from mixoff.checkpoints.formats import PlannedCheckpoint
 from mixoff.checkpoints.quantization_config import stored_dtype
 from mixoff.config import OffloadConfig
 from mixoff.errors import ConfigError
@@ -21,7 +21,6 @@ from mixoff.planning.budgets import (
     refuse_too_much,
 )
 from mixoff.planning.free_memory import FreeMemory, free_memory
-from mixoff.planning.outline import CheckpointEstimate
 from mixoff.tiers.aligned import PAGE
 from mixoff.tiers.disk import choose_io
 from mixoff.tiers.record import RecordLayout
@@ -29,7 +28,6 @@ from mixoff.tiers.record import RecordLayout
 if TYPE_CHECKING:
     import pandas as pd
 
-PlannedCheckpoint = AnyCheckpoint | CheckpointEstimate
 PREFILL_TOKENS = 512  # tokens that a chat computes at once
 _DEFAULT_CONTEXT = 4096
 _BOUNCE = 4  # host buffers: thread and caller may each have a fetch in hand and one overtaken

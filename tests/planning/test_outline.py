@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mixoff.checkpoints.mixoff_format import Checkpoint
+from mixoff.checkpoints.formats import open_checkpoint
 from mixoff.config import OffloadConfig
 from mixoff.errors import CheckpointError, ConfigError
 from mixoff.planning.free_memory import FreeMemory
@@ -63,7 +63,7 @@ def weighed_gib(row: dict[str, str]) -> float:
     ],
 )
 def test_an_outline_weighs_what_the_converted_checkpoint_weighs(quantized, scheme):
-    checkpoint = Checkpoint.open(quantized(scheme))
+    checkpoint = open_checkpoint(quantized(scheme))
     outline = CheckpointEstimate(Path("x"), checkpoint.config, scheme)
     assert outline.expert_layouts() == checkpoint.expert_layouts()
     assert outline.experts_nbytes == checkpoint.experts_nbytes
@@ -72,7 +72,7 @@ def test_an_outline_weighs_what_the_converted_checkpoint_weighs(quantized, schem
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_plan_is_the_same_before_the_checkpoint_is_there(quantized, device):
-    checkpoint = Checkpoint.open(quantized(MIXED))
+    checkpoint = open_checkpoint(quantized(MIXED))
     outline = CheckpointEstimate(Path("x"), checkpoint.config, MIXED)
     free = FreeMemory(host=GIB, device=GIB)
     before, after = (

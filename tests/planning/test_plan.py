@@ -7,7 +7,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mixoff.checkpoints.mixoff_format import Checkpoint
+from mixoff.checkpoints.formats import open_checkpoint
+from mixoff.checkpoints.mixoff_format import MixoffCheckpoint
 from mixoff.config import OffloadConfig
 from mixoff.errors import ConfigError
 from mixoff.kernels import kernels_named
@@ -26,8 +27,8 @@ DEVICES = pytest.mark.parametrize("device", ["cpu", "cuda"])
 
 
 @pytest.fixture
-def checkpoint(quantized) -> Checkpoint:
-    return Checkpoint.open(quantized(EXACT))
+def checkpoint(quantized) -> MixoffCheckpoint:
+    return open_checkpoint(quantized(EXACT))
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_without_any_budget_half_of_the_experts_start_outside(planned, device):
 
 @pytest.mark.parametrize("experts", [1, 2, 3, 5])
 def test_a_layer_has_a_slot_however_few_experts_it_has(quantized, experts):
-    opened = Checkpoint.open(quantized(EXACT, experts=experts, top_k=1))
+    opened = open_checkpoint(quantized(EXACT, experts=experts, top_k=1))
     plan = plan_memory(opened, OffloadConfig(), free=PLENTY)
     assert plan.slots_per_layer == experts - experts // 2
 
@@ -96,7 +97,7 @@ def test_what_is_dequantized_at_a_time_is_up_to_who_multiplies():
 
 def test_a_plan_counts_what_its_kernels_dequantize(quantized):
     pytest.importorskip("llvmlite", reason="kernels are compiled by it")
-    opened = Checkpoint.open(quantized(MIXED))
+    opened = open_checkpoint(quantized(MIXED))
     plans = [
         plan_memory(opened, OffloadConfig(), free=PLENTY, kernels=kernels)
         for kernels in (kernels_named("torch"), kernels_named("cpu"), None)
@@ -375,7 +376,7 @@ def test_reads_asked_for_are_those_planned(planned, io):
 
 
 def test_smaller_records_make_room_for_more_slots(quantized, planned):
-    small = Checkpoint.open(quantized(MIXED))
+    small = open_checkpoint(quantized(MIXED))
     budget = planned().device_nbytes
     plan = plan_memory(small, OffloadConfig(device_memory=budget), free=PLENTY)
     assert plan.slots_per_layer > planned(device_memory=budget).slots_per_layer
