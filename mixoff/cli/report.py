@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from mixoff.cache.stats import CacheStats
     from mixoff.chat.reply import ReplyStats
-    from mixoff.planning.plan import MemoryPlan, PlannedCheckpoint
+    from mixoff.checkpoints.formats import PlannedCheckpoint
+    from mixoff.planning.plan import MemoryPlan
     from mixoff.trace import Trace
 
 

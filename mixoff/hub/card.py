@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mixoff._version import __version__
-from mixoff.checkpoints.formats import AnyCheckpoint, open_checkpoint
+from mixoff.checkpoints.formats import RunnableCheckpoint, open_checkpoint
 from mixoff.errors import ConfigError
 from mixoff.units import format_nbytes
 
@@ -85,7 +85,7 @@ def _front_matter(base_model: str | None, license: str | None) -> list[str]:
     return [*lines, "tags:", *(f"- {tag}" for tag in _TAGS), "---", ""]
 
 
-def _contents(checkpoint: AnyCheckpoint) -> list[str]:
+def _contents(checkpoint: RunnableCheckpoint) -> list[str]:
     layouts = [layout for layer in checkpoint.expert_layouts() for layout in layer]
     weights = sum(math.prod(shape) for layout in layouts for _, shape in layout.shapes)
     expert_bits = 8 * sum(layout.nbytes for layout in layouts) / weights

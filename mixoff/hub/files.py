@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub.errors import HTTPError
 
-from mixoff.checkpoints.mixoff_format import INDEX_NAME
+from mixoff.checkpoints.folder import INDEX_NAME
 from mixoff.checkpoints.safetensors_read import Shard, header_nbytes, parse_shard, read_shard
 from mixoff.checkpoints.source_files import indexed_files
 from mixoff.errors import CheckpointError

@@ -7,7 +7,8 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HTTPError
 
-from mixoff.checkpoints.mixoff_format import INDEX_NAME, Checkpoint
+from mixoff.checkpoints.folder import INDEX_NAME, CheckpointFolder
+from mixoff.checkpoints.mixoff_format import MixoffCheckpoint
 from mixoff.checkpoints.source_files import COMPANIONS
 from mixoff.errors import CheckpointError, ConfigError
 from mixoff.hub.card import model_card
@@ -48,7 +49,7 @@ def push_to_hub(
     """
     if repository.count("/") != 1 or "@" in repository or not all(repository.split("/")):
         raise ConfigError(f"repository={repository!r}: give it as owner/repository.")
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = MixoffCheckpoint.open(CheckpointFolder.open(folder))
     checkpoint.verify()
     card = model_card(
         folder,
@@ -78,14 +79,14 @@ def _upload(repository: str, additions: list[CommitOperationAdd]) -> str:
         raise CheckpointError(f"{repository}: the upload failed ({error}).") from error
 
 
-def own_files(checkpoint: Checkpoint) -> list[Path]:
+def own_files(checkpoint: MixoffCheckpoint) -> list[Path]:
     """Return a checkpoint's own files, without others in its folder."""
     settings = [checkpoint.path / name for name in ("config.json", INDEX_NAME, *COMPANIONS)]
     weights = [shard.path for shard in checkpoint.shards.values()]
     return [*(path for path in settings if path.is_file()), *weights]
 
 
-def _additions(checkpoint: Checkpoint) -> list[CommitOperationAdd]:
+def _additions(checkpoint: MixoffCheckpoint) -> list[CommitOperationAdd]:
     return [CommitOperationAdd(path.name, path) for path in own_files(checkpoint)]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from huggingface_hub.errors import HTTPError
 
-from mixoff.checkpoints.mixoff_format import INDEX_NAME
+from mixoff.checkpoints.folder import INDEX_NAME
 from mixoff.checkpoints.mixtral_offloading import is_mixtral_offloading
 from mixoff.checkpoints.quantization_config import QUANT_METHOD
 from mixoff.errors import CheckpointError

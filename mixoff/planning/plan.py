@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from mixoff.checkpoints.formats import AnyCheckpoint
+from mixoff.checkpoints.formats import PlannedCheckpoint
 from mixoff.checkpoints.quantization_config import stored_dtype
 from mixoff.config import Io, OffloadConfig
 from mixoff.errors import ConfigError
@@ -21,7 +21,6 @@ from mixoff.planning.budgets import (
     refuse_too_much,
 )
 from mixoff.planning.free_memory import FreeMemory, free_memory
-from mixoff.planning.outline import CheckpointEstimate
 from mixoff.tiers.aligned import PAGE
 from mixoff.tiers.disk import choose_io
 from mixoff.tiers.gpu import bounce_buffers
@@ -31,7 +30,6 @@ from mixoff.tiers.record import RecordLayout
 if TYPE_CHECKING:
     import pandas as pd
 
-PlannedCheckpoint = AnyCheckpoint | CheckpointEstimate
 PREFILL_TOKENS = 512  # tokens that a chat computes at once
 _DEFAULT_CONTEXT = 4096
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mixoff.cache.cache import ExpertCache
-from mixoff.checkpoints.mixoff_format import Checkpoint
+from mixoff.checkpoints.formats import open_checkpoint
 from mixoff.config import OffloadConfig
 from mixoff.kernels import kernels_named
 from mixoff.models.build import build_model
@@ -30,7 +30,7 @@ def build(
     **options: Any,
 ) -> tuple[Any, ExpertCache]:
     """Return a model whose slots are a fake device's, and its cache; all records fit the host."""
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = open_checkpoint(folder)
     layouts = checkpoint.expert_layouts()
     experts = checkpoint.num_experts
     offload = OffloadConfig(offload_per_layer=experts - slots, **options)
