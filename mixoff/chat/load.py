@@ -63,12 +63,12 @@ def load_chat(
     while _latest:
         if (earlier := _latest.pop()()) is not None:
             earlier.close()
-    folder = named_checkpoint(name_or_path).folder
-    loaded_tokenizer = load_tokenizer(folder, tokenizer)  # refuse before a long load
-    model, _ = build_model(folder, offload, device=device)
+    found = named_checkpoint(name_or_path)
+    loaded = load_tokenizer(found.folder, tokenizer)  # refuse before a long load
+    model, _ = build_model(found.folder, offload, device=device)
     chat = Chat(
         model,
-        loaded_tokenizer,
+        loaded,
         system=system,
         temperature=temperature,
         top_p=top_p,

@@ -129,7 +129,7 @@ def _measured(key: str, value: object) -> str:
     if value is None:
         return "not measured"
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"evaluation: {key}={value!r}: give what `mixoff eval --json` printed.")
+        raise ConfigError(f"evaluation: {key}={value!r}: give the output of `mixoff eval --json`.")
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 

@@ -80,7 +80,7 @@ def _upload(repository: str, additions: list[CommitOperationAdd]) -> str:
 
 
 def own_files(checkpoint: MixoffCheckpoint) -> list[Path]:
-    """Return a checkpoint's own files, without others in its folder."""
+    """Return the files of a checkpoint, and nothing else that lies in its folder."""
     settings = [checkpoint.path / name for name in ("config.json", INDEX_NAME, *COMPANIONS)]
     weights = [shard.path for shard in checkpoint.shards.values()]
     return [*(path for path in settings if path.is_file()), *weights]
