@@ -136,8 +136,8 @@ class ExpertCache:
     def prefetch(self, layer: int, experts: Iterable[int], *, layers_ahead: int = 1) -> None:
         """Begin to fetch experts that a layer may need soon, the likeliest first.
 
-        Experts that are on the device already are skipped, and the first for which no buffer is
-        left ends it. No resident is evicted for a guess, and hits and misses stay the same, unless
+        Experts that are on the device already are skipped; once no buffer is left, the others are
+        not fetched. No resident is evicted for a guess, and hits and misses stay the same, unless
         misses are computed in host memory: one whose guess is complete gets a slot instead.
 
         Parameters

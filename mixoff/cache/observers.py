@@ -23,7 +23,7 @@ class Observers:
 
     def detach(self, observer: Observer) -> None:
         """Notify an observer no longer."""
-        self.attached = tuple(other for other in self.attached if other is not observer)
+        self.attached = tuple(o for o in self.attached if o is not observer)
 
     def notify_demand(self, demand: Demand, since: tuple[Observer, ...]) -> None:
         """Notify of a demand that has ended: those attached since it began."""

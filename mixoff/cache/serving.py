@@ -97,7 +97,7 @@ class DemandServer:
         return demand
 
     def serve(self, demand: ActiveDemand) -> Generator[tuple[int, Expert], None, None]:
-        """Yield each expert of a demand, and end it, in whichever way the generator is left."""
+        """Yield each expert of a demand, and end it, however the generator ends."""
         state, layer = self._state, demand.layer
         try:
             while demand.unserved:
@@ -129,7 +129,7 @@ class DemandServer:
 
         A record that a guess has copied whole isn't among them: it is on the device.
         """
-        while self._copied:  # compute waited for these copies, so their times can be read at once
+        while self._copied:  # compute is past these copies, so that their times take no waiting
             nbytes, span = self._copied.pop()
             self._chooser.note_fetched(nbytes, span()[1] / 1e9)
         candidates, queued = [], 0
@@ -147,7 +147,7 @@ class DemandServer:
         """Yield an expert in host memory, and note how long it was computed."""
         self._state.check_open()
         host_side = self._state.host_side
-        assert host_side is not None, "only host memory lends buffers"
+        assert host_side is not None, "only a mover with host memory lends buffers"
         key = (demand.layer, expert)
         start_ns, buffer = perf_counter_ns(), demand.borrowed.pop(expert)
         ready_ns = None
@@ -177,8 +177,8 @@ class DemandServer:
     def _next(self, demand: ActiveDemand) -> int:
         """Return the expert to serve next.
 
-        Hits are first, then misses that are ready, then those computed in host memory, while
-        others are copied, and last those that must be waited for.
+        Hits are first, then misses that are ready, then those computed in host memory, during
+        which others are copied, and last those that have to be waited for.
         """
         first = demand.unserved[0]
         if first in self._state.slots[demand.layer] or demand.has_ended:
@@ -215,7 +215,7 @@ class DemandServer:
         return in_flight
 
     def _receive(self, demand: ActiveDemand, expert: int) -> Buffer | None:
-        """Wait for a miss and put it into a slot; its buffer is returned if it gets none."""
+        """Wait for a miss and put it into a slot; return its buffer if it gets none."""
         state = self._state
         state.check_open()
         if expert not in demand.in_flight:
@@ -227,9 +227,9 @@ class DemandServer:
         fetch = in_flight.fetch
         if demand.has_ended or expert not in demand.residents:
             return fetch.buffer
-        # First the slot, then the victim. In exclusive host memory the slot frees the host buffer
-        # of this record, and the victim takes it; the other way round, with host memory full, the
-        # victim would displace a third record.
+        # First the slot is filled, then the victim evicted. Where host memory is exclusive, the
+        # record's host buffer becomes spare and takes the victim. In the opposite order, and with
+        # host memory full, the victim would displace another record there.
         state.fill_slot(fetch.key, fetch.buffer)
         if demand.victims:
             state.evict(demand.layer, demand.victims.pop(0))

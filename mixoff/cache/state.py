@@ -19,20 +19,20 @@ from mixoff.tiers.record import Key
 class CacheState:
     """All state of a cache that must agree, and the steps that change several parts of it.
 
-    Slots are the truth: whatever else is here can be made to agree with them again. While the
-    cache does nothing, and whenever a demand has handed out an expert, this holds:
+    Slots are the truth: all else here can be made to agree with them again. Between two calls of
+    the cache's methods, and whenever a demand has yielded an expert, these invariants hold:
 
     1. A layer's residents are the experts in its slots, unless the active demand is the layer's.
-       Then its residency is what the demand decided, and its slots get there as misses arrive.
-    2. A layer has at most as many slots filled as it may have residents.
-    3. Every buffer of the pool is in one place: in a slot, in flight to the active demand, in a
-       guess, in `passing`, with a record that the mover keeps, or in the pool, where it is free or
-       returning. (A demand that another one has interrupted fetches one miss at a time, so that
-       it has none in flight then.)
-    4. A record is borrowed in host memory for each of the active demand's `borrowed`, and for an
-       expert that was handed out to be computed there.
-    5. What the mover's transfers run or queue is in flight to the active demand, a guess, or
-       cancelled; a cancelled one's buffer returns to the pool when its ticket has ended.
+       Then residency is already what the demand decided; slots follow as its misses arrive.
+    2. A layer has no more slots filled than it may have residents.
+    3. Each buffer that the pool has made is in one place: in a slot, in flight to the active
+       demand, in a guess, in `passing`, with a record that the mover keeps, or in the pool, free or
+       returning. A demand that another one interrupted has none in flight: it fetches one miss at a
+       time from then on, and yields it next.
+    4. A host buffer is borrowed for each expert in the active demand's `borrowed`, and for each
+       that was yielded from host memory and is being computed.
+    5. A queued or running transfer to the device is in flight to the active demand or a guess, or
+       it was cancelled and its buffer is returning.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class CacheState:
         self, mover: Mover, residency: Sequence[Residency], staging: int, observers: Observers
     ) -> None:
         self.mover = mover
-        self.kept = mover if isinstance(mover, KeepsEvicted) else None
+        self.keeper = mover if isinstance(mover, KeepsEvicted) else None
         self.host_side = mover if isinstance(mover, HostSide) else None
         self.observers = observers
         self.residency = residency
@@ -71,12 +71,12 @@ class CacheState:
             raise MixoffError("this expert cache was closed: build the model again.")
 
     def is_on_device(self, key: Key) -> bool:
-        """Return whether a record is on the device, wherever there, or on its way to it."""
+        """Return whether a record is on the device, in a slot or not, or in flight to it."""
         layer, expert = key
         active = self.active
         if active is not None and active.layer == layer and expert in active.in_flight:
             return True
-        is_kept = self.kept is not None and self.kept.holds(key)
+        is_kept = self.keeper is not None and self.keeper.holds(key)
         return expert in self.slots[layer] or key in self.staging or is_kept
 
     def fetch(self, key: Key) -> InFlight | None:
@@ -84,7 +84,7 @@ class CacheState:
 
         Guesses give their buffers up for it.
         """
-        if self.kept is not None and (buffer := self.kept.take_kept(key)) is not None:
+        if self.keeper is not None and (buffer := self.keeper.take_kept(key)) is not None:
             return InFlight(Fetch(key, buffer, tier="host"), None)
         while (buffer := self.pool.take()) is None:
             if not self.staging.release_one():
@@ -169,7 +169,7 @@ class CacheState:
             self.end(self.active)
         self.is_closed = True
         self.staging.drop_all()
-        self._close_mover()  # waits for all copies: memory that they touch may not go before
+        self._close_mover()  # waits for all copies; only then the memory that they use is freed
         for slots in self.slots:
             slots.clear()
         self.pool.close()

@@ -3,7 +3,7 @@
 A transfer is an iterator that does one chunk a step; it ends when the iterator does. Threads take
 steps from one queue: demands before guesses, the older first. Between two steps a transfer can be
 overtaken, promoted or cancelled. A thread that waits for a queued transfer does its steps itself,
-so that it never waits for a worker thread that is busy, or gone.
+so that it never waits for a worker thread that is busy or has ended.
 """
 
 import threading
