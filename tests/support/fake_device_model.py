@@ -29,16 +29,11 @@ def build(
     kernels: str = "torch",
     **options: Any,
 ) -> tuple[Any, ExpertCache]:
-<<<<<<< HEAD:tests/support/beside.py
-    """Return a model whose slots are a fake device's, and its cache; all records fit the host."""
-    checkpoint = open_checkpoint(folder)
-=======
     """Return a model whose slots are on a fake device, and its cache.
 
     By default host memory has a buffer for every record.
     """
-    checkpoint = Checkpoint.open(folder)
->>>>>>> wt-cache:tests/support/fake_device_model.py
+    checkpoint = open_checkpoint(folder)
     layouts = checkpoint.expert_layouts()
     experts = checkpoint.num_experts
     offload = OffloadConfig(offload_per_layer=experts - slots, **options)
