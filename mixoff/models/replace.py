@@ -59,7 +59,7 @@ def give_kernels(
     model: PreTrainedModel, cache: ExpertCache, kernels: Kernels, beside: Kernels
 ) -> None:
     """Say who multiplies by packed matrices on the model's device, and beside it on the CPU."""
-    kernels.busy = beside.busy = cache.busy_cores
+    kernels.reserved_threads = beside.reserved_threads = cache.busy_cores
     packed = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
     quantized = any(not isinstance(one.layout.quantization, Unquantized) for one in packed)
     if quantized and cache.device.type == "cpu" and not isinstance(kernels, TorchKernels):

@@ -7,7 +7,7 @@ caches that the weights have just gone through. These take one.
 from torch import Tensor
 from transformers.models.mixtral.modeling_mixtral import MixtralRMSNorm, MixtralTopKRouter
 
-from mixoff.kernels import cpu_module
+from mixoff.kernels import router_norm_operations
 
 
 class OneTokenRouter(MixtralTopKRouter):
@@ -15,14 +15,12 @@ class OneTokenRouter(MixtralTopKRouter):
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits [T, E], and shares and experts of the largest [T, k], of [..., D]."""
-        kernels = cpu_module("router_norm")
+        kernels = router_norm_operations()
         if kernels is None or not kernels.takes_whole(hidden_states, self.weight):
             own: tuple[Tensor, Tensor, Tensor]
             own = super().forward(hidden_states)  # type: ignore[no-untyped-call]  # transformers'
             return own
-        found: tuple[Tensor, Tensor, Tensor]
-        found = kernels.route(hidden_states, self.weight, self.top_k)
-        return found
+        return kernels.route(hidden_states, self.weight, self.top_k)
 
 
 class OneTokenNorm(MixtralRMSNorm):
@@ -30,9 +28,8 @@ class OneTokenNorm(MixtralRMSNorm):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return what is normalized, [..., D]."""
-        kernels = cpu_module("router_norm")
+        kernels = router_norm_operations()
         if kernels is None or not kernels.takes_whole(hidden_states, self.weight):
             own: Tensor = super().forward(hidden_states)
             return own
-        found: Tensor = kernels.normalize(hidden_states, self.weight, self.variance_epsilon)
-        return found
+        return kernels.normalize(hidden_states, self.weight, self.variance_epsilon)
