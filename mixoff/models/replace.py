@@ -131,7 +131,7 @@ def give_kernels(
     model: nn.Module, cache: ExpertCache, kernels: Kernels, host_kernels: Kernels
 ) -> None:
     """Set the kernels for packed matrices on the model's device, and for those in host memory."""
-    kernels.busy = host_kernels.busy = cache.reserved_threads
+    kernels.reserved_threads = host_kernels.reserved_threads = cache.reserved_threads
     for module in model.modules():
         if isinstance(module, QuantizedLinear | OffloadedExperts):
             module.kernels = kernels

@@ -286,7 +286,7 @@ def test_outputs_of_replaced_modules_are_captured_as_transformers_own(build):
 def test_a_copied_module_attends_with_its_own_matrices(build):
     model = build(num_hidden_layers=1)
     attention = attentions(model)[0]
-    attention.o_proj.kernels.busy = int  # the cache's own would come along, and refuses
+    attention.o_proj.kernels.reserved_threads = int  # the cache's own would come along, and refuses
     assert attended(attention) > 0  # plans are made, and aren't the copy's
     other = copy.deepcopy(attention)
     assert isinstance(other, OneTokenAttention)

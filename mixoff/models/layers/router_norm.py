@@ -7,7 +7,7 @@ caches that the weights have just passed through.
 from torch import Tensor
 from transformers.models.mixtral.modeling_mixtral import MixtralRMSNorm, MixtralTopKRouter
 
-from mixoff.kernels import cpu_module
+from mixoff.kernels import router_norm_operations
 
 
 class OneTokenRouter(MixtralTopKRouter):
@@ -15,13 +15,12 @@ class OneTokenRouter(MixtralTopKRouter):
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits [T, E], and shares and experts of the largest [T, k], of [..., D]."""
-        routed: tuple[Tensor, Tensor, Tensor]
-        kernels = cpu_module("router_norm")
+        kernels = router_norm_operations()
         if kernels is None or not kernels.takes_whole(hidden_states, self.weight):
-            routed = super().forward(hidden_states)  # type: ignore[no-untyped-call]
-        else:
-            routed = kernels.route(hidden_states, self.weight, self.top_k)
-        return routed
+            own: tuple[Tensor, Tensor, Tensor]
+            own = super().forward(hidden_states)  # type: ignore[no-untyped-call]  # transformers'
+            return own
+        return kernels.route(hidden_states, self.weight, self.top_k)
 
 
 class OneTokenNorm(MixtralRMSNorm):
@@ -29,10 +28,8 @@ class OneTokenNorm(MixtralRMSNorm):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return the normalized states, [..., D]."""
-        normalized: Tensor
-        kernels = cpu_module("router_norm")
+        kernels = router_norm_operations()
         if kernels is None or not kernels.takes_whole(hidden_states, self.weight):
-            normalized = super().forward(hidden_states)
-        else:
-            normalized = kernels.normalize(hidden_states, self.weight, self.variance_epsilon)
-        return normalized
+            own: Tensor = super().forward(hidden_states)
+            return own
+        return kernels.normalize(hidden_states, self.weight, self.variance_epsilon)

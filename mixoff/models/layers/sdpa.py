@@ -13,7 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from mixoff.kernels import cpu_module
+from mixoff.kernels import attention_operations
 
 SDPA, NAME = "sdpa", "mixoff_sdpa"
 
@@ -48,7 +48,7 @@ def attend(
         return result
     scaling = size**-0.5 if scaling is None else scaling
     together = query.reshape(batch, groups, heads // groups, size)
-    kernels = cpu_module("operations") if batch == 1 and attention_mask is None else None
+    kernels = attention_operations() if batch == 1 and attention_mask is None else None
     if kernels is not None and kernels.attends(key[0], value[0]):
         attended = kernels.attend(together[0], key[0], value[0], scaling=scaling).to(query.dtype)
     else:
