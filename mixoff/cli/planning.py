@@ -54,10 +54,10 @@ def plan(
     context: Context = None,
     as_json: Json = False,
 ) -> None:
-    """Show how many bytes of each memory a run would take, before any weights are fetched.
+    """Plan a run before any weights are fetched: the bytes of each memory, and whether it fits.
 
-    A run that wouldn't fit is refused. An unquantized model is planned as `mixoff quantize` would
-    store it. The device needn't be part of this machine.
+    An unquantized model is planned as `mixoff quantize` would store it. The device needn't be part
+    of this machine.
     """
     offload = offload_settings(
         ctx, offload_per_layer, device_memory=device_memory, host_memory=host_memory
