@@ -25,7 +25,7 @@ class RecordLocation:
     crc32: int | None
 
 
-_CACHE_LINE = 64  # bytes; parts start on one, where kernels read fastest
+_CACHE_LINE = 64  # bytes; parts start on one, for the kernels
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class RecordLayout:
         }
 
     def first_nonfinite(self, record: Tensor) -> str | None:
-        """Return the first scales or zeros with a NaN or an infinity, or None if all are finite."""
+        """Return the name of the first non-finite scales or zeros; None if all are finite."""
         for part in self._parts:
             is_scale = part.dtype.is_floating_point and part.name != "weight"
             if is_scale and not _is_finite(record[part.offset : part.end], part.dtype):

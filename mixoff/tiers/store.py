@@ -47,7 +47,8 @@ class RecordStore:
         """Read a record into a buffer of host memory, and yield each chunk's range once it is read.
 
         Whole pages are read, as direct I/O requires, so the record begins at the same offset in
-        its page as in the file. The last chunk is yielded only when the record is verified.
+        its page as in the file. At its first read, a record is verified before the last chunk is
+        yielded.
 
         Raises
         ------
