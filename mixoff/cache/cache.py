@@ -22,7 +22,6 @@ from mixoff.errors import ConfigError, MixoffError
 from mixoff.policies.base import Policy
 from mixoff.policies.registry import policy_name, policy_named
 from mixoff.policies.residency import Residency
-from mixoff.policies.usage import Usage
 from mixoff.tiers.buffers import Pool
 from mixoff.tiers.mover import Mover
 from mixoff.tiers.record import RecordLayout
@@ -72,7 +71,6 @@ class ExpertCache:
         self.device = torch.device(device)
         self.policy = policy_named(policy)
         self._check_slots(slots_per_layer)
-        self.policy.scores(Usage.unseen(self.num_experts))  # one that can't serve says so now
         self.miss = miss
         self.provenance: dict[str, Any] = {}  # what recordings tell of the model and the run
         self._mover = mover
