@@ -23,7 +23,6 @@ from mixoff.errors import ConfigError, MixoffError
 from mixoff.policies.base import Policy
 from mixoff.policies.registry import policy_name, policy_named
 from mixoff.policies.residency import Residency
-from mixoff.policies.usage import Usage
 from mixoff.tiers.mover import Mover
 from mixoff.tiers.record import RecordLayout
 from mixoff.trace import Recorder, Trace
@@ -71,9 +70,6 @@ class ExpertCache:
         self.device = torch.device(device)
         self.policy = policy_named(policy)
         self._check_slots(slots_per_layer)
-        self.policy.scores(
-            Usage.unseen(self.num_experts)
-        )  # one that only replays can use is refused here
         self.miss = miss
         self.provenance: dict[str, Any] = {}  # facts of the model and the run, for recordings
         self._mover = mover
