@@ -39,6 +39,7 @@ from mixoff.kernels import kernels_named
 from mixoff.kernels.cpu.compile import usable_isas
 from mixoff.kernels.cpu.one_token import FeedForward
 from mixoff.kernels.cpu.operations import most_tokens, multiply, multiply_dequantized
+from mixoff.kernels.layout import PackedLocation
 from mixoff.kernels.plans import as_packed
 from mixoff.quantization import HQQ, HQQAxis0, PackedMatrix, QuantizedTensor
 from mixoff.tiers.aligned import aligned_buffer
@@ -109,7 +110,8 @@ def ours(scheme: HQQ | HQQAxis0, copies: int, tokens: int) -> Iterator[Arm]:
 
     plans: dict[str, list[FeedForward]] = {isa: [] for isa in usable_isas()}
     if tokens == 1 and isinstance(scheme, HQQ):
-        pairs = [(as_packed(above), as_packed(below)) for above, below in experts]
+        # Plans hold addresses alone; the experts are kept.
+        pairs = [[PackedLocation.of(as_packed(m)) for m in expert] for expert in experts]
         for isa, planned in plans.items():
             planned += [FeedForward([a], b, torch.float32, isa) for a, b in pairs]
 

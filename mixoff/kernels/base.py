@@ -5,14 +5,14 @@ Knows quantized matrices; nothing of how they are multiplied on a certain device
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from mixoff.kernels.layout import Packed, PackedAxis0, PackedLocation
+from mixoff.kernels.layout import Located, Packed, PackedAxis0
 from mixoff.quantization import PackedMatrix, Quantization, QuantizedTensor, Shape, Unquantized
 
 Matrix = TypeVar("Matrix", bound=Packed | PackedAxis0)
@@ -162,28 +162,24 @@ class AttendedProductPlan(Protocol):
 
 
 class OneTokenOperations(Protocol):
-    """Plans for several matrices and one token: `kernels.cpu.one_token`."""
+    """Plans for several matrices and one token: `kernels.cpu.one_token`.
+
+    They are None if a matrix has more pieces than its kernel takes, or pieces that are multiplied
+    by the same activations don't take them in one layout.
+    """
 
     def can_rotate(self, size: int, /) -> bool:
         """Return whether rotary embedding can be applied to heads of a size."""
 
-    def FeedForward(
-        self, gate_up: Sequence[PackedLocation], down: PackedLocation, dtype: torch.dtype, /
-    ) -> FeedForwardPlan:
-        """Return the plan of an expert."""
+    def plan_feed_forward(self, matrices: Located, dtype: torch.dtype, /) -> FeedForwardPlan | None:
+        """Return the plan for an expert's two matrices."""
 
-    def Projection(
-        self,
-        matrices: Sequence[PackedLocation],
-        /,
-        *,
-        size: int,
-        scaling: float,
-        dtype: torch.dtype,
-    ) -> ProjectionPlan:
-        """Return the plan of queries, keys and values."""
+    def plan_projection(
+        self, matrices: Located, size: int, scaling: float, dtype: torch.dtype, /
+    ) -> ProjectionPlan | None:
+        """Return the plan for the matrices of queries, keys and values."""
 
-    def AttendedProduct(
-        self, matrix: PackedLocation, /, *, heads: int, groups: int, size: int, dtype: torch.dtype
-    ) -> AttendedProductPlan:
-        """Return the plan of attention and its product with a matrix."""
+    def plan_attended_product(
+        self, matrices: Located, heads: int, groups: int, size: int, dtype: torch.dtype, /
+    ) -> AttendedProductPlan | None:
+        """Return the plan for attention and its product with one matrix."""

@@ -6,6 +6,7 @@ Packed rows are those of `mixoff.quantization.packing`: byte [r, k] holds codes 
 so on.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -84,10 +85,6 @@ class Form(CodeForm):
         """Neighbouring columns that kernels process together: their groups share one pair."""
         return min(GROUPS_PER_PAIR * self.group_size, _LARGEST_SPAN)
 
-    def takes_activations_of(self, form: "Form") -> bool:
-        """Return whether kernels of both forms take activations in one layout of integers."""
-        return (self.unit, self.lane) == (form.unit, form.lane)
-
     def packed_rows(self, rows: int) -> int:
         """Return R, the packed rows of a plane, for N rows."""
         return -(-rows // 8) * 8 // self.blocks
@@ -159,6 +156,9 @@ class PackedLocation(NamedTuple):
     def packed_rows(self) -> int:
         """R: packed rows of a plane."""
         return self.form.packed_rows(self.rows)
+
+
+Located = Sequence[Sequence[PackedLocation]]  # the pieces of each of several matrices
 
 
 class PackedAxis0(NamedTuple):

@@ -16,7 +16,7 @@ from mixoff.kernels.base import (
     TorchKernels,
 )
 from mixoff.kernels.layout import Packed, PackedAxis0
-from mixoff.kernels.plans import Plans, as_packed, locations, packed_kind
+from mixoff.kernels.plans import Plans, as_packed, packed_kind
 from mixoff.quantization import PackedMatrix, Quantization, QuantizedTensor, Shape
 
 
@@ -90,18 +90,17 @@ class CPUKernels(PackedKernels[Packed | PackedAxis0]):
     def __init__(self, operations: CPUOperations, one_token: OneTokenOperations) -> None:
         super().__init__(operations, "cpu")
         self._attends, self._can_rotate = operations.attends, one_token.can_rotate
-        self._plan_expert = Plans(one_token.FeedForward)
-        self._plan_projection = Plans(one_token.Projection)
-        self._plan_attended = Plans(one_token.AttendedProduct)
+        self._feed_forward_plans = Plans(one_token.plan_feed_forward)
+        self._projection_plans = Plans(one_token.plan_projection)
+        self._attended_product_plans = Plans(one_token.plan_attended_product)
 
     def feed_forward(
         self, gate_up: PackedMatrix, down: PackedMatrix, x: Tensor, gate: GatedActivation
     ) -> Tensor:
         """Return an expert's output for tokens, [T, D] -> [T, D], in x's type."""
         if x.shape[0] == 1 and gate.is_silu and self._takes(x, gate_up):
-            first, second = locations(gate_up), locations(down)
-            if first is not None and second is not None and len(second) == 1:
-                plan = self._plan_expert(first, second[0], x.dtype)
+            plan = self._feed_forward_plans((gate_up, down), x.dtype)
+            if plan is not None:
                 y = plan(x.contiguous(), reserved_threads=self.reserved_threads())
                 return _in_type(y, x.dtype)
         return super().feed_forward(gate_up, down, x, gate)
@@ -126,10 +125,9 @@ class CPUKernels(PackedKernels[Packed | PackedAxis0]):
         same_type = cos.dtype is sin.dtype is dtype
         if not (same_type and self._can_rotate(size) and self._takes(x, matrices[0])):
             return None
-        located = locations(*matrices)
-        if located is None or len(located) != len(matrices):
+        plan = self._projection_plans(matrices, size, scaling, dtype)
+        if plan is None:
             return None
-        plan = self._plan_projection(located, size=size, scaling=scaling, dtype=dtype)
         reserved = self.reserved_threads()
         return plan(x.contiguous(), cos.contiguous(), sin.contiguous(), reserved_threads=reserved)
 
@@ -145,13 +143,12 @@ class CPUKernels(PackedKernels[Packed | PackedAxis0]):
         query, key, value
             [H, d] from `queries`; two [G, T, d].
         """
-        located = locations(matrix) if self._attends(key, value) else None
-        if located is None or len(located) > 1:
+        if not self._attends(key, value):
             return None
         (heads, size), groups = query.shape, key.shape[0]
-        plan = self._plan_attended(
-            located[0], heads=heads, groups=groups, size=size, dtype=key.dtype
-        )
+        plan = self._attended_product_plans((matrix,), heads, groups, size, key.dtype)
+        if plan is None:
+            return None
         return plan(query, key, value, reserved_threads=self.reserved_threads())
 
 

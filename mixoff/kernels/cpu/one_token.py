@@ -32,12 +32,43 @@ from mixoff.kernels.cpu.steps import (
     source_of,
 )
 from mixoff.kernels.cpu.threads import Operand, Step, Work
-from mixoff.kernels.layout import PackedLocation
+from mixoff.kernels.layout import Located, PackedLocation
 
 
 def can_rotate(size: int) -> bool:
     """Return whether rotary embedding can be applied to heads of a size."""
     return size % (2 * PIECE) == 0  # each half is whole vectors
+
+
+def plan_feed_forward(matrices: Located, dtype: torch.dtype) -> "FeedForward | None":
+    """Return the plan for an expert's two matrices, the second in one piece."""
+    gate_up, down = matrices
+    fits = len(down) == 1 and _take_same_activations(gate_up)
+    return FeedForward(gate_up, down[0], dtype) if fits else None
+
+
+def plan_projection(
+    matrices: Located, size: int, scaling: float, dtype: torch.dtype
+) -> "Projection | None":
+    """Return the plan for the matrices of queries, keys and values, each in one piece."""
+    pieces = [piece for matrix in matrices for piece in matrix]
+    fits = len(pieces) == len(matrices) and _take_same_activations(pieces)
+    return Projection(pieces, size=size, scaling=scaling, dtype=dtype) if fits else None
+
+
+def plan_attended_product(
+    matrices: Located, heads: int, groups: int, size: int, dtype: torch.dtype
+) -> "AttendedProduct | None":
+    """Return the plan for attention and its product with one matrix in one piece."""
+    ((first, *rest),) = matrices
+    if rest:
+        return None
+    return AttendedProduct(first, heads=heads, groups=groups, size=size, dtype=dtype)
+
+
+def _take_same_activations(pieces: Sequence[PackedLocation]) -> bool:
+    """Return whether kernels take activations for all pieces in one layout of integers."""
+    return len({(piece.form.unit, piece.form.lane) for piece in pieces}) == 1
 
 
 class _Plan:
