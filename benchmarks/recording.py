@@ -21,7 +21,7 @@ import torch
 from transformers import AutoTokenizer
 
 from mixoff import Chat, ExpertCache, OffloadConfig, build_model, demo_path
-from mixoff.cache import cache as cache_module
+from mixoff.cache.state import CacheState
 from mixoff.trace import Recorder
 
 PROMPT = "Tell me a story about a fox."
@@ -85,7 +85,7 @@ def timed_reply(chat: Chat, cache: ExpertCache) -> Timed:
     with (
         timed_calls(Recorder, "demand", "copy", "guess", "snapshot") as recorder,
         timed_calls(Recorder, "finish") as finish,
-        timed_calls(cache_module, "tell_demand") as notifying,
+        timed_calls(CacheState, "_notify_end") as notifying,
     ):
         with cache.record() as trace:
             recorder.spent_ns = 0  # the residents at the start are recorded once, not per token

@@ -118,7 +118,9 @@ class Run:
     def seconds(self, tokens: list[Token], arm: str, threads: int) -> float:
         """Return the seconds of all tokens."""
         torch.set_num_threads(threads - (arm == "one fewer"))
-        self._kernels.busy = self.cache.busy_cores if arm == "mixoff" else lambda: 0
+        self._kernels.reserved_threads = (
+            self.cache.reserved_threads if arm == "mixoff" else lambda: 0
+        )
         began = time.perf_counter()
         for token in tokens:
             if self.source == "uncached":

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixoff.checkpoints.folder import CheckpointFolder
 from mixoff.checkpoints.quantization_config import (
     FORMAT_VERSION,
     QUANT_METHOD,
@@ -33,10 +34,9 @@ from mixoff.checkpoints.safetensors_read import DTYPES, Shard, files_beside, rea
 from mixoff.errors import CheckpointError, ConfigError
 from mixoff.families.mixtral import Mixtral
 from mixoff.quantization import Quantization, Scheme, Shape
-from mixoff.safe_json import quoted, read_json
+from mixoff.safe_json import quoted
 from mixoff.tiers.record import RecordLayout, RecordLocation
 
-INDEX_NAME = "model.safetensors.index.json"
 NON_EXPERT_FILE = "trunk.safetensors"
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -91,7 +91,7 @@ class NonExpertTensor:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class MixoffCheckpoint:
     """An opened checkpoint: its settings, and its files' headers, checked against each other.
 
     Nothing of a tensor is read before it is needed.
@@ -105,18 +105,15 @@ class Checkpoint:
     format = f"mixoff {FORMAT_VERSION}"
 
     @classmethod
-    def open(cls, path: str | Path) -> "Checkpoint":
+    def open(cls, folder: CheckpointFolder) -> "MixoffCheckpoint":
         """Open a folder that `mixoff.quantize_checkpoint` wrote.
 
         Raises
         ------
         CheckpointError
-            If it is missing, of another format, or its files don't fit together.
+            If it is of another format, or its files don't fit together.
         """
-        path = Path(path)
-        if not path.is_dir():
-            raise CheckpointError(f"{path}: no such folder.")
-        config = read_json(path / "config.json")
+        path, config = folder.path, folder.config
         settings = config.get("quantization_config")
         if not isinstance(settings, dict) or settings.get("quant_method") != QUANT_METHOD:
             raise CheckpointError(
@@ -129,7 +126,7 @@ class Checkpoint:
             raise CheckpointError(f"{path / 'config.json'}: {error}") from None
         Mixtral(config, path / "config.json").check()
         _refuse_others_weights(path)
-        checkpoint = cls(path, config, scheme, _read_shards(path))
+        checkpoint = cls(path, config, scheme, _read_shards(folder))
         checkpoint._check_experts()
         checkpoint._check_non_expert()
         return checkpoint
@@ -273,27 +270,24 @@ def _kind_of(settings: object) -> str:
     return "its config.json tells of no quantization"
 
 
-def _read_shards(path: Path) -> dict[str, Shard]:
-    index = read_json(path / INDEX_NAME)
-    weight_map, metadata = index.get("weight_map"), index.get("metadata")
+def _read_shards(folder: CheckpointFolder) -> dict[str, Shard]:
+    index, weight_map, metadata = folder.index_path, folder.weight_map, folder.index.get("metadata")
     headers = metadata.get("header_crc32") if isinstance(metadata, dict) else None
-    if not isinstance(weight_map, dict) or not isinstance(headers, dict):
-        raise CheckpointError(f"{path / INDEX_NAME}: lists no files.")
+    if not isinstance(headers, dict):
+        raise CheckpointError(f"{index}: lists no files.")
     strange = [f for f in weight_map.values() if not isinstance(f, str) or f not in headers]
     if strange:
-        raise CheckpointError(
-            f"{path / INDEX_NAME}: {quoted(strange[0])} is no file of this checkpoint."
-        )
+        raise CheckpointError(f"{index}: {quoted(strange[0])} is no file of this checkpoint.")
     listed: dict[str, set[str]] = {name: set() for name in headers}
     for tensor, name in weight_map.items():
         listed[name].add(tensor)
-    names = files_beside(path / INDEX_NAME, headers)
+    names = files_beside(index, headers)
     shards = {}
-    for name, shard in zip(names, read_shards(path / name for name in names), strict=True):
+    for name, shard in zip(names, read_shards(folder.path / name for name in names), strict=True):
         shards[name] = shard
         if f"{shard.header_crc32:08x}" != headers[name] or listed[name] != set(shard.tensors):
             raise CheckpointError(
-                f"{path / name}: its header is damaged or of another checkpoint: "
+                f"{shard.path}: its header is damaged or of another checkpoint: "
                 "fetch or convert the checkpoint again."
             )
     return shards

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixoff.checkpoints.mixoff_format import INDEX_NAME, NonExpertTensor
+from mixoff.checkpoints.folder import INDEX_NAME, CheckpointFolder
+from mixoff.checkpoints.mixoff_format import NonExpertTensor
 from mixoff.checkpoints.safetensors_read import (
     DTYPES,
     Shard,
@@ -31,7 +32,6 @@ from mixoff.checkpoints.safetensors_read import (
 from mixoff.errors import CheckpointError, ConfigError
 from mixoff.families.mixtral import Mixtral
 from mixoff.quantization import HQQAxis0, PartSpecs, QuantizedTensor, Scheme, Shape
-from mixoff.safe_json import read_json
 from mixoff.tiers.record import RecordLayout, RecordLocation
 
 Headers = Mapping[str, Shard]  # by file name
@@ -51,8 +51,7 @@ def is_mixtral_offloading(weight_map: object) -> bool:
 class MixtralOffloadingCheckpoint:
     """An opened checkpoint of this layout: its settings and its files' headers, checked.
 
-    It has what `mixoff.checkpoints.mixoff_format.Checkpoint` has for those who build, plan and
-    show.
+    Nothing of a tensor is read before it is needed.
     """
 
     path: Path
@@ -63,19 +62,17 @@ class MixtralOffloadingCheckpoint:
 
     @classmethod
     def open(
-        cls, path: str | Path, headers: Headers | None = None
+        cls, folder: CheckpointFolder, headers: Headers | None = None
     ) -> "MixtralOffloadingCheckpoint":
-        """Open a folder that holds such a checkpoint; files whose headers are given may lie off it.
+        """Open a folder in this layout; its files may lie elsewhere if their headers are passed.
 
         Raises
         ------
         CheckpointError
             If a file or a tensor is missing, or doesn't fit the others or ``config.json``.
         """
-        path = Path(path)
-        if not path.is_dir():
-            raise CheckpointError(f"{path}: no such folder.")
-        checkpoint = cls(path, _read_config(path), _read_index(path, headers))
+        Mixtral(folder.config, folder.path / "config.json").check()
+        checkpoint = cls(folder.path, folder.config, _read_shards(folder, headers))
         checkpoint._experts, checkpoint.non_expert  # noqa: B018 - what is wrong with them is said here
         return checkpoint
 
@@ -293,16 +290,10 @@ def _released_name(name: str) -> str:
     return name.replace(".mlp.", ".block_sparse_moe.")
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    config = read_json(path / "config.json")
-    Mixtral(config, path / "config.json").check()
-    return config
-
-
-def _read_index(path: Path, headers: Headers | None) -> dict[str, Shard]:
-    index = path / INDEX_NAME
-    if not isinstance(weight_map := read_json(index).get("weight_map"), dict):
-        raise CheckpointError(f"{index}: lists no files.")
-    files = files_beside(index, weight_map.values())
-    shards = headers or dict(zip(files, read_shards(path / file for file in files), strict=True))
-    return {name: shards[file] for name, file in weight_map.items()}
+def _read_shards(folder: CheckpointFolder, headers: Headers | None) -> dict[str, Shard]:
+    """Return the file of each tensor by the index's name of it."""
+    files = files_beside(folder.index_path, folder.weight_map.values())
+    if headers is None:
+        shards = read_shards(folder.path / file for file in files)
+        headers = dict(zip(files, shards, strict=True))
+    return {name: headers[file] for name, file in folder.weight_map.items()}

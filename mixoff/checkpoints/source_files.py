@@ -7,7 +7,7 @@ from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Protocol
 
-from mixoff.checkpoints.mixoff_format import INDEX_NAME
+from mixoff.checkpoints.folder import INDEX_NAME
 from mixoff.checkpoints.safetensors_read import Shard, files_beside, read_shards
 from mixoff.errors import CheckpointError
 from mixoff.safe_json import read_json

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from mixoff.cache.cache import ExpertCache
-    from mixoff.checkpoints.formats import AnyCheckpoint
+    from mixoff.checkpoints.formats import RunnableCheckpoint
     from mixoff.checkpoints.unquantized import UnquantizedCheckpoint
     from mixoff.measure.divergence import Divergence
     from mixoff.measure.perplexity import HeldOutLoss
@@ -120,7 +120,7 @@ def _compared(
     return _loss_facts(found.quantized) | _divergence_facts(found, reference) | {"seconds": seconds}
 
 
-def _original_of(checkpoint: "AnyCheckpoint", against: Path) -> "UnquantizedCheckpoint":
+def _original_of(checkpoint: "RunnableCheckpoint", against: Path) -> "UnquantizedCheckpoint":
     """Return the unquantized model named; one that isn't the checkpoint's is refused."""
     with progress("importing transformers"):
         from mixoff.measure.divergence import refuse_other_sizes

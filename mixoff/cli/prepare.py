@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from mixoff.cache.cache import ExpertCache
     from mixoff.chat.chat import Chat
-    from mixoff.checkpoints.formats import AnyCheckpoint
+    from mixoff.checkpoints.formats import RunnableCheckpoint
     from mixoff.hub import HubCheckpoint
 
 
@@ -90,7 +90,7 @@ def conversation(
 
 def open_runnable(
     found: "HubCheckpoint", offload: OffloadConfig, device: Device
-) -> "AnyCheckpoint":
+) -> "RunnableCheckpoint":
     """Return a checkpoint of which nothing is loaded; one that can't run so is refused."""
     with progress("importing torch and transformers"):
         from transformers.utils import logging

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mixoff.checkpoints.mixoff_format import INDEX_NAME
+from mixoff.checkpoints.folder import INDEX_NAME
 from mixoff.checkpoints.quantization_config import quantization_settings
 from mixoff.checkpoints.source_files import COMPANIONS
 from mixoff.convert.matrices import Matrices

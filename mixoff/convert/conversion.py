@@ -16,7 +16,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from mixoff.checkpoints.mixoff_format import Checkpoint
+from mixoff.checkpoints.folder import CheckpointFolder
+from mixoff.checkpoints.mixoff_format import MixoffCheckpoint
 from mixoff.checkpoints.quantization_config import (
     FORMAT_VERSION,
     quantization_settings,
@@ -244,7 +245,7 @@ class Conversion:
                     f"{path}: isn't what was written ({damage}), so it was removed: "
                     "do the same again to make it anew; if it happens again, check the disk."
                 )
-        Checkpoint.open(self._folder.model)
+        MixoffCheckpoint.open(CheckpointFolder.open(self._folder.model))
 
 
 @dataclass

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixoff.checkpoints.mixoff_format import Checkpoint, experts_tensor
+from mixoff.checkpoints.folder import CheckpointFolder
+from mixoff.checkpoints.mixoff_format import MixoffCheckpoint, experts_tensor
 from mixoff.checkpoints.safetensors_read import read_shard
 from mixoff.checkpoints.source_files import FolderFiles, SourceFiles
 from mixoff.convert.companions import small_files
@@ -79,7 +80,7 @@ class _Inflated:
 
     def __init__(self, source: Path, inner: int, seed: int) -> None:
         self.weights: Weights = self
-        self._checkpoint = Checkpoint.open(source)
+        self._checkpoint = MixoffCheckpoint.open(CheckpointFolder.open(source))
         old = Mixtral(self._checkpoint.config, source / "config.json")
         if inner < (least := old.expert_shapes()["w1"][0]):
             raise ConfigError(f"intermediate_size={inner}: the source has {least}: give more.")

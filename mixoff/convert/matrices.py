@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mixoff.checkpoints.mixoff_format import INDEX_NAME
+from mixoff.checkpoints.folder import CheckpointFolder
 from mixoff.checkpoints.mixtral_offloading import MixtralOffloadingCheckpoint, is_mixtral_offloading
 from mixoff.checkpoints.source_files import SourceFiles
 from mixoff.checkpoints.unquantized import UnquantizedCheckpoint
@@ -23,7 +23,6 @@ from mixoff.quantization import (
     Scheme,
     StackedRows,
 )
-from mixoff.safe_json import read_json
 from mixoff.tiers.aligned import PAGE
 
 
@@ -57,6 +56,8 @@ class Released:
     ----------
     files
         The files that hold it.
+    folder
+        Their settings and index.
 
     Raises
     ------
@@ -64,11 +65,11 @@ class Released:
         If they don't fit together.
     """
 
-    def __init__(self, files: SourceFiles) -> None:
+    def __init__(self, files: SourceFiles, folder: CheckpointFolder) -> None:
         self.files = files
-        self.config: Mapping[str, Any] = read_json(files.settings / "config.json")
+        self.config: Mapping[str, Any] = folder.config
         self.model = Mixtral(self.config, files.settings / "config.json")
-        self.checkpoint = MixtralOffloadingCheckpoint.open(files.settings, files.headers)
+        self.checkpoint = MixtralOffloadingCheckpoint.open(folder, files.headers)
         self._layouts = self.checkpoint.expert_layouts()
         self._locations = self.checkpoint.expert_locations()
 
@@ -189,10 +190,10 @@ def open_matrices(files: SourceFiles, scheme: Scheme | None) -> Matrices:
     ConfigError
         If the scheme names a layer that isn't there.
     """
-    index = files.settings / INDEX_NAME
+    folder = CheckpointFolder.open(files.settings)
     weights: Weights
-    if index.exists() and is_mixtral_offloading(read_json(index).get("weight_map")):
-        weights = Released(files)
+    if folder.index_path.exists() and is_mixtral_offloading(folder.index.get("weight_map")):
+        weights = Released(files, folder)
         if scheme is None:
             return Repacked(weights)
     else:

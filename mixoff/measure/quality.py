@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
-from mixoff.checkpoints.formats import AnyCheckpoint, open_checkpoint
+from mixoff.checkpoints.formats import RunnableCheckpoint, open_checkpoint
 from mixoff.checkpoints.quantization_config import stored_dtype
 from mixoff.config import OffloadConfig
 from mixoff.convert import quantize_checkpoint
@@ -155,7 +155,7 @@ def nominal_bits(quantization: Quantization) -> int:
     return int(quantization.to_dict()["nbits"])
 
 
-def _experts_bits_per_weight(checkpoint: AnyCheckpoint) -> float:
+def _experts_bits_per_weight(checkpoint: RunnableCheckpoint) -> float:
     layouts = [layout for layer in checkpoint.expert_layouts() for layout in layer]
     weights = sum(math.prod(shape) for layout in layouts for _, shape in layout.shapes)
     return 8 * sum(layout.nbytes for layout in layouts) / weights

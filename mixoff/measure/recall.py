@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mixoff.errors import ConfigError
-from mixoff.models.layers.experts import OffloadedExperts
+from mixoff.models.layers.experts import gates_and_experts
 from mixoff.predictors.base import Predictor
 from mixoff.predictors.registry import PREDICTORS, predictor_named
 
@@ -39,13 +39,7 @@ def watch_routers(model: nn.Module) -> Iterator[Watched]:
     ConfigError
         If the model has no experts behind a cache.
     """
-    pairs = [
-        (gate, child)
-        for block in model.modules()
-        if isinstance(gate := getattr(block, "gate", None), nn.Module)
-        for child in block.children()
-        if isinstance(child, OffloadedExperts)
-    ]
+    pairs = gates_and_experts(model)
     if not pairs:
         raise ConfigError(
             f"{type(model).__name__} has no experts behind a cache: build it with "

@@ -7,7 +7,7 @@ is read once, computed for all windows, and freed. All but the loop over experts
 Letters: N tokens, T tokens of a window, D hidden size, V vocabulary, k experts a token.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from mixoff.checkpoints.source_files import FolderFiles
 from mixoff.checkpoints.unquantized import UnquantizedCheckpoint
 from mixoff.errors import ConfigError
 from mixoff.measure.text_windows import Windows, text_windows
+from mixoff.models.transformers_seam import apply_gate
 from mixoff.planning.free_memory import free_device_memory, headroom
 from mixoff.units import format_nbytes
 
@@ -199,7 +200,7 @@ class _Stream:
         with torch.device("meta"):  # allocates nothing: weights are assigned later
             self._model = MixtralModel(config).train(False)
         (block,) = self._model.layers
-        self._apply_gate: Callable[[Tensor], Tensor] = block.mlp.experts._apply_gate
+        self._apply_gate = apply_gate(block.mlp.experts)
         block.mlp.experts = self._recorder = _CallRecorder()
         self._norm, self._model.norm = self._model.norm, nn.Identity()
         self._model.rotary_emb = MixtralRotaryEmbedding(config).to(device)

@@ -11,10 +11,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Literal, Protocol
 
+from mixoff.config import Io
 from mixoff.tiers.aligned import PAGE, align
 from mixoff.tiers.buffers import Buffer, chunks
 from mixoff.tiers.cpu import CpuMover
-from mixoff.tiers.disk import DiskReader, Io
+from mixoff.tiers.disk import DiskReader
 from mixoff.tiers.gpu import GpuMover
 from mixoff.tiers.host import PinnedMemory
 from mixoff.tiers.mover import Fetch

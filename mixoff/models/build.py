@@ -18,7 +18,7 @@ from transformers.activations import ACT2FN
 from transformers.models.mixtral.modeling_mixtral import MixtralRotaryEmbedding
 
 from mixoff.cache.cache import ExpertCache, cache_of
-from mixoff.checkpoints.formats import AnyCheckpoint, open_checkpoint
+from mixoff.checkpoints.formats import RunnableCheckpoint, open_checkpoint
 from mixoff.checkpoints.quantization_config import (
     QUANT_METHOD,
 )
@@ -94,7 +94,7 @@ def build_model(
     return model, cache_of(model)
 
 
-def _settings(checkpoint: AnyCheckpoint) -> MixtralConfig:
+def _settings(checkpoint: RunnableCheckpoint) -> MixtralConfig:
     """Return a config.json's settings as transformers has them, those of generation tried."""
     path = checkpoint.path / "config.json"
     try:
@@ -110,7 +110,7 @@ def _settings(checkpoint: AnyCheckpoint) -> MixtralConfig:
     return config
 
 
-def _load(checkpoint: AnyCheckpoint, **options: Any) -> PreTrainedModel:
+def _load(checkpoint: RunnableCheckpoint, **options: Any) -> PreTrainedModel:
     state = checkpoint.non_expert_state()
     if state is None:
         return AutoModelForCausalLM.from_pretrained(checkpoint.path, **options)

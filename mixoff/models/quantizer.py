@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 from transformers.quantizers.auto import (
     AUTO_QUANTIZER_MAPPING,
@@ -15,7 +14,7 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from mixoff.checkpoints.formats import AnyCheckpoint, open_checkpoint
+from mixoff.checkpoints.formats import RunnableCheckpoint, open_checkpoint
 from mixoff.checkpoints.quantization_config import (
     QUANT_METHOD,
     quantization_settings,
@@ -23,27 +22,33 @@ from mixoff.checkpoints.quantization_config import (
 )
 from mixoff.config import OffloadConfig
 from mixoff.errors import ConfigError, MixoffError
-from mixoff.kernels import Kernels, kernels_named
+from mixoff.kernels import Kernels, TorchKernels, kernels_named
 from mixoff.models.assemble import expert_cache
+from mixoff.models.layers.sdpa import register_attention
 from mixoff.models.replace import (
     attach,
     check_tensors,
     give_kernels,
     replace_attention,
     replace_experts,
+    replace_for_one_token,
     settle_parameters,
 )
+from mixoff.models.transformers_seam import ignore_unexpected
 from mixoff.planning.plan import MemoryPlan, compute_dtype, plan_memory
+from mixoff.quantization import Unquantized
 
 
 def register() -> None:
     """Make mixoff checkpoints known to transformers, so that ``from_pretrained`` loads them.
 
-    Calling it again does nothing. `build_model` calls it.
+    This adds two names to transformers' tables, of quantizers and of attention functions, for the
+    whole process. Calling it again does nothing. `build_model` calls it.
     """
     if QUANT_METHOD not in AUTO_QUANTIZER_MAPPING:
         register_quantization_config(QUANT_METHOD)(MixoffQuantizationConfig)
         register_quantizer(QUANT_METHOD)(MixoffQuantizer)
+        register_attention()
 
 
 class MixoffQuantizationConfig(QuantizationConfigMixin):
@@ -55,7 +60,7 @@ class MixoffQuantizationConfig(QuantizationConfigMixin):
     def __init__(
         self,
         *,
-        checkpoint: AnyCheckpoint | None = None,
+        checkpoint: RunnableCheckpoint | None = None,
         offload: OffloadConfig | None = None,
         plan: MemoryPlan | None = None,
         dtype: torch.dtype | None = None,
@@ -118,7 +123,7 @@ class MixoffQuantizer(HfQuantizer):
         )
 
     def _process_model_before_weight_loading(
-        self, model: nn.Module, checkpoint_files: list[str] | None = None, **kwargs: Any
+        self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> None:
         self._checkpoint = self._opened(checkpoint_files)
         self._plan = self.quantization_config.plan or plan_memory(
@@ -129,13 +134,21 @@ class MixoffQuantizer(HfQuantizer):
             kernels=self.quantization_config.kernels,
         )
         self._checkpoint.verify()
+        device = "cpu" if self._on_cpu else "cuda"
+        self._kernels = self.quantization_config.kernels or kernels_named("auto", device)
+        if self._has_one_token_kernels():
+            replace_for_one_token(model)
         replace_attention(model, self._checkpoint)
         replace_experts(model)
         check_tensors(model, self._checkpoint)
-        ignored = set(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
-        model._keys_to_ignore_on_load_unexpected = ignored | {r"\.mlp\.experts\."}  # type: ignore[assignment]
+        ignore_unexpected(model, r"\.mlp\.experts\.")
 
-    def _opened(self, checkpoint_files: list[str] | None) -> AnyCheckpoint:
+    def _has_one_token_kernels(self) -> bool:
+        """Return whether results may differ from transformers' own by rounding, and how fast."""
+        quantized = not isinstance(self._checkpoint.scheme.attention, Unquantized)
+        return quantized and self._on_cpu and not isinstance(self._kernels, TorchKernels)
+
+    def _opened(self, checkpoint_files: list[str] | None) -> RunnableCheckpoint:
         if (checkpoint := self.quantization_config.checkpoint) is not None:
             return checkpoint
         if not checkpoint_files:
@@ -149,8 +162,6 @@ class MixoffQuantizer(HfQuantizer):
         offload, device = self.quantization_config.offload, next(model.parameters()).device
         cache = expert_cache(self._checkpoint, offload, self._plan, device)
         attach(model, cache, offload)
-        kernels = self.quantization_config.kernels or kernels_named("auto", device)
-        beside = self.quantization_config.host_kernels
-        beside = beside or kernels_named("auto", "cpu")
-        give_kernels(model, cache, copy(kernels), copy(beside))  # settings know of no cache
+        host_kernels = self.quantization_config.host_kernels or kernels_named("auto", "cpu")
+        give_kernels(model, cache, copy(self._kernels), copy(host_kernels))  # settings keep theirs
         return model

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mixoff.config import OffloadConfig
+from mixoff.config import HostTier, OffloadConfig
 from mixoff.errors import ConfigError
 from mixoff.planning.free_memory import FreeMemory, headroom
 from mixoff.units import format_nbytes, parse_budget
 
-Tier = Literal["none", "inclusive", "exclusive"]
+PlannedTier = HostTier | Literal["none"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Needs:
 class HostBudget:
     """The records that host memory keeps: `buffers` of them, `nbytes` in all."""
 
-    kind: Tier
+    kind: PlannedTier
     buffers: int
     nbytes: int
 
@@ -118,7 +118,7 @@ def fit_host(
     fit = budget // needs.buffer
     # Where all experts fit, an inclusive tier saves the copy back of every evicted one. Where they
     # don't, an exclusive one wastes no bytes on experts that are on the device anyway.
-    kind: Tier = "inclusive" if needs.on_gpu and fit >= needs.experts else "exclusive"
+    kind: HostTier = "inclusive" if needs.on_gpu and fit >= needs.experts else "exclusive"
     if offload.host_tier != "auto":
         kind = offload.host_tier
     buffers = min(fit, needs.experts if kind == "inclusive" else outside) if outside else 0

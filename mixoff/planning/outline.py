@@ -19,8 +19,6 @@ from mixoff.tiers.record import RecordLayout
 class CheckpointEstimate:
     """What a checkpoint would hold, by a model's settings and a scheme alone.
 
-    It has what `mixoff.checkpoints.mixoff_format.Checkpoint` has for those who plan and show.
-
     Parameters
     ----------
     path

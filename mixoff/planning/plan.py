@@ -6,33 +6,32 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from mixoff.checkpoints.formats import AnyCheckpoint
+from mixoff.checkpoints.formats import PlannedCheckpoint
 from mixoff.checkpoints.quantization_config import stored_dtype
-from mixoff.config import OffloadConfig
+from mixoff.config import Io, OffloadConfig
 from mixoff.errors import ConfigError
 from mixoff.kernels import Kernels, kernels_planned
 from mixoff.planning.budgets import (
     HostBudget,
     Needs,
-    Tier,
+    PlannedTier,
     fit_host,
     fit_slots,
     pinned_nbytes,
     refuse_too_much,
 )
 from mixoff.planning.free_memory import FreeMemory, free_memory
-from mixoff.planning.outline import CheckpointEstimate
 from mixoff.tiers.aligned import PAGE
 from mixoff.tiers.disk import choose_io
+from mixoff.tiers.gpu import bounce_buffers
+from mixoff.tiers.queue import THREADS
 from mixoff.tiers.record import RecordLayout
 
 if TYPE_CHECKING:
     import pandas as pd
 
-PlannedCheckpoint = AnyCheckpoint | CheckpointEstimate
 PREFILL_TOKENS = 512  # tokens that a chat computes at once
 _DEFAULT_CONTEXT = 4096
-_BOUNCE = 4  # host buffers: thread and caller may each have a fetch in hand and one overtaken
 
 
 @dataclass(frozen=True)
@@ -85,11 +84,11 @@ class MemoryPlan:
     bounce: int
     pinned: int
     disk: int
-    host_tier: Tier
+    host_tier: PlannedTier
     experts_on_device: int
     experts_on_host: int
     experts_on_disk: int
-    io: Literal["direct", "buffered", "unknown"]
+    io: Io | Literal["unknown"]
     io_reason: str
     context: int
     slots_per_layer: int
@@ -223,9 +222,7 @@ def _check_prefetch(offload: OffloadConfig, num_experts: int) -> None:
         )
 
 
-def _io(
-    offload: OffloadConfig, disk: int, free: int | None
-) -> tuple[Literal["direct", "buffered", "unknown"], str]:
+def _io(offload: OffloadConfig, disk: int, free: int | None) -> tuple[Io | Literal["unknown"], str]:
     if offload.io != "auto":
         return offload.io, "as asked for"
     if free is None:
@@ -251,7 +248,7 @@ def _needs(
         kv_cache=_kv_nbytes_per_token(config) * dtype.itemsize * context,
         workspace=_workspace_nbytes(checkpoint, dtype, kernels),
         staging=offload.staging * buffer,
-        bounce=_BOUNCE * buffer if on_gpu else 0,
+        bounce=bounce_buffers(THREADS) * buffer if on_gpu else 0,
         buffer=buffer,
         layers=checkpoint.num_layers,
         experts_per_layer=checkpoint.num_experts,

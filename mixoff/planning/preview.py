@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from mixoff.checkpoints.mixoff_format import INDEX_NAME
+from mixoff.checkpoints.folder import INDEX_NAME
 from mixoff.checkpoints.mixtral_offloading import MixtralOffloadingCheckpoint, is_mixtral_offloading
 from mixoff.checkpoints.quantization_config import QUANT_METHOD, scheme_from_settings
 from mixoff.checkpoints.safetensors_read import Shard, files_beside, read_shard

@@ -1,4 +1,4 @@
-"""Policies that don't look at use: random victims, and a fixed set of residents."""
+"""Policies that don't depend on use: random victims, and a fixed set of residents."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from mixoff.policies.usage import Array, Usage
 
 
 class Random(Policy):
-    """Evict any expert; the same seed evicts the same ones, live and in a replay."""
+    """Evict experts at random; the same seed evicts the same ones, live and in a replay."""
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -25,13 +25,13 @@ class Random(Policy):
 
 
 class Static(Policy):
-    """Keep fixed experts in the slots and let all others pass through without one.
+    """Keep fixed experts in the slots; all others pass by without one.
 
     Parameters
     ----------
     worth
-        [L, E]: of each layer the experts with the highest worth stay, such as those that were used
-        most in a recording. By default those with the highest numbers, which start inside.
+        [L, E]: in each layer the experts with the highest worth stay, such as those that were used
+        most in a recording. By default those with the highest numbers, the first residents.
     """
 
     bypass = True

@@ -5,8 +5,8 @@ from mixoff.policies.usage import Array, Usage
 
 
 class LFU(Policy):
-    """Evict the least frequently used expert, of several the least recently used one."""
+    """Evict the least frequently used expert, of equal ones the least recently used."""
 
     def scores(self, seen: Usage) -> Array:
-        """Return each expert's demands, and how recent the last was as a fraction of one."""
+        """Return the number of demands, plus the last one's stamp as a fraction below 1."""
         return seen.count + seen.last_used / seen.now  # [..., E]

@@ -1,4 +1,4 @@
-"""Policies that know the future: bounds for replays, not for a live cache."""
+"""Policies that use future demands: bounds for replays, not for a live cache."""
 
 from mixoff.errors import ConfigError
 from mixoff.policies.base import Policy
@@ -6,29 +6,29 @@ from mixoff.policies.usage import Array, Usage
 
 
 class Belady(Policy):
-    """Evict the expert that is needed again last: the best a cache can do that must admit (MIN).
+    """Evict the expert whose next use is the latest: MIN, for caches that must admit misses.
 
-    Belady (1966), "A study of replacement algorithms for a virtual-storage computer". It knows the
-    future, so it serves replays only.
+    Where no demand is larger than the slots, no such cache hits more: Belady (1966), "A study of
+    replacement algorithms for a virtual-storage computer".
     """
 
     def scores(self, seen: Usage) -> Array:
-        """Return how near each expert's next use is.
+        """Return a score that is the lower, the later the next use.
 
         Raises
         ------
         ConfigError
-            In a live cache, which can't know.
+            In a live cache.
         """
         if seen.next_use is None:
             raise ConfigError(
-                "policy 'belady' needs to know the future, which only a replay does: record a "
-                "trace and give it to mixoff.sweep, or run with another policy."
+                "policy 'belady' needs future demands, which only a replay has: record a trace and "
+                "give it to mixoff.sweep, or run with another policy."
             )
         return -seen.next_use  # [..., E]
 
 
 class BeladyBypass(Belady):
-    """Keep what is needed again soonest, a missed expert only if it is: MIN with bypass."""
+    """MIN with bypass: keep the experts whose next use is the earliest. No cache hits more."""
 
     bypass = True

@@ -1,4 +1,4 @@
-"""Policies that rank experts by when they were used or came in."""
+"""Policies that rank experts by the time of their last use or entry."""
 
 from mixoff.policies.base import Policy
 from mixoff.policies.usage import Array, Usage
@@ -13,7 +13,7 @@ class LRU(Policy):
 
 
 class FIFO(Policy):
-    """Evict the expert that has been in a slot for the longest time."""
+    """Evict the expert that entered its slot first."""
 
     def scores(self, seen: Usage) -> Array:
         """Return the stamp of each expert's last miss."""

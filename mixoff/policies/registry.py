@@ -24,7 +24,7 @@ LIVE_POLICIES = tuple(name for name in POLICIES if not name.startswith("belady")
 
 
 def policy_named(policy: "str | Policy") -> Policy:
-    """Return the policy of that name, or the given policy itself.
+    """Return the policy of a name, or a policy itself.
 
     Raises
     ------
@@ -39,19 +39,19 @@ def policy_named(policy: "str | Policy") -> Policy:
 
 
 def policy_name(policy: "str | Policy") -> str:
-    """Return what a policy is called in traces and tables.
+    """Return the name of a policy in traces and tables.
 
-    Its name in POLICIES, or its class's in lower case, followed by the settings that aren't the
-    default: "random(seed=3)", and for arrays and the like only which they are: "static(worth)".
+    That is its name in POLICIES, or else its class's in lower case, followed by the settings that
+    aren't the default, "random(seed=3)"; of arrays and the like only their names: "static(worth)".
     """
     if not isinstance(policy, Policy):
         return policy_name(policy_named(policy))
     names = [name for name, make in POLICIES.items() if make is type(policy)]
-    usual = vars(POLICIES[names[0]]()) if names else {}
+    defaults = vars(POLICIES[names[0]]()) if names else {}
     settings = [
         f"{name}={value}" if isinstance(value, int | float | str) else name
         for name, value in vars(policy).items()
-        if value is not usual.get(name)
+        if value is not defaults.get(name)
     ]
     name = names[0] if names else type(policy).__name__.lower()
     return f"{name}({', '.join(settings)})" if settings else name

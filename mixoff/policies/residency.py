@@ -1,101 +1,18 @@
-"""Which experts are resident, and who leaves when others come. Knows experts; nothing of tensors.
+"""One layer's residents under one demand after another. Knows experts; nothing of tensors."""
 
-`admit` decides for any number of layers and cache sizes at once: a live cache calls it for one
-layer, a replay for all, so that both decide alike.
-"""
-
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
+from mixoff.policies.admission import Ranking, admit, replace_residents, shrink
 from mixoff.policies.base import Policy
 from mixoff.policies.usage import Array, Usage
-
-_HIGHEST = np.finfo(np.float64).max
-
-
-def admit(
-    resident: Array,
-    needed: Array,
-    missed: Array,
-    *,
-    scores: Array,
-    slots: Array,
-    bypass: bool | Array,
-) -> Iterator[tuple[Array, Array, Array]]:
-    """Let each row's missed experts in, ascending, and yield (rows, newcomers, victims) in turns.
-
-    Where a row has no free slot a resident leaves: the lowest score outside the demand, or with
-    none left there, the lowest score of all. A row that may bypass weighs the newcomer and the
-    demand's other experts like any resident, so that the newcomer itself may be the one to go.
-
-    Parameters
-    ----------
-    resident
-        [N, E] bool, changed in place.
-    needed, missed
-        [N, E] bool: the demand, and what of it isn't resident.
-    scores
-        [N, E]: the lowest leaves first.
-    slots
-        [N]: how many experts may be resident.
-    bypass
-        Whether a row may bypass: one for all, or [N]. A row without slots always does.
-
-    Yields
-    ------
-    tuple
-        Of each turn: the rows with a newcomer, the newcomers, and the victims, -1 for none.
-    """
-    rows = _rows_with_any(missed)  # [R] of those that have a newcomer still to come
-    waiting = missed.take(rows, axis=0)
-    bypasses = (bypass | (slots == 0)).take(rows)
-    scores = np.fmin(scores.take(rows, axis=0), _HIGHEST)  # infinity is for who can't leave
-    inside = resident.take(rows, axis=0)
-    free = slots.take(rows) - inside @ np.ones(inside.shape[1], np.float32)  # a count, faster
-    outside_demand = ~needed.take(rows, axis=0)
-    leaving = np.where(inside & (outside_demand | bypasses[:, None]), scores, np.inf)
-    while rows.size:
-        each = np.arange(len(rows)) * scores.shape[1]  # where a row begins in a flat [R * E]
-        newcomers = waiting.argmax(axis=1)
-        at = each + newcomers
-        waiting.reshape(-1)[at] = False
-        resident[rows, newcomers] = True
-        leaving.reshape(-1)[at] = np.where(bypasses, scores.take(at), np.inf)
-        victims = leaving.argmin(axis=1)
-        if (lowest := leaving.take(each + victims)).max() == np.inf:
-            none_left = np.flatnonzero(lowest == np.inf)
-            victims[none_left] = _own_victims(resident, scores, rows, newcomers, none_left)
-        victims[free > 0] = -1
-        free -= 1
-        full = np.flatnonzero(victims >= 0)
-        resident[rows.take(full), victims.take(full)] = False
-        leaving.reshape(-1)[(each + victims).take(full)] = np.inf
-        yield rows, newcomers, victims
-        more = _rows_with_any(waiting)
-        rows, waiting, bypasses, scores, leaving, free = (
-            array.take(more, axis=0) for array in (rows, waiting, bypasses, scores, leaving, free)
-        )
-
-
-def _rows_with_any(mask: Array) -> Array:
-    return np.flatnonzero(mask.take(np.arange(len(mask)) * mask.shape[1] + mask.argmax(axis=1)))
-
-
-def _own_victims(
-    resident: Array, scores: Array, rows: Array, newcomers: Array, places: Array
-) -> Array:
-    """Return who leaves where only the demand's own are left: the lowest but the newcomer."""
-    ranked = np.where(resident.take(rows.take(places), axis=0), scores.take(places, axis=0), np.inf)
-    ranked[np.arange(len(places)), newcomers.take(places)] = np.inf
-    victims: Array = ranked.argmin(axis=1)
-    return victims
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What a demand does to one layer: hits and misses, both ascending, and who leaves for whom."""
+    """What a demand does to one layer: hits and misses, both ascending, and what is evicted."""
 
     hits: tuple[int, ...]
     misses: tuple[int, ...]
@@ -103,7 +20,7 @@ class Decision:
 
 
 class Residency:
-    """One layer's residents, and who leaves when another comes.
+    """One layer's residents, and which of them is evicted when another expert needs its slot.
 
     Parameters
     ----------
@@ -112,9 +29,14 @@ class Residency:
     num_slots
         How many may be resident.
     policy
-        Ranks the residents when one must leave.
+        Ranks the residents when one must be evicted.
     layer
         Number of the layer.
+
+    Raises
+    ------
+    ConfigError
+        If the policy can't rank experts in a live cache.
     """
 
     def __init__(self, num_experts: int, num_slots: int, policy: Policy, layer: int = 0) -> None:
@@ -123,9 +45,12 @@ class Residency:
         self._slots = np.array([num_slots])
         self._resident = np.zeros(num_experts, bool)
         self._start()
+        self._ranking = Ranking(policy, self.usage, self._resident, self._slots)
+        with np.errstate(all="ignore"):  # such as count / clock, 0 / 0 before the first demand
+            self._ranking.scores()
 
     def _start(self) -> None:
-        """Let the experts with the highest numbers in, the lowest of them used the longest ago."""
+        """Make the experts with the highest numbers resident, the lowest used the longest ago."""
         experts = len(self._resident)
         starters = np.arange(experts) >= experts - self.num_slots
         self._resident[:] = starters
@@ -144,11 +69,12 @@ class Residency:
 
     @residents.setter
     def residents(self, experts: Iterable[int]) -> None:
-        self._resident[:] = False
-        self._resident[list(experts)] = True
+        wanted = np.zeros_like(self._resident)
+        wanted[list(experts)] = True
+        replace_residents(self._resident[None], wanted[None], self._ranking)
 
     def missed(self, experts: Iterable[int]) -> tuple[int, ...]:
-        """Return who of a demand would miss, ascending, and decide nothing."""
+        """Return the experts of a demand that would miss, ascending, and decide nothing."""
         return tuple(sorted(set(experts) - self.residents))
 
     def demand(self, experts: Iterable[int], computed: Collection[int] = ()) -> Decision:
@@ -159,47 +85,46 @@ class Residency:
         Parameters
         ----------
         computed
-            Misses that are computed where they lie: they count as used, aren't let in, and nobody
-            leaves for them.
+            Misses that are computed in host memory: they count as used, but aren't let in, so that
+            nothing is evicted for them.
         """
         experts = sorted({*map(int, experts)})
         resident = self._resident.tolist()
-        if all(resident[expert] for expert in experts):
+        if all(resident[expert] for expert in experts) and not self._ranking.has_memory:
             self.usage.touch_residents(experts)
             return Decision(tuple(experts), (), ())
         needed = np.zeros_like(self._resident)
         needed[experts] = True
-        missed = needed & ~self._resident
-        hits = np.flatnonzero(needed & self._resident)
+        missed = needed > self._resident
+        hits = needed & self._resident
         entering = missed
         if computed:
             entering = missed.copy()
             entering[list(computed)] = False
         self.usage.touch(needed, entering)
+        self._ranking.demanded(hits, entering)
         evictions = self._let_in(needed, entering) if entering.any() else ()
-        return Decision(tuple(hits.tolist()), tuple(np.flatnonzero(missed).tolist()), evictions)
+        hit, miss = np.flatnonzero(hits).tolist(), np.flatnonzero(missed).tolist()
+        return Decision(tuple(hit), tuple(miss), evictions)
 
     def _let_in(self, needed: Array, entering: Array) -> tuple[tuple[int, int | None], ...]:
-        """Let experts in, and return them, each with who left for it."""
-        turns = admit(
+        """Let experts in, and return each with the victim whose slot it gets."""
+        rounds = admit(
             self._resident[None],
             needed[None],
             entering[None],
-            scores=np.asarray(self._policy.scores(self.usage))[None],
+            scores=self._ranking.rows(),
             slots=self._slots,
             bypass=self._policy.bypass,
+            ranking=self._ranking if self._ranking.has_memory else None,
         )
         return tuple(
             (int(newcomer[0]), None if victim[0] < 0 else int(victim[0]))
-            for _, newcomer, victim in turns
+            for _, newcomer, victim in rounds
         )
 
     def resize(self, num_slots: int) -> tuple[int, ...]:
-        """Change the number of slots and return the residents that had to leave, first to last."""
-        scores = np.fmin(self._policy.scores(self.usage), _HIGHEST)
-        scores = np.where(self._resident, scores, np.inf)
-        surplus = max(0, np.count_nonzero(self._resident) - num_slots)
-        victims = np.argsort(scores, kind="stable")[:surplus]
-        self._resident[victims] = False
+        """Change the number of slots and return the residents that are evicted, first to last."""
         self._slots[:] = num_slots
-        return tuple(victims.tolist())
+        evicted = shrink(self._resident[None], self._slots, self._ranking)
+        return tuple(int(victims[0]) for _, victims in evicted)

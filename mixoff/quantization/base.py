@@ -6,7 +6,7 @@ Letters: N rows (outputs), K columns (inputs).
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -65,14 +65,11 @@ class QuantizedTensor:
         (N, K): outputs and inputs.
     parts
         The tensors that `quantization.part_specs(shape)` names.
-    kept
-        What kernels made of it, to be found again: views of the same parts.
     """
 
     quantization: Quantization
     shape: Shape
     parts: Mapping[str, Tensor]
-    kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def quantize(cls, weight: Tensor, quantization: Quantization) -> "QuantizedTensor":
@@ -87,9 +84,6 @@ class QuantizedTensor:
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the [N, K] matrix in a floating point type."""
         return self.quantization.dequantize(self.parts, self.shape, dtype)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"kept": {}}  # a copy has parts of its own
 
     @property
     def nbytes(self) -> int:

@@ -15,7 +15,7 @@ from mixoff.quantization.base import Parts, PartSpecs, Quantization, Shape
 from mixoff.quantization.hqq_solver import solve
 from mixoff.quantization.packing import BITS, pack, packed_shape, unpack
 
-_GROUPS_PER_PAIR = 128
+GROUPS_PER_PAIR = 128  # of 8-bit scales; kernels read pairs by it
 _SCALE_BITS = (16, 8)
 
 
@@ -68,7 +68,7 @@ class HQQ(Quantization):
             meta = (torch.float16, (rows, groups))
             return {"W_q": codes, "scale": meta, "zero": meta}
         meta = (torch.uint8, (rows, groups))
-        pairs = (torch.float32, (rows, -(-groups // _GROUPS_PER_PAIR), 4))
+        pairs = (torch.float32, (rows, -(-groups // GROUPS_PER_PAIR), 4))
         return {"W_q": codes, "scale": meta, "zero": meta, "pairs": pairs}
 
     def quantize(self, weight: Tensor) -> Parts:
@@ -98,7 +98,7 @@ class HQQ(Quantization):
         scale, zero = parts["scale"].float(), parts["zero"].float()  # [N, G]
         if self.scale_nbits == 16:
             return scale, zero
-        pairs = parts["pairs"].repeat_interleave(_GROUPS_PER_PAIR, dim=1)[:, : scale.shape[1]]
+        pairs = parts["pairs"].repeat_interleave(GROUPS_PER_PAIR, dim=1)[:, : scale.shape[1]]
         factor_s, offset_s, factor_z, offset_z = pairs.unbind(-1)  # [N, G] each
         return scale * factor_s + offset_s, zero * factor_z + offset_z
 
@@ -106,7 +106,7 @@ class HQQ(Quantization):
 def _quantize_to_bytes(values: Tensor) -> tuple[Tensor, Tensor]:
     """Return [N, G] bytes and [N, ceil(G/128), 2] pairs: value = byte * factor + offset."""
     codes, pairs = [], []
-    for block in torch.split(values, _GROUPS_PER_PAIR, dim=1):  # [N, 128], the last narrower
+    for block in torch.split(values, GROUPS_PER_PAIR, dim=1):  # [N, 128], the last narrower
         offset = block.amin(1, keepdim=True)  # [N, 1]
         factor = (block.amax(1, keepdim=True) - offset) / 255
         steps = (block - offset) / torch.where(factor > 0, factor, 1)

@@ -1,6 +1,6 @@
-"""Caches on paper: many of them go through one recording side by side. Knows arrays; no tables.
+"""Simulated caches: many of them replay one recording side by side. Knows arrays; no tables.
 
-All policies, sizes and layers take their n-th demands together, a turn each, with the same `admit`
+All policies, sizes and layers take their n-th demands together, a round each, with the same `admit`
 and `Usage` as a live cache.
 """
 
@@ -12,124 +12,151 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mixoff.policies.base import Policy
-from mixoff.policies.residency import admit
+from mixoff.policies.admission import Ranking, admit, replace_residents, shrink
+from mixoff.policies.base import Policy, refuse_nan
 from mixoff.policies.usage import Array, Usage
 from mixoff.trace import Trace
 from mixoff.trace.schema import Rows
 
-# P policies, K sizes, L layers, E experts, T turns, N demands, M needed experts in all
+# P policies, K sizes, L layers, E experts, T rounds, N demands, M needed experts in all
 
 
 class Rounds:
-    """A recording's demands as a replay takes them: the n-th turn is every layer's n-th one."""
+    """A recording's demands in the order of a replay: round n has the n-th demand of each layer."""
 
     def __init__(self, trace: Trace) -> None:
         demands = trace.demands()
         self.layers, self.experts = trace.num_layers, trace.num_experts
         sizes = np.diff(demands.first)  # [N]
-        turn = np.repeat(_turns(demands.layer, self.layers), sizes)  # [M]
+        number = np.repeat(_round_numbers(demands.layer, self.layers), sizes)  # [M]
         cell = np.repeat(demands.layer, sizes) * self.experts + demands.expert
-        self.order = np.argsort(turn, kind="stable")  # [M] places in the recording
+        self.order = np.argsort(number, kind="stable")  # [M] places in the recording
         self.cell = cell[self.order]  # [M] where in [L, E] a needed expert is
-        self.computed = demands.computed[self.order]  # [M] a miss, computed where it lay
-        self._turn = turn[self.order]
-        self.count = int(self._turn[-1]) + 1 if len(turn) else 0  # T
-        self._first = np.searchsorted(self._turn, np.arange(self.count + 1))  # [T + 1]
+        self.computed = demands.computed[self.order]  # [M] a miss that was computed in host memory
+        self._number = number[self.order]
+        self.count = int(self._number[-1]) + 1 if len(number) else 0  # T
+        self._first = np.searchsorted(self._number, np.arange(self.count + 1))  # [T + 1]
         self.needed_per_layer = np.bincount(self.cell // self.experts, minlength=self.layers)
 
-    def part(self, turn: int) -> slice:
-        """Return which needed experts belong to a turn."""
-        return slice(self._first[turn], self._first[turn + 1])
+    def part(self, number: int) -> slice:
+        """Return which needed experts belong to a round."""
+        return slice(self._first[number], self._first[number + 1])
 
     @cached_property
     def next_use(self) -> tuple[Array, Array]:
-        """The turn of each expert's first demand, [L, E], and of the one after each, [M].
+        """The round of each expert's first demand, [L, E], and of the one after each, [M].
 
-        A turn past the last stands for never.
+        A round past the last stands for never.
         """
         by_cell = np.argsort(self.cell, kind="stable")  # each expert's demands one after another
-        cell, turn = self.cell[by_cell], self._turn[by_cell]
+        cell, number = self.cell[by_cell], self._number[by_cell]
         starts = np.diff(cell, prepend=-1) != 0
-        following = np.append(np.where(starts[1:], self.count, turn[1:]), self.count)[: len(turn)]
-        after = np.empty_like(turn)
-        after[by_cell] = following
+        following = np.append(np.where(starts[1:], self.count, number[1:]), self.count)
+        after = np.empty_like(number)
+        after[by_cell] = following[: len(number)]
         first = np.full(self.layers * self.experts, self.count)
-        first[cell[starts]] = turn[starts]
+        first[cell[starts]] = number[starts]
         return first.reshape(self.layers, self.experts), after
 
 
-def _turns(layer: NDArray[np.int64], layers: int) -> NDArray[np.int64]:
+def _round_numbers(layer: NDArray[np.int64], layers: int) -> NDArray[np.int64]:
     """Return for each demand, [N], how many of its layer came before."""
     demands = np.bincount(layer, minlength=layers)  # [L]
     begins = np.cumsum(demands) - demands  # where a layer begins when they are sorted
-    turns = np.empty_like(layer)
-    turns[np.argsort(layer, kind="stable")] = np.arange(len(layer)) - np.repeat(begins, demands)
-    return turns
+    numbers = np.empty_like(layer)
+    by_layer = np.argsort(layer, kind="stable")
+    numbers[by_layer] = np.arange(len(layer)) - np.repeat(begins, demands)
+    return numbers
 
 
 @dataclass
 class BatchedCaches:
-    """Caches that go through a recording side by side: a policy and a size each, all layers."""
+    """Caches that replay a recording side by side: a policy and a size each, all layers.
+
+    Where there are several policies, none of them has a memory.
+    """
 
     policies: Sequence[Policy]
     slots: Array  # [P, K, L]
     resident: Array  # [P, K, L, E]
     usage: Usage  # last_used and entered [P, K, L, E]; the rest, alike in all caches, [L, ...]
 
-    def misses(self, turns: Rounds, changes: Rows | None = None) -> Iterator[Array]:
-        """Yield of each turn which experts are needed and not resident, [P, K, L, E].
+    def misses(self, rounds: Rounds, changes: Rows | None = None) -> Iterator[Array]:
+        """Yield of each round which experts are needed and not resident, [P, K, L, E].
 
-        Before its turn each row of `changes`, states of layers, is put in place of what was. With
-        them caches are the recorded one, and don't let in what it computed where it lay.
+        Each row of `changes`, states of layers, is put in place before its round. With them the
+        caches are the recorded one, and don't let in the misses that it computed in host memory.
         """
-        first, after = turns.next_use
+        first, after = rounds.next_use
         self.usage.next_use = next_use = first.copy()  # [L, E]
         needed, missed = np.zeros_like(next_use, bool), np.empty_like(self.resident)
-        seen = [_seen_by(place, self.usage) for place in range(len(self.policies))]
-        for turn in range(turns.count):
-            for state in () if changes is None else changes[changes["position"] == turn]:
-                self._put(state)
-            part = turns.part(turn)
+        demanded = np.broadcast_to(needed, missed.shape)  # a view
+        rankings = [self._ranking(place) for place in range(len(self.policies))]
+        bypass = np.array([policy.bypass for policy in self.policies])[:, None, None]
+        bypass = np.broadcast_to(bypass, self.slots.shape).reshape(-1)
+        for number in range(rounds.count):
+            for state in () if changes is None else changes[changes["position"] == number]:
+                self._put(state, rankings)
+            part = rounds.part(number)
             needed[...] = False
-            needed.reshape(-1)[turns.cell[part]] = True
-            next_use.reshape(-1)[turns.cell[part]] = after[part]
+            needed.reshape(-1)[rounds.cell[part]] = True
+            next_use.reshape(-1)[rounds.cell[part]] = after[part]
             np.greater(needed, self.resident, out=missed)
             entering = missed
-            if changes is not None and turns.computed[part].any():
+            if changes is not None and rounds.computed[part].any():
                 entering = missed.copy()
-                cells = turns.cell[part][turns.computed[part]]
+                cells = rounds.cell[part][rounds.computed[part]]
                 entering.reshape(*missed.shape[:-2], -1)[..., cells] = False
             self.usage.touch(needed, entering)
-            self._admit(needed, entering, seen)
+            self._admit(demanded, entering, rankings, bypass)
             yield missed
 
-    def _admit(self, needed: Array, missed: Array, seen: list[Usage]) -> None:
+    def _ranking(self, place: int) -> Ranking:
+        """Return the ranking of one policy's caches, of views that change with all caches'."""
+        usage = self.usage
+        own = replace(usage, last_used=usage.last_used[place], entered=usage.entered[place])
+        slots = self.slots[place][..., None]
+        return Ranking(self.policies[place], own, self.resident[place], slots)
+
+    def _admit(self, needed: Array, missed: Array, rankings: list[Ranking], bypass: Array) -> None:
         rows = (-1, needed.shape[-1])
-        scores = np.empty(missed.shape)
-        for place, policy in enumerate(self.policies):
-            scores[place] = policy.scores(seen[place])
-        bypass = np.array([policy.bypass for policy in self.policies])[:, None, None]
+        has_memory = rankings[0].has_memory
+        if has_memory:
+            rankings[0].demanded((needed & self.resident)[0], missed[0])
         for _ in admit(
             self.resident.reshape(rows),  # a view, in which it lets experts in
-            np.broadcast_to(needed, missed.shape).reshape(rows),
+            needed.reshape(rows),
             missed.reshape(rows),
-            scores=scores.reshape(rows),
+            scores=_scores(rankings, missed.shape).reshape(rows),
             slots=self.slots.reshape(-1),
-            bypass=np.broadcast_to(bypass, self.slots.shape).reshape(-1),
+            bypass=bypass,
+            ranking=rankings[0] if has_memory else None,
         ):
             pass
 
-    def _put(self, state: Any) -> None:
+    def _put(self, state: Any, rankings: list[Ranking]) -> None:
+        """Put a layer's state in place; what that evicts and admits is what it was live."""
         layer, usage = state["layer"], self.usage
         self.slots[..., layer] = state["slots"]
-        self.resident[..., layer, :] = state["resident"]
         usage.last_used[..., layer, :] = state["last_used"]
         usage.entered[..., layer, :] = state["entered"]
         usage.count[layer] = state["count"]
         usage.clock[layer] = state["clock"]
+        wanted = self.resident.copy()
+        wanted[..., layer, :] = state["resident"]
+        rows = (-1, wanted.shape[-1])
+        if rankings[0].has_memory:
+            for _ in shrink(self.resident.reshape(rows), self.slots.reshape(-1), rankings[0]):
+                pass
+        replace_residents(self.resident.reshape(rows), wanted.reshape(rows), rankings[0])
 
 
-def _seen_by(place: int, usage: Usage) -> Usage:
-    """Return what one policy's caches see, as views: they change with what all see."""
-    return replace(usage, last_used=usage.last_used[place], entered=usage.entered[place])
+def _scores(rankings: list[Ranking], shape: tuple[int, ...]) -> Array:
+    """Return the scores of all policies, [P, K, L, E]."""
+    scores = np.empty(shape)
+    for own, ranking in zip(scores, rankings, strict=True):
+        own[...] = ranking.scores()
+    if np.isnan(scores.min()):  # NaN if any of them is
+        for own, ranking in zip(scores, rankings, strict=True):
+            refuse_nan(ranking.policy, own)
+    return scores

@@ -1,4 +1,4 @@
-"""What other caches would have done with a recording. Knows policies and slots; no times."""
+"""Hits and misses of any cache in a recording. Knows policies and slots; no times."""
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixoff.errors import ConfigError, TraceError
-from mixoff.policies.base import Policy
+from mixoff.policies.admission import Ranking
+from mixoff.policies.base import Policy, has_memory, refuse_nan
 from mixoff.policies.registry import POLICIES, policy_name, policy_named
-from mixoff.policies.usage import NEVER, Array
+from mixoff.policies.usage import NEVER, Array, Usage
 from mixoff.simulate.batch import BatchedCaches, Rounds
 from mixoff.trace import Trace
 from mixoff.trace.schema import START, Rows, usage_of
@@ -23,20 +24,20 @@ if TYPE_CHECKING:
 
 # P policies, K sizes, L layers, E experts, M needed experts
 
-FLOOR = "floor"  # what memoryless routing hits in any cache: slots / experts
+FLOOR = "floor"  # the hit rate of any cache if routing has no memory: slots / experts
 _COLUMNS = ("policy", "slots", "layer", "hits", "misses", "hit_rate", "bytes")
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What one cache would have done with a recording.
+    """Hits and misses of one cache in a recording.
 
     Parameters
     ----------
     hit
         [M] whether each needed expert was resident, in the order of `Trace.demands().expert`.
     hits_per_layer, misses_per_layer
-        How many were and weren't, for each layer.
+        How many were and weren't, in each layer.
     """
 
     hit: NDArray[np.bool_]
@@ -49,18 +50,18 @@ class Replay:
         return float(self.hit.mean()) if self.hit.size else float("nan")
 
 
-def _start(trace: Trace, turns: Rounds, policies: Sequence[Policy], slots: Array) -> BatchedCaches:
-    """Return caches as they begin, of [K, L] slots; `sweep` tells how."""
+def _start(trace: Trace, rounds: Rounds, policies: Sequence[Policy], slots: Array) -> BatchedCaches:
+    """Return caches of [K, L] slots in the state that `sweep` describes."""
     starts = _start_states(trace)
-    usage = replace(usage_of(starts), next_use=turns.next_use[0])  # [L, ...]
-    numbers = np.arange(turns.experts)
-    highest = numbers >= turns.experts - slots[..., None]  # [K, L, E]
+    usage = replace(usage_of(starts), next_use=rounds.next_use[0])  # [L, ...]
+    numbers = np.arange(rounds.experts)
+    highest = numbers >= rounds.experts - slots[..., None]  # [K, L, E]
     shape = (len(policies), *highest.shape)  # [P, K, L, E]
     resident, fresh = np.empty(shape, bool), np.empty(shape, bool)
     for place, policy in enumerate(policies):
-        scores = np.broadcast_to(policy.scores(usage), usage.last_used.shape)
+        scores = _start_scores(policy, usage, starts)
         rank = scores.argsort(axis=-1, kind="stable").argsort(axis=-1)  # [L, E]
-        best = rank >= turns.experts - slots[..., None]
+        best = rank >= rounds.experts - slots[..., None]
         same = policy_name(policy) == trace.provenance.get("policy")
         as_recorded = (same & (starts["slots"] == slots))[..., None]  # [K, L, 1]
         fresh[place] = ~as_recorded & (usage.clock == 0)
@@ -70,6 +71,15 @@ def _start(trace: Trace, turns: Rounds, policies: Sequence[Policy], slots: Array
     usage.last_used = np.where(fresh, unseen, usage.last_used)
     usage.entered = np.where(fresh, unseen, usage.entered)
     return BatchedCaches(policies, np.broadcast_to(slots, shape[:-1]).copy(), resident, usage)
+
+
+def _start_scores(policy: Policy, usage: Usage, starts: Rows) -> Array:
+    """Return a policy's scores of the recorded residents, [L, E]."""
+    ranking = Ranking(policy, usage, starts["resident"], starts["slots"][:, None])
+    with np.errstate(all="ignore"):  # such as count / clock, 0 / 0 before the first demand
+        scores = np.broadcast_to(ranking.scores(), usage.last_used.shape)
+    refuse_nan(policy, np.where(usage.clock > 0, scores, 0.0))
+    return scores
 
 
 def _start_states(trace: Trace) -> Rows:
@@ -82,33 +92,37 @@ def _start_states(trace: Trace) -> Rows:
 
 
 def replay(trace: Trace, policy: str | Policy | None = None, slots: int | None = None) -> Replay:
-    """Return what one cache would have done with a recording.
+    """Return the hits and misses that one cache would have had in a recording.
 
-    Without policy and slots it is the one that was recorded: it begins with the recorded residents
-    and what was known of them, follows resizes, goes on from where a demand that was cut left it,
-    and lets nobody in who was computed where it lay. With either, it is a cache of that policy or
-    of as many slots in every layer, which begins as `sweep` tells, keeps its size, ends every
-    demand, and fetches what it misses: what would have been computed then, no recording knows.
+    Without `slots` and with the recorded policy it is the cache that was recorded: it begins with
+    the recorded residents and their usage, follows resizes and interrupted demands, and lets no
+    miss in that was computed in host memory. Any other cache begins as `sweep` describes, keeps its
+    size, completes every demand, and fetches all its misses: no recording says which of them would
+    have been computed.
+
+    A recording holds neither a policy's memory nor `Usage.recent`. Both begin anew with it, so the
+    replay of a policy that reads them is the live run hit for hit if the recording began with the
+    cache.
 
     Raises
     ------
     ConfigError
         If there is no such policy, or slots aren't 1 to the number of experts.
     TraceError
-        If the trace is empty, or its policy isn't one of mixoff's and none was given.
+        If the trace is empty, or its policy isn't one of mixoff's and `policy` is None.
     """
-    turns, starts = Rounds(trace), _start_states(trace)
+    rounds, starts = Rounds(trace), _start_states(trace)
     chosen = _recorded_policy(trace) if policy is None else policy_named(policy)
-    size = starts["slots"] if slots is None else _checked_slots(slots, turns.experts)
-    caches = _start(trace, turns, [chosen], np.broadcast_to(size, (1, turns.layers)))
+    size = starts["slots"] if slots is None else _checked_slots(slots, rounds.experts)
+    caches = _start(trace, rounds, [chosen], np.broadcast_to(size, (1, rounds.layers)))
     same = slots is None and policy_name(chosen) == trace.provenance.get("policy")
-    hit = np.empty(len(turns.cell), bool)
-    for turn, missed in enumerate(caches.misses(turns, trace.states if same else None)):
-        part = turns.part(turn)
-        hit[turns.order[part]] = ~missed.reshape(-1)[turns.cell[part]]
-    layer = turns.cell // turns.experts
-    hits = np.bincount(layer, weights=hit[turns.order], minlength=turns.layers).astype(int)
-    return Replay(hit, tuple(hits.tolist()), tuple((turns.needed_per_layer - hits).tolist()))
+    hit = np.empty(len(rounds.cell), bool)
+    for number, missed in enumerate(caches.misses(rounds, trace.states if same else None)):
+        part = rounds.part(number)
+        hit[rounds.order[part]] = ~missed.reshape(-1)[rounds.cell[part]]
+    layer = rounds.cell // rounds.experts
+    hits = np.bincount(layer, weights=hit[rounds.order], minlength=rounds.layers).astype(int)
+    return Replay(hit, tuple(hits.tolist()), tuple((rounds.needed_per_layer - hits).tolist()))
 
 
 def sweep(
@@ -118,23 +132,23 @@ def sweep(
     *,
     executor: Executor | None = None,
 ) -> "pd.DataFrame":
-    """Return what caches of each policy and size would have done with a recording.
+    """Return the hits and misses that caches of each policy and size would have had in a recording.
 
-    A cache of the recorded policy and size begins with the recorded residents. If nothing was
-    demanded before the recording, any other begins as a cache does, with the highest experts
-    inside; else with those that its policy scores highest by what was used until then, of equal
-    ones the highest. Resizes and demands that were cut are not followed, and all misses are
-    fetched.
+    A cache of the recorded policy and size begins with the recorded residents. Any other begins
+    with the experts of the highest numbers, as a new cache does, if nothing was demanded before the
+    recording; else with those that its policy scores highest, by their use until then, of equal
+    scores the highest numbers. Resizes and interrupted demands are not followed, and all misses
+    are fetched. `replay` describes what a recording doesn't hold.
 
     Parameters
     ----------
     policies
-        Names in `mixoff.policies.POLICIES`, or policies; "floor" is what a cache hits when routing
-        has no memory: slots / experts of what is needed.
+        Names in `mixoff.policies.POLICIES`, or policies; "floor" is the hit rate of any cache if
+        routing has no memory, slots / experts.
     slots
         How many experts of a layer are resident: 1 to all of them; by default, each of these.
     executor
-        Where to work, a policy at a time: any executor of `concurrent.futures`, or one like it.
+        Runs the policies, each as a task of its own: one of `concurrent.futures`, or one like it.
 
     Returns
     -------
@@ -150,42 +164,54 @@ def sweep(
     TraceError
         If the trace is empty.
     """
-    turns = Rounds(trace)
+    rounds = Rounds(trace)
     wanted = _checked_policies(policies)
     real = [policy_named(policy) for policy in wanted if policy != FLOOR]
-    sizes = _checked_slots(range(1, turns.experts + 1) if slots is None else slots, turns.experts)
-    grid = np.broadcast_to(sizes[:, None], (len(sizes), turns.layers))  # [K, L]
-    groups = [real] if executor is None else [[policy] for policy in real]
-    caches = [_start(trace, turns, group, grid) for group in groups if group]
-    counted = (map if executor is None else executor.map)(_count_misses, caches, repeat(turns))
-    missed = iter(counts for group in counted for counts in group)  # [K, L] of each policy
-    floor = (1 - grid / turns.experts) * turns.needed_per_layer
+    sizes = _checked_slots(range(1, rounds.experts + 1) if slots is None else slots, rounds.experts)
+    grid = np.broadcast_to(sizes[:, None], (len(sizes), rounds.layers))  # [K, L]
+    groups = _groups(real, apart=executor is not None)
+    caches = [_start(trace, rounds, [real[n] for n in group], grid) for group in groups]
+    counted = (map if executor is None else executor.map)(_count_misses, caches, repeat(rounds))
+    misses = {  # [K, L] of each policy
+        n: counts
+        for group, of_group in zip(groups, counted, strict=True)
+        for n, counts in zip(group, of_group, strict=True)
+    }
+    missed = iter(misses[n] for n in range(len(real)))
+    floor = (1 - grid / rounds.experts) * rounds.needed_per_layer
     tables = [floor if policy == FLOOR else next(missed) for policy in wanted]
-    return _frame(trace, [_name(policy) for policy in wanted], sizes, turns, np.stack(tables))
+    return _frame(trace, [_name(policy) for policy in wanted], sizes, rounds, np.stack(tables))
+
+
+def _groups(policies: Sequence[Policy], *, apart: bool) -> list[list[int]]:
+    """Return places of policies to replay side by side: all that have no memory, or one alone."""
+    alone = [n for n, policy in enumerate(policies) if apart or has_memory(policy)]
+    together = [n for n in range(len(policies)) if n not in alone]
+    return [*([together] if together else []), *([n] for n in alone)]
 
 
 def _name(policy: str | Policy) -> str:
     return FLOOR if policy == FLOOR else policy_name(policy)
 
 
-def _count_misses(caches: BatchedCaches, turns: Rounds) -> Array:
-    """Return how much caches miss, [P, K, L]."""
+def _count_misses(caches: BatchedCaches, rounds: Rounds) -> Array:
+    """Return the misses of caches, [P, K, L]."""
     total = np.zeros(caches.resident.shape, np.int64)
-    for missed in caches.misses(turns):
+    for missed in caches.misses(rounds):
         total += missed
     counts: Array = total.sum(axis=-1)
     return counts
 
 
 def _frame(
-    trace: Trace, names: Sequence[str], sizes: Array, turns: Rounds, misses: Array
+    trace: Trace, names: Sequence[str], sizes: Array, rounds: Rounds, misses: Array
 ) -> "pd.DataFrame":
     import pandas as pd
 
     index = pd.MultiIndex.from_product(
-        [names, sizes.tolist(), range(turns.layers)], names=_COLUMNS[:3]
+        [names, sizes.tolist(), range(rounds.layers)], names=_COLUMNS[:3]
     )
-    needed = np.broadcast_to(turns.needed_per_layer, misses.shape)
+    needed = np.broadcast_to(rounds.needed_per_layer, misses.shape)
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
         columns = {
             "hits": needed - misses,

@@ -90,6 +90,7 @@ def usage_of(states: Rows) -> Usage:
         last_used=states["last_used"].copy(),
         entered=states["entered"].copy(),
         count=states["count"].copy(),
+        recent=np.zeros(states["count"].shape),  # which a recording doesn't hold
         clock=states["clock"][:, None].copy(),
         layer=states["layer"][:, None].astype(np.int64),
     )

@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicCache
 
 from mixoff.cache.cache import ExpertCache
 from mixoff.checkpoints.formats import open_checkpoint
-from mixoff.checkpoints.mixoff_format import Checkpoint
+from mixoff.checkpoints.mixoff_format import MixoffCheckpoint
 from mixoff.checkpoints.mixtral_offloading import MixtralOffloadingCheckpoint
 from mixoff.config import OffloadConfig
 from mixoff.errors import CheckpointError
@@ -163,7 +163,7 @@ def test_bits_and_groups_are_read_off_the_shapes(written, request):
 
 def test_the_kind_of_a_checkpoint_is_told_by_its_folder(quantized):
     assert isinstance(open_checkpoint(FOLDER), MixtralOffloadingCheckpoint)
-    assert isinstance(open_checkpoint(quantized()), Checkpoint)
+    assert isinstance(open_checkpoint(quantized()), MixoffCheckpoint)
 
 
 def test_a_record_is_all_that_follows_its_files_header():

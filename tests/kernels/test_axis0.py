@@ -172,9 +172,9 @@ def test_words_and_groups_that_cut_a_column_in_two_have_no_kernels():
 def test_kernels_are_asked_only_for_matrices_that_they_know(matrices, calls):
     asked = []
 
-    def multiply(matrix: PackedAxis0, x: torch.Tensor) -> torch.Tensor:
+    def multiply(matrix: PackedAxis0, x: torch.Tensor, **settings: int) -> torch.Tensor:
         asked.append(matrix)
-        return cpu.multiply(matrix, x)
+        return cpu.multiply(matrix, x, **settings)
 
     given = {**vars(cpu), "MATRICES": matrices, "multiply": multiply}
     matrix, x = random_matrix(HQQAxis0(2, 16, 8), 32, 256), torch.randn(1, 256)

@@ -13,7 +13,7 @@ pytest.importorskip("llvmlite", reason="kernels are compiled by it")
 from mixoff.kernels.cpu import steps, threads
 from mixoff.kernels.cpu.one_token import AttendedProduct, FeedForward, Projection
 from mixoff.quantization import HQQ, QuantizedTensor
-from support.packed_matrices import ISAS, packed
+from support.packed_matrices import ISAS, location
 from support.tiers import examples
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -67,7 +67,7 @@ def forward(matrices: list[QuantizedTensor], x: torch.Tensor) -> Sized:
 
 
 def of_expert(matrices: list[QuantizedTensor], dtype: torch.dtype, isa: str | None = None):
-    *above, below = map(packed, matrices)
+    *above, below = map(location, matrices)
     return FeedForward(above, below, dtype, isa)
 
 
@@ -124,7 +124,7 @@ def test_queries_keys_and_values_are_right(isa, scheme, columns, groups, share, 
     angles = numbers(size, seed=1)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     given = {"size": size, "scaling": 0.3, "dtype": dtype, "isa": isa}
-    project = Projection([packed(own) for own in matrices], **given)
+    project = Projection([location(own) for own in matrices], **given)
     found = project(x, cos, sin)
     exact, sizes = product(x, weights(matrices))
     parts = exact.view(-1, size).split(heads)
@@ -153,7 +153,7 @@ def test_a_product_with_attention_is_right(isa, scheme, rows, groups, share, siz
     query = numbers(heads, size, seed=1)
     key, value = numbers(2, groups, tokens + 5, size, seed=2, dtype=dtype)[:, :, 2 : tokens + 2]
     sizes = {"heads": heads, "groups": groups, "size": size, "dtype": dtype}
-    found = AttendedProduct(packed(matrix), **sizes, isa=isa)(query, key, value)
+    found = AttendedProduct(location(matrix), **sizes, isa=isa)(query, key, value)
     by_group = query.double().view(groups, share, size)
     scores = by_group @ key.double().mT * math.log(2)
     attended = (scores.softmax(-1) @ value.double()).view(1, -1)

@@ -220,14 +220,14 @@ def test_several_threads_at_once_get_their_own_products():
     assert not wrong
 
 
-@pytest.mark.parametrize(("spared", "team"), [(0, [4]), (1, [3]), (3, []), (9, [])])
-def test_spared_threads_get_no_part(monkeypatch, spared, team):
+@pytest.mark.parametrize(("reserved_threads", "team"), [(0, [4]), (1, [3]), (3, []), (9, [])])
+def test_spared_threads_get_no_part(monkeypatch, reserved_threads, team):
     alone: list[int] = []
     teams: list[int] = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(threads, "_team", lambda process: lambda *call: teams.append(call[2]))
     step = Step(0, [], count=12, least=1)
-    Work([[step]], Code(alone.append, 0)).run(spared=spared)
+    Work([[step]], Code(alone.append, 0)).run(reserved_threads=reserved_threads)
     assert teams == team
     assert len(alone) == 1 - len(team)
 

@@ -1,6 +1,7 @@
 """Who multiplies by packed matrices, and that whatever they are given is multiplied."""
 
 import copy
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -126,7 +127,6 @@ def test_a_matrix_with_plans_is_copied_without_them():
     x = torch.randn(1, 64, generator=torch.Generator().manual_seed(0))
     expected = kernels.feed_forward(gate_up, down, x, gate)
     other = copy.deepcopy(down)
-    assert not other.kept
     other.parts["W_q"].zero_()
     assert torch.equal(kernels.feed_forward(gate_up, down, x, gate), expected)
     assert not torch.equal(kernels.feed_forward(gate_up, other, x, gate), expected)
@@ -156,10 +156,7 @@ def test_an_unknown_name_is_refused():
 
 
 def test_without_llvmlite_torch_multiplies_and_says_so_if_kernels_were_asked_for(monkeypatch):
-    def missing(name: str) -> None:
-        raise ImportError("No module named 'llvmlite'")
-
-    monkeypatch.setattr("mixoff.kernels.select.import_module", missing)
+    monkeypatch.setitem(sys.modules, "mixoff.kernels.cpu.one_token", None)
     assert isinstance(kernels_named("auto"), TorchKernels)
     with pytest.raises(ConfigError, match=r"kernels='cpu': llvmlite .* mixoff\[cpu\]"):
         kernels_named("cpu")
@@ -168,15 +165,15 @@ def test_without_llvmlite_torch_multiplies_and_says_so_if_kernels_were_asked_for
 def test_kernels_spare_the_cores_that_are_busy_as_each_product_begins():
     given = []
 
-    def multiply(matrix: Packed, x: torch.Tensor, *, spared: int = 0) -> torch.Tensor:
-        given.append(spared)
-        return cpu.multiply(matrix, x, spared=spared)
+    def multiply(matrix: Packed, x: torch.Tensor, *, reserved_threads: int = 0) -> torch.Tensor:
+        given.append(reserved_threads)
+        return cpu.multiply(matrix, x, reserved_threads=reserved_threads)
 
     operations = SimpleNamespace(**{**vars(cpu), "multiply": multiply})
     kernels = PackedKernels(operations, "cpu")
     matrix = random_matrix(HQQ(4, 64), 64, 256, 0)
     x = torch.randn(1, 256)
     idle = kernels.matmul(matrix, x)
-    kernels.busy = lambda: 1
+    kernels.reserved_threads = lambda: 1
     assert torch.equal(kernels.matmul(matrix, x), idle)
     assert given == [0, 1]

@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("llvmlite", reason="kernels are compiled by it")
 
 from mixoff.kernels.cpu import threads
-from mixoff.kernels.cpu.compile import through_steps
+from mixoff.kernels.cpu.compile import sequence_code
 from mixoff.kernels.cpu.threads import SEQUENCE, STEP, TASK, Operand, Step, Work
 
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
@@ -65,7 +65,7 @@ def test_no_stage_begins_before_the_one_before_it_is_done(count):
     done: list = []
     kernels = [Kernel(done, name) for name in "abcd"]
     a, b, c, d = (Step(kernel.address, [], count=40, least=1) for kernel in kernels)
-    work = Work([[a], [b, c], [d]], through_steps())
+    work = Work([[a], [b, c], [d]], sequence_code())
     for _ in range(20):
         done.clear()
         work.run()
@@ -88,7 +88,7 @@ def test_who_waits_for_a_late_thread_goes_on_when_it_is_done(monkeypatch):
 
     first, second = Kernel(done, "a", late), Kernel(done, "b")
     steps = [[Step(kernel.address, [], count=8, least=1)] for kernel in (first, second)]
-    Work(steps, through_steps()).run()
+    Work(steps, sequence_code()).run()
     assert [name for name, _ in done] == ["a"] * 8 + ["b"] * 8
     assert done.index(("a", 1)) == 7
 
@@ -114,7 +114,7 @@ def test_who_waits_for_others_leaves_when_they_are_done_whatever_interrupts(monk
 def test_places_are_filled_in_anew_each_time():
     kernel = Kernel([], "a")
     step = Step(kernel.address, [Operand("x") + 24], count=1, first=5)
-    work = Work([[step]], through_steps())
+    work = Work([[step]], sequence_code())
     for x in (1000, 2000):
         work.run({"x": x})
     assert kernel.given == [[5, 1, 1024], [5, 1, 2024]]

@@ -1,4 +1,4 @@
-"""What a live cache did is what a replay of its record does; and nothing changes the logits."""
+"""A replay of a recording is the live run hit for hit; and no setting changes the logits."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -15,11 +15,14 @@ import mixoff
 from mixoff.cache.cache import ExpertCache
 from mixoff.config import OffloadConfig
 from mixoff.models.build import build_model
+from mixoff.policies.base import Policy
 from mixoff.policies.registry import LIVE_POLICIES
 from mixoff.predictors import PREDICTORS
 from mixoff.predictors.base import Predictor
 from mixoff.trace import Trace
 from support.models import run, tokens
+from support.queue_policies import S3FIFO, Clock, Sieve
+from support.tiers import diagonal
 
 LAYERS, EXPERTS = 4, 8
 
@@ -27,7 +30,7 @@ Built = Callable[..., tuple[Any, ExpertCache]]
 
 
 class Wrong(Predictor):
-    """Guess what the next gate thinks least of."""
+    """Guess the experts to which the next gate gives the lowest probability."""
 
     def __init__(self, gates: Any) -> None:
         self._gates = gates
@@ -38,7 +41,7 @@ class Wrong(Predictor):
 
 @pytest.fixture
 def built(quantized: Callable[..., Path]) -> Iterator[Built]:
-    """Build a tiny model with so many slots."""
+    """Return a function that builds a tiny model with a number of slots."""
     caches = []
 
     def build(slots: int = 4, **options: Any) -> tuple[Any, ExpertCache]:
@@ -52,15 +55,14 @@ def built(quantized: Callable[..., Path]) -> Iterator[Built]:
         cache.close()
 
 
-def check(trace: Trace, hits: tuple[int, ...]) -> None:
-    """Check that a replay, also of the saved trace, is the live run hit for hit."""
-    replayed = mixoff.replay(trace)
+def check(trace: Trace, hits: tuple[int, ...], policy: Policy | None = None) -> None:
+    """Check that a replay of the recorded policy, by default one of mixoff's, is the live run."""
+    replayed = mixoff.replay(trace, policy)
     assert replayed.hit.tolist() == trace.demands().hit.tolist()
     assert replayed.hits_per_layer == hits
 
 
-@pytest.mark.parametrize("policy", LIVE_POLICIES)
-@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize(("policy", "prefetch"), diagonal(LIVE_POLICIES, [0, 2]))
 def test_a_replay_is_the_live_run_from_its_start_and_from_its_middle(built, policy, prefetch):
     for slots in range(EXPERTS + 1):
         model, cache = built(slots, policy=policy, prefetch=prefetch)
@@ -89,27 +91,38 @@ def test_a_replay_is_the_live_run_of_the_demo_model(policy, prefetch, slots):
         check(trace, (cache.stats() - before).hits_per_layer)
 
 
-@pytest.mark.parametrize("policy", LIVE_POLICIES)
-@pytest.mark.parametrize("prefetch", [0, 2])
-def test_a_replay_follows_a_resize_and_a_demand_that_was_cut(built, policy, prefetch):
-    model, cache = built(4, policy=policy, prefetch=prefetch)
-    before = cache.stats()
+def eventful(model: Any, cache: ExpertCache) -> Trace:
+    """Return the trace of a run with resizes and demands that were interrupted."""
     with cache.record() as trace:
         run(model)
         cache.resize(2)
         run(model, tokens.flip(1))
         for layer in range(LAYERS):
-            with closing(cache.acquire(layer, range(EXPERTS))) as arriving:
+            with closing(cache.acquire(layer, range(EXPERTS))) as experts:
                 for _ in range(layer):
-                    next(arriving)
+                    next(experts)
         run(model)
-        cache.acquire(1, [0, 3, 5])  # cut by the one that follows
+        cache.acquire(1, [0, 3, 5])  # which the resize interrupts
         cache.resize(6)
         run(model, tokens.flip(1))
-    check(trace, (cache.stats() - before).hits_per_layer)
+    return trace
 
 
-def test_a_trace_comes_back_from_its_file_with_the_same_replay(built, tmp_path):
+@pytest.mark.parametrize(("policy", "prefetch"), diagonal(LIVE_POLICIES, [0, 2]))
+def test_a_replay_follows_resizes_and_interrupted_demands(built, policy, prefetch):
+    model, cache = built(4, policy=policy, prefetch=prefetch)
+    check(eventful(model, cache), cache.stats().hits_per_layer)
+
+
+@pytest.mark.parametrize(("make", "prefetch"), diagonal([Clock, Sieve, S3FIFO], [0, 2]))
+def test_a_replay_follows_a_policy_with_a_memory_from_the_start_of_its_cache(built, make, prefetch):
+    for slots in (0, 1, 4, 7):
+        model, cache = built(slots, policy=make(), prefetch=prefetch)
+        check(eventful(model, cache), cache.stats().hits_per_layer, make())
+        cache.close()
+
+
+def test_a_trace_from_its_file_has_the_same_replay(built, tmp_path):
     model, cache = built(3, prefetch=2)
     with cache.record() as trace:
         run(model)
@@ -119,13 +132,13 @@ def test_a_trace_comes_back_from_its_file_with_the_same_replay(built, tmp_path):
 
 @pytest.fixture
 def usual(built: Built) -> tuple[Tensor, Any]:
-    """Return the logits without any prefetch and what was counted."""
+    """Return the logits and counts without any prefetch."""
     model, cache = built(4)
     return run(model), cache.stats()
 
 
 def compare(usual: tuple[Tensor, Any], model: Any, cache: ExpertCache) -> None:
-    """Check that logits are bit for bit the usual ones, and hits and misses the same."""
+    """Check that logits equal the usual ones bit for bit, and that hits and misses do."""
     assert torch.equal(run(model), usual[0])
     assert cache.stats().hits_per_layer == usual[1].hits_per_layer
     assert cache.stats().misses_per_layer == usual[1].misses_per_layer
@@ -150,11 +163,13 @@ def test_wrong_guesses_change_neither_logits_nor_hits_nor_misses(built, usual):
     assert cache.stats().prefetch_wasted > cache.stats().prefetch_used
 
 
-@pytest.mark.parametrize("prefetch", [0, 2])
 @pytest.mark.parametrize(
-    "options", [{"staging": 2}, {"io": "direct"}, {"io": "buffered"}, {"host_memory": "1MiB"}]
+    ("options", "prefetch"),
+    diagonal(
+        [{"staging": 2}, {"io": "direct"}, {"io": "buffered"}, {"host_memory": "1MiB"}], [0, 2]
+    ),
 )
-def test_no_way_of_moving_bytes_changes_logits_hits_or_misses(built, usual, options, prefetch):
+def test_no_method_of_moving_bytes_changes_logits_hits_or_misses(built, usual, options, prefetch):
     compare(usual, *built(4, prefetch=prefetch, **options))
 
 
@@ -165,13 +180,12 @@ def test_no_number_of_threads_changes_logits_hits_or_misses(built, usual, monkey
     compare(usual, *built(4, prefetch=2))
 
 
-@pytest.mark.parametrize("policy", LIVE_POLICIES)
-@pytest.mark.parametrize("slots", [1, 5])
+@pytest.mark.parametrize(("policy", "slots"), diagonal(LIVE_POLICIES, [1, 5]))
 def test_no_policy_changes_the_logits(built, usual, policy, slots):
     assert torch.equal(run(built(slots, policy=policy, prefetch=1)[0]), usual[0])
 
 
-def test_a_replay_that_begins_with_other_residents_is_told_from_the_live_run(built):
+def test_a_replay_that_begins_with_other_residents_differs_from_the_live_run(built):
     model, cache = built(4)
     with cache.record() as trace:
         run(model)

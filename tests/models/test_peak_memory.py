@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from transformers import MixtralConfig, MixtralForCausalLM
 
+from mixoff.checkpoints.folder import INDEX_NAME
+from mixoff.checkpoints.formats import open_checkpoint
 from mixoff.checkpoints.mixoff_format import (
-    INDEX_NAME,
     NON_EXPERT_FILE,
-    Checkpoint,
+    MixoffCheckpoint,
     experts_tensor,
     layer_file,
 )
@@ -74,7 +75,7 @@ print(memory("VmHWM") - imports)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MixoffCheckpoint:
     """Write 450 MB of experts whose weights are zero, and other parameters that route at random."""
     folder = tmp_path_factory.mktemp("large")
     settings = CONFIG.to_dict() | {"quantization_config": quantization_settings(SCHEME)}
@@ -89,7 +90,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     weight_map = {tensor: name for name, tensors in files.items() for tensor in tensors}
     index = {"metadata": {"header_crc32": headers}, "weight_map": weight_map}
     (folder / INDEX_NAME).write_text(json.dumps(index))
-    return Checkpoint.open(folder)
+    return open_checkpoint(folder)
 
 
 def zero_experts() -> NewTensor:

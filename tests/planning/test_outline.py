@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mixoff.checkpoints.mixoff_format import Checkpoint
+from mixoff.checkpoints.formats import open_checkpoint
 from mixoff.config import OffloadConfig
 from mixoff.errors import CheckpointError, ConfigError
 from mixoff.planning.free_memory import FreeMemory
@@ -63,7 +63,7 @@ def estimated_gib(row: dict[str, str]) -> float:
     ],
 )
 def test_an_estimate_has_the_bytes_of_the_converted_checkpoint(quantized, scheme):
-    checkpoint = Checkpoint.open(quantized(scheme))
+    checkpoint = open_checkpoint(quantized(scheme))
     estimate = CheckpointEstimate(Path("x"), checkpoint.config, scheme)
     assert estimate.expert_layouts() == checkpoint.expert_layouts()
     assert estimate.experts_nbytes == checkpoint.experts_nbytes
@@ -72,7 +72,7 @@ def test_an_estimate_has_the_bytes_of_the_converted_checkpoint(quantized, scheme
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_plan_is_the_same_before_the_checkpoint_is_made(quantized, device):
-    checkpoint = Checkpoint.open(quantized(MIXED))
+    checkpoint = open_checkpoint(quantized(MIXED))
     estimate = CheckpointEstimate(Path("x"), checkpoint.config, MIXED)
     free = FreeMemory(host=GIB, device=GIB)
     before, after = (

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mixoff.checkpoints.mixoff_format import Checkpoint
+from mixoff.checkpoints.formats import open_checkpoint
 from mixoff.config import OffloadConfig
 from mixoff.errors import ConfigError
 from mixoff.kernels import kernels_named
@@ -24,7 +24,7 @@ def test_without_any_budget_half_of_the_experts_start_outside(planned, device):
 
 @pytest.mark.parametrize("experts", [1, 2, 3, 5])
 def test_a_layer_has_a_slot_however_few_experts_it_has(quantized, experts):
-    opened = Checkpoint.open(quantized(EXACT, experts=experts, top_k=1))
+    opened = open_checkpoint(quantized(EXACT, experts=experts, top_k=1))
     plan = plan_memory(opened, OffloadConfig(), free=PLENTY)
     assert plan.slots_per_layer == experts - experts // 2
 
@@ -64,7 +64,7 @@ def test_the_workspace_is_that_of_the_kernels():
 
 def test_a_plan_counts_the_workspace_of_its_kernels(quantized):
     pytest.importorskip("llvmlite", reason="kernels are compiled by it")
-    opened = Checkpoint.open(quantized(MIXED))
+    opened = open_checkpoint(quantized(MIXED))
     plans = [
         plan_memory(opened, OffloadConfig(), free=PLENTY, kernels=kernels)
         for kernels in (kernels_named("torch"), kernels_named("cpu"), None)
@@ -114,7 +114,7 @@ def test_the_io_that_is_set_is_planned(planned, io):
 
 
 def test_smaller_records_make_room_for_more_slots(quantized, planned):
-    small = Checkpoint.open(quantized(MIXED))
+    small = open_checkpoint(quantized(MIXED))
     budget = planned().device_nbytes
     plan = plan_memory(small, OffloadConfig(device_memory=budget), free=PLENTY)
     assert plan.slots_per_layer > planned(device_memory=budget).slots_per_layer

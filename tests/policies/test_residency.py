@@ -1,20 +1,21 @@
-"""Who is resident, and who leaves: as a dictionary would have it."""
+"""Residents and victims are those of a plain program, and all rules of a cache hold."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mixoff.policies.admission import admit
 from mixoff.policies.base import Policy
 from mixoff.policies.recency import LRU
 from mixoff.policies.registry import LIVE_POLICIES, policy_named
-from mixoff.policies.residency import Decision, Residency, admit
+from mixoff.policies.residency import Decision, Residency
 from support.oracle import ORACLES, LRUOracle
 
 
 @st.composite
 def runs(draw: st.DrawFn) -> tuple[int, int, list[list[int]]]:
-    """Draw experts, slots, and demands of any size, repetitions included."""
+    """Return experts, slots, and demands of any size, with repetitions."""
     experts = draw(st.integers(1, 10))
     slots = draw(st.integers(0, experts))
     demand = st.lists(st.integers(0, experts - 1), max_size=experts + 2)
@@ -31,8 +32,8 @@ class Constant(Policy):
         return np.zeros_like(seen.count)
 
 
-class Sieve(Policy):
-    """Lets nobody in whose number is lower than that of all residents."""
+class HighestNumbers(Policy):
+    """Lets no expert in whose number is below that of all residents."""
 
     bypass = True
 
@@ -40,7 +41,7 @@ class Sieve(Policy):
         return np.arange(seen.count.shape[-1])
 
 
-EVERY = [*LIVE_POLICIES, MRU(), Constant(), Sieve()]
+EVERY = [*LIVE_POLICIES, MRU(), Constant(), HighestNumbers()]
 by_policy = pytest.mark.parametrize(
     "policy", [policy_named(policy) for policy in EVERY], ids=lambda policy: type(policy).__name__
 )
@@ -106,7 +107,7 @@ def test_evictions_tell_how_residents_change(policy, run):
 
 @by_policy
 @given(run=runs())
-def test_a_needed_expert_leaves_only_when_no_other_is_left_or_it_may_be_bypassed(policy, run):
+def test_a_needed_expert_is_evicted_only_where_no_other_is_left_or_it_may_pass_by(policy, run):
     experts, slots, demands = run
     residency = Residency(experts, slots, policy)
     for needed in demands:
@@ -118,7 +119,7 @@ def test_a_needed_expert_leaves_only_when_no_other_is_left_or_it_may_be_bypassed
 
 @by_policy
 @given(run=runs())
-def test_what_had_to_come_is_resident_afterwards_if_there_are_slots_for_all_of_it(policy, run):
+def test_all_of_a_demand_is_resident_afterwards_if_there_are_slots_for_it(policy, run):
     experts, slots, demands = run
     residency = Residency(experts, slots, policy)
     for needed in demands:
@@ -129,15 +130,15 @@ def test_what_had_to_come_is_resident_afterwards_if_there_are_slots_for_all_of_i
 
 @by_policy
 @given(run=runs(), sizes=st.lists(st.integers(1, 10), max_size=20))
-def test_a_resize_keeps_as_many_residents_as_fit_and_takes_the_rest_away(policy, run, sizes):
+def test_a_resize_keeps_as_many_residents_as_fit_and_evicts_the_rest(policy, run, sizes):
     experts, slots, demands = run
     residency = Residency(experts, slots, policy)
     for needed, size in zip(demands, sizes, strict=False):
         residency.demand(needed)
         before = residency.residents
-        left = residency.resize(size)
-        assert len({*left}) == len(left) == max(0, len(before) - size)
-        assert residency.residents == before - {*left}
+        evicted = residency.resize(size)
+        assert len({*evicted}) == len(evicted) == max(0, len(before) - size)
+        assert residency.residents == before - {*evicted}
         assert residency.num_slots == size
 
 
@@ -145,21 +146,21 @@ def test_a_resize_keeps_as_many_residents_as_fit_and_takes_the_rest_away(policy,
 @given(run=runs())
 def test_the_same_demands_are_decided_alike(policy, run):
     experts, slots, demands = run
-    one, other = (Residency(experts, slots, policy) for _ in range(2))
-    assert [*map(one.demand, demands)] == [*map(other.demand, demands)]
+    first, second = (Residency(experts, slots, policy) for _ in range(2))
+    assert [*map(first.demand, demands)] == [*map(second.demand, demands)]
 
 
 # ---- starts, ties, bypass, sizes
 
 
 @pytest.mark.parametrize("slots", [0, 4])
-def test_experts_are_told_as_numbers_whatever_they_were_asked_as(slots):
+def test_experts_are_ints_whatever_numbers_were_demanded(slots):
     decision = Residency(4, slots, LRU()).demand(np.array([3, 1, 3]))
     assert decision.hits + decision.misses == (1, 3)
     assert {type(expert) for expert in decision.hits + decision.misses} == {int}
 
 
-def test_at_the_start_the_highest_experts_are_inside_and_the_lowest_of_them_leaves_first():
+def test_at_the_start_the_highest_experts_are_resident_and_the_lowest_is_evicted_first():
     residency = Residency(8, 3, LRU())
     assert residency.residents == {5, 6, 7}
     decision = residency.demand([0, 1, 2])
@@ -170,31 +171,31 @@ def test_at_the_start_the_highest_expert_is_the_one_used_last():
     assert Residency(8, 3, MRU()).demand([0]).evictions == ((0, 7),)
 
 
-def test_of_equal_scores_the_lowest_expert_leaves():
+def test_of_equal_scores_the_lowest_expert_is_evicted():
     assert Residency(8, 3, Constant()).demand([1]).evictions == ((1, 5),)
 
 
-def test_a_bypassed_expert_leaves_as_it_came():
-    residency = Residency(8, 3, Sieve())
+def test_an_expert_that_passes_by_is_its_own_victim():
+    residency = Residency(8, 3, HighestNumbers())
     assert residency.demand([1, 4, 7]) == Decision((7,), (1, 4), ((1, 1), (4, 4)))
     assert residency.residents == {5, 6, 7}
 
 
 def test_a_bypass_may_take_the_slot_of_a_hit():
-    class Lowest(Sieve):
+    class LowestNumbers(HighestNumbers):
         def scores(self, seen):
             return -np.arange(seen.count.shape[-1])
 
-    assert Residency(8, 1, Lowest()).demand([0, 7]) == Decision((7,), (0,), ((0, 7),))
+    assert Residency(8, 1, LowestNumbers()).demand([0, 7]) == Decision((7,), (0,), ((0, 7),))
 
 
-def test_a_free_slot_is_taken_before_anybody_leaves():
+def test_a_free_slot_is_taken_before_any_is_evicted():
     residency = Residency(4, 1, LRU())
     residency.resize(3)
     assert residency.demand([0, 1, 2]).evictions == ((0, None), (1, None), (2, 3))
 
 
-def test_who_leaves_at_a_resize_is_who_would_have_left_first():
+def test_a_resize_evicts_what_would_have_been_evicted_first():
     residency = Residency(4, 4, LRU())
     residency.demand([0, 2])
     assert residency.resize(1) == (1, 3, 0)
@@ -207,13 +208,13 @@ def test_residents_that_are_put_in_place_are_those_that_hit():
     assert residency.demand([0, 3]) == Decision((0,), (3,), ((3, None),))
 
 
-@pytest.mark.parametrize("score", [np.inf, np.nan, -np.inf])
-def test_a_score_that_is_no_number_keeps_nobody_out(score):
-    class Odd(Policy):
+@pytest.mark.parametrize("score", [np.inf, -np.inf])
+def test_an_infinite_score_keeps_no_expert_out(score):
+    class Infinite(Policy):
         def scores(self, seen):
             return np.where(np.arange(seen.count.shape[-1]) == 3, score, 0.0)
 
-    residency = Residency(4, 2, Odd())
+    residency = Residency(4, 2, Infinite())
     residency.demand([0, 1])
     assert residency.residents == {0, 1}
     residency.demand([2, 3])
@@ -231,7 +232,7 @@ def test_many_rows_at_once_are_decided_as_each_alone(experts, seed):
     bypass = chance.random(rows) < 0.5
 
     def admitted(part: slice) -> tuple[list, list]:
-        inside, turns = resident[part].copy(), []
+        inside, rounds = resident[part].copy(), []
         for at, newcomers, victims in admit(
             inside,
             needed[part],
@@ -240,10 +241,10 @@ def test_many_rows_at_once_are_decided_as_each_alone(experts, seed):
             slots=slots[part],
             bypass=bypass[part],
         ):
-            turns += np.stack([at + part.start, newcomers, victims], axis=1).tolist()
-        return sorted(turns, key=lambda turn: turn[0]), inside.tolist()
+            rounds += np.stack([at + part.start, newcomers, victims], axis=1).tolist()
+        return sorted(rounds, key=lambda row: row[0]), inside.tolist()
 
     alone = [admitted(slice(row, row + 1)) for row in range(rows)]
-    turns, inside = admitted(slice(0, rows))
-    assert turns == [turn for own, _ in alone for turn in own]
+    rounds, inside = admitted(slice(0, rows))
+    assert rounds == [row for own, _ in alone for row in own]
     assert inside == [row for _, own in alone for row in own]

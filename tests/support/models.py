@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, MixtralForCausalLM, PreTrainedModel
 
-from mixoff.checkpoints.mixoff_format import Checkpoint, experts_tensor, layer_file
+from mixoff.checkpoints.formats import open_checkpoint
+from mixoff.checkpoints.mixoff_format import experts_tensor, layer_file
 from mixoff.tiers.record import RecordLayout
 from support.tiny import VOCAB
 
@@ -34,7 +35,7 @@ def logits_both_ways(
 
 def with_dequantized_weights(stock: MixtralForCausalLM, folder: Path) -> MixtralForCausalLM:
     """Return a stock model whose attention and experts have the weights that a checkpoint holds."""
-    model, checkpoint = copy.deepcopy(stock), Checkpoint.open(folder)
+    model, checkpoint = copy.deepcopy(stock), open_checkpoint(folder)
     for layer, block in enumerate(model.model.layers):
         shard = checkpoint.shards[layer_file(layer)]
         for name, linear in block.self_attn.named_children():

@@ -3,7 +3,7 @@
 import torch
 
 from mixoff.kernels.cpu.compile import usable_isas
-from mixoff.kernels.layout import Form, Packed
+from mixoff.kernels.layout import Form, Packed, PackedLocation
 from mixoff.quantization import HQQ, QuantizedTensor
 from support.tiers import tiered
 
@@ -30,6 +30,11 @@ def packed(matrix: QuantizedTensor) -> Packed:
     form = Form(scheme.nbits, scheme.group_size, scheme.scale_nbits == 8)
     pairs = parts.get("pairs")
     return Packed(form, *matrix.shape, parts["W_q"], parts["scale"], parts["zero"], pairs)
+
+
+def location(matrix: QuantizedTensor) -> PackedLocation:
+    """Return where a matrix lies, which must be kept as long as that is read."""
+    return PackedLocation.of(packed(matrix))
 
 
 def of_codes_zero(matrix: QuantizedTensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mixoff.checkpoints.mixoff_format import Checkpoint
+from mixoff.checkpoints.formats import RunnableCheckpoint, open_checkpoint
 from mixoff.config import OffloadConfig
 from mixoff.planning.free_memory import FreeMemory
 from mixoff.planning.plan import MemoryPlan, plan_memory
@@ -19,12 +19,12 @@ DEVICES = pytest.mark.parametrize("device", ["cpu", "cuda"])
 
 
 @pytest.fixture
-def checkpoint(quantized: Callable[..., Path]) -> Checkpoint:
-    return Checkpoint.open(quantized(EXACT))
+def checkpoint(quantized: Callable[..., Path]) -> RunnableCheckpoint:
+    return open_checkpoint(quantized(EXACT))
 
 
 @pytest.fixture
-def planned(checkpoint: Checkpoint) -> Callable[..., MemoryPlan]:
+def planned(checkpoint: RunnableCheckpoint) -> Callable[..., MemoryPlan]:
     """Plan for the tiny checkpoint, on a machine with plenty of memory by default."""
 
     def plan(device: str = "cpu", free: FreeMemory = PLENTY, **settings) -> MemoryPlan:
