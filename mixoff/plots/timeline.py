@@ -20,7 +20,7 @@ from mixoff.plots.style import (
 )
 from mixoff.trace import Trace
 from mixoff.trace.schema import DEMAND, NOTHING, Rows
-from mixoff.trace.timeline import BESIDE, EXPERTS, NON_EXPERT, WAIT, Span, spans
+from mixoff.trace.timeline import EXPERTS, NON_EXPERT, ON_HOST, WAIT, Span, spans
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,7 +105,7 @@ def _mark(span: Span, events: Rows) -> str:
         return span.label
     if span.lane.startswith(WAIT):
         return WAIT
-    if span.lane.startswith(BESIDE):
+    if span.lane.startswith(ON_HOST):
         return EXPERTS
     return GUESSED if events[span.row]["guess"] else DEMANDED
 

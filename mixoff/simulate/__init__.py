@@ -1,7 +1,7 @@
-"""What another cache would have done, and how fast a machine would have been.
+"""Hits and misses of other caches in a recording, and the speed of a machine with them.
 
 Knows recordings, policies, bytes and seconds; needs no model and no torch. Read `replay.py` first;
-`speed.py` turns hits and misses into tokens/s on a described `machine.py`.
+`speed.py` computes tokens/s from hits and misses for a `machine.py`.
 """
 
 from mixoff.simulate.machine import LinkModel, Machine

@@ -1,8 +1,8 @@
-"""A link on paper: copies take their turns in made-up time. Knows seconds; nothing of bytes.
+"""A simulated link: copies queue for it in simulated time. Knows seconds; nothing of bytes.
 
-One copy is on the link at a time, a piece after the other. Between two pieces what is demanded
-overtakes what is only guessed, as in `mixoff.tiers.queue`. Times only ever grow: who asks for
-something at a time has told all that happened before.
+The link carries one copy at a time, piece by piece. Between two pieces a demanded copy overtakes
+a guessed one, as in `mixoff.tiers.queue`. Times never decrease: a copy is requested only after all
+that happened before it.
 """
 
 from collections import deque
@@ -11,55 +11,55 @@ from dataclasses import dataclass
 
 
 @dataclass(eq=False)
-class Copy:
-    """A copy that was asked for."""
+class QueuedCopy:
+    """A copy that was requested."""
 
-    pieces: deque[float]  # seconds of each that is left
+    pieces: deque[float]  # seconds of each piece that remains
     guess: bool
     order: int
-    asked_s: float
+    requested_s: float
     ended_s: float | None = None
 
 
-class Traffic:
-    """The copies that wait for a link, and when it is free."""
+class LinkQueue:
+    """The copies that wait for a link, and the time at which it is free."""
 
     def __init__(self) -> None:
-        self._queue: list[Copy] = []
+        self._queue: list[QueuedCopy] = []
         self._free_s = 0.0
-        self._asked = 0
+        self._requested = 0  # copies
 
-    def ask(self, at_s: float, pieces: Iterable[float], *, guess: bool = False) -> Copy:
-        """Ask for a copy that takes its pieces' seconds once it is its turn."""
+    def request(self, at_s: float, pieces: Iterable[float], *, guess: bool = False) -> QueuedCopy:
+        """Add a copy to the queue, whose pieces take so many seconds, and return it."""
         self.advance(at_s)
-        copy = Copy(deque(pieces), guess, self._asked, at_s)
-        self._asked += 1
+        copy = QueuedCopy(deque(pieces), guess, self._requested, at_s)
+        self._requested += 1
         self._queue.append(copy)
         return copy
 
     def advance(self, to_s: float) -> None:
-        """Let pass what begins before a time."""
+        """Run the pieces that begin before a time."""
         while self._queue and self._free_s < to_s:
-            self._do_piece()
+            self._run_piece()
 
-    def promote(self, copy: Copy) -> None:
-        """Make a guess a demand."""
+    def promote(self, copy: QueuedCopy) -> None:
+        """Make a guessed copy a demanded one, which keeps its place in the queue."""
         copy.guess = False
 
-    def drop(self, copy: Copy) -> None:
-        """Do no more pieces of a copy."""
+    def drop(self, copy: QueuedCopy) -> None:
+        """Run no more pieces of a copy."""
         if copy in self._queue:
             self._queue.remove(copy)
 
-    def finish(self, copy: Copy) -> float:
-        """Let pass what comes before a copy's end, and return when that is."""
+    def finish(self, copy: QueuedCopy) -> float:
+        """Run pieces until a copy ends, and return the time of its end."""
         while copy.ended_s is None:
-            self._do_piece()
+            self._run_piece()
         return copy.ended_s
 
-    def _do_piece(self) -> None:
+    def _run_piece(self) -> None:
         copy = min(self._queue, key=lambda copy: (copy.guess, copy.order))
-        self._free_s = max(self._free_s, copy.asked_s) + copy.pieces.popleft()
+        self._free_s = max(self._free_s, copy.requested_s) + copy.pieces.popleft()
         if not copy.pieces:
             copy.ended_s = self._free_s
             self._queue.remove(copy)

@@ -1,6 +1,6 @@
-"""What a machine takes for a token's work and for an expert's way. Knows seconds; no caches.
+"""The seconds that a machine takes for a token's compute and an expert's copy. Knows no caches.
 
-Nothing here is made up: `Machine.fit` has its numbers from a recording and from measured transfers.
+`Machine.fit` takes them from a recording and from measured transfers.
 """
 
 from collections.abc import Iterable
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 # N demands
 
-_MOST_POINTS = 2000  # that a slope is looked for between: all pairs are
+_MOST_POINTS = 2000  # of a median slope, which takes all pairs of them
 _MS, _NS = 1e-3, 1e-9
 
 
 @dataclass(frozen=True)
 class LinkModel:
-    """What a copy takes that nothing else delays.
+    """The time of a copy that nothing else delays.
 
     Parameters
     ----------
     latency_s
         Seconds of a copy of no bytes.
     bytes_per_s
-        Bytes a second beyond that.
+        Bytes per second beyond that.
     """
 
     latency_s: float
@@ -45,12 +45,12 @@ class LinkModel:
 
     @classmethod
     def fit(cls, nbytes: Iterable[float], seconds: Iterable[float]) -> "LinkModel":
-        """Return the link whose times differ least from measured ones, relative to each.
+        """Return the link whose times have the least squared relative errors of measured ones.
 
         Raises
         ------
         ConfigError
-            If there aren't two sizes, or larger ones don't take longer.
+            If there are fewer than two sizes, or larger ones don't take longer.
         """
         size, took = np.asarray([*nbytes], float), np.asarray([*seconds], float)
         if len(np.unique(size)) < 2:
@@ -64,18 +64,18 @@ class LinkModel:
         return cls(float(latency), float(1 / per_byte))
 
     def seconds(self, nbytes: int) -> float:
-        """Return what a copy takes."""
+        """Return the seconds of a copy."""
         return self.latency_s + nbytes / self.bytes_per_s
 
     def pieces(self, nbytes: int) -> list[float]:
-        """Return what each piece of a copy takes; the first one has the latency."""
+        """Return the seconds of each piece of a copy; the first has the latency."""
         sizes = [min(CHUNK, nbytes - first) for first in range(0, nbytes, CHUNK)]
         return [self.seconds(sizes[0]), *(size / self.bytes_per_s for size in sizes[1:])]
 
 
 @dataclass(frozen=True)
 class Machine:
-    """How fast a machine decodes a model's tokens and moves its experts.
+    """The speed at which a machine decodes a model's tokens and copies its experts.
 
     Parameters
     ----------
@@ -84,12 +84,12 @@ class Machine:
     expert_s
         Seconds of one expert for one token.
     token_s
-        Seconds that a token takes besides: embeddings, head, sampling.
+        Seconds of the rest of a token: embeddings, head, sampling.
     link
-        What misses come over, as it is when nobody computes.
+        Over which misses are copied, as measured while the model doesn't compute.
     copy_s
-        Seconds of compute, not of waiting, that a copy costs: for asking, and for what it takes
-        from compute meanwhile.
+        Seconds of compute, not of waiting, that a copy costs: to start it, and to share the machine
+        with it.
     slowdown
         How many times as long a copy takes while the model computes.
     """
@@ -108,27 +108,27 @@ class Machine:
 
     @classmethod
     def fit(cls, trace: Trace, transfers: "pd.DataFrame | LinkModel") -> "Machine":
-        """Return the machine that a recording was made on.
+        """Return the machine of a recording.
 
         Times are medians of decoded tokens: an expert's of demands without misses, where there are
-        any; a layer's from one demand's end to the next one's start. What else a token takes
-        without waiting is a line over its misses: `token_s` at none, and `copy_s` more for each
-        (the median slope between two tokens). The slowdown is that of all recorded copies together.
+        any; a layer's from one demand's end to the next one's start. The rest of a token's compute
+        is fitted by a line over its misses: `token_s` at none, and `copy_s` more for each (the
+        median slope between two tokens). The slowdown is that of all recorded copies together.
 
         Parameters
         ----------
         trace
             A recording with two decoded tokens in a row or more.
         transfers
-            What `mixoff.measure.transfers` gave, of which the way counts that misses of the
-            recording took, one in flight; or the link itself.
+            What `mixoff.measure.transfers` returned: the rows of the path of the recording's
+            misses, one in flight, are used. Or the link itself.
 
         Raises
         ------
         ConfigError
-            If that way wasn't measured.
+            If that path wasn't measured.
         TraceError
-            If there are no two decoded tokens in a row, or misses were computed where they lay.
+            If there are no two decoded tokens in a row, or misses were computed in host memory.
         """
         if trace.demands().computed.any():
             raise TraceError(
@@ -151,7 +151,7 @@ class Machine:
 
 
 def _expert_seconds(trace: Trace, demands: Demands) -> float:
-    """Return what an expert takes in the median demand without misses, or of all if none is."""
+    """Return the median seconds of an expert in demands without misses, or in all if none is."""
     waited = trace.events["wait_ns"][trace.events["kind"] == DEMAND]  # [N]
     needed = np.diff(demands.first)
     each = (demands.duration_ns - waited) / np.maximum(1, needed) * _NS
@@ -162,15 +162,15 @@ def _expert_seconds(trace: Trace, demands: Demands) -> float:
 
 
 def _slope(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """Return the median slope between two points (Theil 1950, Sen 1968); 0 if x is all the same."""
-    one, other = np.triu_indices(min(len(x), _MOST_POINTS), k=1)
-    apart = x[one] != x[other]
-    slopes = (y[one] - y[other])[apart] / (x[one] - x[other])[apart]
+    """Return the median slope between two points (Theil 1950, Sen 1968); 0 if all x are equal."""
+    first, second = np.triu_indices(min(len(x), _MOST_POINTS), k=1)
+    apart = x[first] != x[second]
+    slopes = (y[first] - y[second])[apart] / (x[first] - x[second])[apart]
     return float(np.median(slopes)) if len(slopes) else 0.0
 
 
 def _slowdown(trace: Trace, link: LinkModel) -> float:
-    """Return by how much recorded copies of decoded tokens took longer than the link tells."""
+    """Return the time of decoded tokens' recorded copies over what the link alone would take."""
     events = trace.events
     copies = events[(events["kind"] == COPY) & (events["tokens"] == 1) & (events["nbytes"] > 0)]
     if not len(copies):
@@ -180,9 +180,9 @@ def _slowdown(trace: Trace, link: LinkModel) -> float:
 
 
 def complete_tokens(trace: Trace) -> "pd.DataFrame":
-    """Return the rows of `Trace.per_token` of decoded tokens that another one follows.
+    """Return the rows of `Trace.per_token` of decoded tokens that another decoded one follows.
 
-    Only theirs is a token's whole time: the last one of a reply ends with its last demand.
+    Only these have a token's whole time: the last row of a reply ends with its last demand.
 
     Raises
     ------
@@ -191,36 +191,36 @@ def complete_tokens(trace: Trace) -> "pd.DataFrame":
     """
     steps = trace.per_token()
     decoding = steps["phase"] == "decode"
-    found = steps[decoding & decoding.shift(-1, fill_value=False)]
-    if found.empty:
+    complete = steps[decoding & decoding.shift(-1, fill_value=False)]
+    if complete.empty:
         raise TraceError("a trace without two decoded tokens in a row: record a reply.")
-    return found
+    return complete
 
 
 def link_of(trace: Trace, transfers: "pd.DataFrame") -> LinkModel:
-    """Return the link that a recording's misses came over, fitted to what was measured of it.
+    """Return the link over which a recording's misses were copied, fitted to measured transfers.
 
     Raises
     ------
     ConfigError
-        If that way wasn't measured one in flight.
+        If its path wasn't measured one in flight.
     """
-    way = _way_of(trace)
+    path = _path_of(trace)
     rows = transfers[transfers["in_flight"] == 1]
-    for column, value in way.items():
+    for column, value in path.items():
         rows = rows[rows[column] == value]
     if rows.empty:
-        words = ", ".join(way.values())
-        raise ConfigError(f"transfers: nothing of {words}, one in flight: measure that way, too.")
+        words = ", ".join(path.values())
+        raise ConfigError(f"transfers: no rows of {words}, one in flight: measure that path, too.")
     return LinkModel.fit(rows["nbytes"], rows["ms"] * _MS)
 
 
-def _way_of(trace: Trace) -> dict[str, str]:
-    """Return what the columns of a recording's way hold; buffered files are in the page cache."""
-    told = trace.provenance
-    if told.get("device", "cpu") != "cpu" and told.get("host_tier") != "none":
-        method = "pinned" if told.get("pinned_notice") is None else "pageable"
+def _path_of(trace: Trace) -> dict[str, str]:
+    """Return a path's columns of a recording's misses; buffered files are in the page cache."""
+    facts = trace.provenance
+    if facts.get("device", "cpu") != "cpu" and facts.get("host_tier") != "none":
+        method = "pinned" if facts.get("pinned_notice") is None else "pageable"
         return {"source": "host", "target": "device", "method": method}
-    if told.get("io") == "direct":
+    if facts.get("io") == "direct":
         return {"source": "disk", "method": "direct"}
     return {"source": "disk", "method": "buffered", "page_cache": "in it"}

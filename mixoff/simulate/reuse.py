@@ -1,4 +1,4 @@
-"""How much a layer demands between two demands of the same expert. Knows traces; no caches."""
+"""Reuse distances: what a layer demands between two demands of an expert. Knows no caches."""
 
 from typing import TYPE_CHECKING
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 def reuse_distances(trace: Trace) -> "pd.DataFrame":
-    """Return for every needed expert how many others its layer demanded since it was needed last.
+    """Return for every needed expert how many others its layer demanded since it needed it last.
 
     A row is a needed expert of a demand, in the order of `Trace.demands().expert`. Columns: step,
-    layer, expert, fewest, most. Since a demand is a set, which has no order of its own, there are
-    two distances; both count distinct other experts, and none of the present demand's for being in
-    it. `fewest` takes the demands between the last one that needed this expert and the present
-    one; `most` takes that last one, too: its companions. Both are missing where nothing in the
-    recording needed the expert before. Where demands are single experts, both are the same.
+    layer, expert, fewest, most. Since a demand is a set, which has no order, there are two
+    distances; both count distinct other experts, without those of the present demand. `fewest`
+    counts the demands between the last one that needed this expert and the present one; `most`
+    includes that last one: the expert's companions in it. Both are missing where no earlier demand
+    of the recording needed the expert. Where demands are single experts, both are equal.
 
     LRU with s slots holds the s experts that were used last (Mattson, Gecsei, Slutz and Traiger
     1970, "Evaluation techniques for storage hierarchies": the stack property), so it hits where
     ``most < s`` and misses where ``fewest >= s``. Between these it depends on the order in which
-    the cache took the companions, hits before misses, which differs with its size: the share of
-    needed experts with ``most < s`` is the least that LRU hits, once its start is over.
+    the cache used the companions, hits before misses, which differs with its size: the share of
+    needed experts with ``most < s`` is the least that LRU hits after its start.
     """
     import pandas as pd
 

@@ -1,9 +1,9 @@
-"""Bytes and seconds: how fast a machine would decode with another cache. Knows no torch.
+"""The speed at which a machine would decode with other caches. Knows bytes and seconds; no torch.
 
-The model is small. A token goes layer by layer: the non-expert parameters, then the layer's
-experts, of which those in slots are computed while the others come over one link, one after the
-other; guesses for layers ahead come behind them. It leaves out that times vary, what asking a
-predictor takes, and prefill.
+A token is computed layer by layer: the non-expert parameters, then the layer's experts, of which
+residents are computed while misses are copied over one link, one after the other; guesses for later
+layers are copied behind them. Left out are the spread of times, the time of a predictor, and
+prefill.
 """
 
 import random
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mixoff.errors import ConfigError
 from mixoff.policies.base import Policy
 from mixoff.policies.registry import policy_name, policy_named
-from mixoff.simulate.link_queue import Copy, Traffic
+from mixoff.simulate.link_queue import LinkQueue, QueuedCopy
 from mixoff.simulate.machine import Machine, complete_tokens
 from mixoff.simulate.replay import replay
 from mixoff.trace import Trace
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _MS = 1e-3
-_STAGING = 4  # buffers, where a recording doesn't tell
+_STAGING = 4  # buffers, of recordings without their number
 COLUMNS = (
     "policy",
     "slots",
@@ -43,14 +43,14 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class PrefetchAccuracy:
-    """How well experts are guessed, as `mixoff.measure.recall` measures it.
+    """The number of guesses and their recall, as `mixoff.measure.recall` measures it.
 
     Parameters
     ----------
     experts
         How many are guessed for each layer ahead.
     recall
-        Which share of the needed experts is among them, for one layer ahead, two, and so on.
+        The share of the needed experts among them, for one layer ahead, two, and so on.
     """
 
     experts: int
@@ -70,10 +70,10 @@ def predict_speed(
     guessing: PrefetchAccuracy | None = None,
     seed: int = 0,
 ) -> "pd.DataFrame":
-    """Return how fast a machine would decode a recording's tokens with other caches.
+    """Return the speed at which a machine would decode a recording's tokens with other caches.
 
-    Hits and misses are those of `mixoff.replay`. Guesses are drawn: each needed expert is among
-    them with the given recall, and wrong ones fill up their number.
+    Hits and misses are those of `mixoff.replay`. Guesses are drawn at random: each needed expert
+    is guessed with the probability `recall`, and wrong guesses make up their number.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def predict_speed(
     guessing
         How many experts are guessed and how well; by default none are.
     seed
-        Of the guesses.
+        Of the random guesses.
 
     Returns
     -------
@@ -104,19 +104,19 @@ def predict_speed(
     sizes = [slots] if slots is None or isinstance(slots, int) else list(slots)
     rows = []
     for policy, size in product(chosen, sizes):
-        told = _settings(trace, policy, size)
-        resident = told["slots"] / trace.num_experts
+        settings = _settings(trace, policy, size)
+        resident = settings["slots"] / trace.num_experts
         run = _Run(trace, machine, guessing, resident, random.Random(seed))
         steps = run.tokens(replay(trace, policy, size).hit)
         ahead = {"prefetch": 0, "layers_ahead": 0}
         if guessing is not None:
             ahead = {"prefetch": guessing.experts, "layers_ahead": len(guessing.recall)}
-        rows.append(told | ahead | _summary(steps.loc[complete_tokens(trace)["step"]]))
+        rows.append(settings | ahead | _summary(steps.loc[complete_tokens(trace)["step"]]))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def recorded_speed(trace: Trace) -> "pd.DataFrame":
-    """Return how fast a recording's tokens were decoded: one row with `predict_speed`'s columns.
+    """Return the speed of a recording's decoded tokens: one row with `predict_speed`'s columns.
 
     Raises
     ------
@@ -136,14 +136,14 @@ def recorded_speed(trace: Trace) -> "pd.DataFrame":
     )
     experts = int(trace.provenance.get("prefetch", 0))
     ahead = int(trace.provenance.get("layers_ahead", 1)) if experts else 0
-    told = _settings(trace, None, None) | {"prefetch": experts, "layers_ahead": ahead}
-    return pd.DataFrame([told | _summary(steps)], columns=COLUMNS)
+    settings = _settings(trace, None, None) | {"prefetch": experts, "layers_ahead": ahead}
+    return pd.DataFrame([settings | _summary(steps)], columns=COLUMNS)
 
 
 def _settings(trace: Trace, policy: str | Policy | None, slots: int | None) -> dict[str, Any]:
     name = trace.provenance["policy"] if policy is None else policy_name(policy_named(policy))
-    begun = int(trace.states["slots"][0]) if len(trace.states) else trace.num_experts
-    return {"policy": name, "slots": begun if slots is None else slots}
+    recorded = int(trace.states["slots"][0]) if len(trace.states) else trace.num_experts
+    return {"policy": name, "slots": recorded if slots is None else slots}
 
 
 def _summary(steps: "pd.DataFrame") -> dict[str, float]:
@@ -159,7 +159,7 @@ def _summary(steps: "pd.DataFrame") -> dict[str, float]:
 
 
 class _Run:
-    """A recording's decoded tokens in made-up time."""
+    """A recording's decoded tokens in simulated time."""
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class _Run:
         machine: Machine,
         guessing: PrefetchAccuracy | None,
         resident: float,
-        chance: random.Random,
+        draw: random.Random,
     ) -> None:
         self._demands = trace.demands()
         self._layers, self._experts = trace.num_layers, trace.num_experts
@@ -177,11 +177,11 @@ class _Run:
         ]
         self._staging = int(trace.provenance.get("staging", _STAGING))
         self._machine, self._guessing = machine, guessing
-        self._resident, self._chance = resident, chance
-        self._traffic = Traffic()
-        self._guesses: dict[tuple[int, int], Copy] = {}
+        self._resident, self._random = resident, draw
+        self._queue = LinkQueue()
+        self._guesses: dict[tuple[int, int], QueuedCopy] = {}
         self._now_s = 0.0
-        self._asked = 0  # copies
+        self._requested = 0  # copies
 
     def tokens(self, hit: NDArray[np.bool_]) -> "pd.DataFrame":
         """Return hits, misses, compute_ms and wait_ms of each decoded step, by its number."""
@@ -203,42 +203,42 @@ class _Run:
 
     def _serve(self, place: int, hit: NDArray[np.bool_], row: dict[str, float]) -> None:
         layer, part = int(self._demands.layer[place]), self._part(place)
-        needed, there = self._demands.expert[part].tolist(), hit[part].tolist()
-        missed = [expert for expert, is_hit in zip(needed, there, strict=True) if not is_hit]
-        self._traffic.advance(self._now_s)
-        asked = self._asked
-        coming = self._adopt(layer, missed)
-        for _ in range(len(missed) - len(coming)):
-            coming.append(self._ask(layer))
-        self._guess(place, hit, room=self._staging - len(coming))
+        needed = self._demands.expert[part].tolist()
+        missed = [expert for expert, is_hit in zip(needed, hit[part], strict=True) if not is_hit]
+        self._queue.advance(self._now_s)
+        requested = self._requested
+        copies = self._adopt(layer, missed)
+        for _ in range(len(missed) - len(copies)):
+            copies.append(self._request(layer))
+        self._guess(place, hit, room=self._staging - len(copies))
         self._pass(row, self._machine.expert_s * (len(needed) - len(missed)))
-        for copy in coming:
-            wait_s = max(0.0, self._traffic.finish(copy) - self._now_s)
+        for copy in copies:
+            wait_s = max(0.0, self._queue.finish(copy) - self._now_s)
             self._now_s += wait_s
             row["wait_ms"] += wait_s / _MS
             self._pass(row, self._machine.expert_s)
-        self._pass(row, self._machine.copy_s * (self._asked - asked))
+        self._pass(row, self._machine.copy_s * (self._requested - requested))
         row["hits"] += len(needed) - len(missed)
         row["misses"] += len(missed)
 
-    def _ask(self, layer: int, *, guess: bool = False) -> Copy:
-        self._asked += 1
-        return self._traffic.ask(self._now_s, self._pieces[layer], guess=guess)
+    def _request(self, layer: int, *, guess: bool = False) -> QueuedCopy:
+        self._requested += 1
+        return self._queue.request(self._now_s, self._pieces[layer], guess=guess)
 
-    def _adopt(self, layer: int, missed: Sequence[int]) -> list[Copy]:
-        """Return the guesses of what is missed, now demanded, and drop the layer's others."""
-        found = []
+    def _adopt(self, layer: int, missed: Sequence[int]) -> list[QueuedCopy]:
+        """Return the guessed copies of misses, now demanded, and drop the layer's other guesses."""
+        adopted = []
         for key in [key for key in self._guesses if key[0] == layer]:
             copy = self._guesses.pop(key)
             if key[1] in missed:
-                self._traffic.promote(copy)
-                found.append(copy)
+                self._queue.promote(copy)
+                adopted.append(copy)
             else:
-                self._traffic.drop(copy)
-        return sorted(found, key=lambda copy: (copy.ended_s is None, copy.order))
+                self._queue.drop(copy)
+        return sorted(adopted, key=lambda copy: (copy.ended_s is None, copy.order))
 
     def _guess(self, place: int, hit: NDArray[np.bool_], room: int) -> None:
-        """Ask for what is guessed of the layers ahead, as long as there are buffers for it."""
+        """Request copies of the guesses for layers ahead, as long as staging buffers are free."""
         if self._guessing is None:
             return
         for ahead, recall in enumerate(self._guessing.recall, start=1):
@@ -248,24 +248,24 @@ class _Run:
             layer = int(self._demands.layer[target])
             for expert in self._guessed(target, hit, recall):
                 if (layer, expert) not in self._guesses and len(self._guesses) < room:
-                    self._guesses[layer, expert] = self._ask(layer, guess=True)
+                    self._guesses[layer, expert] = self._request(layer, guess=True)
 
     def _guessed(self, place: int, hit: NDArray[np.bool_], recall: float) -> Iterator[int]:
-        """Yield who is guessed and not resident: right ones that would miss, then wrong ones."""
+        """Yield the guesses that aren't resident: right ones that would miss, then wrong ones."""
         assert self._guessing is not None
         part = self._part(place)
         needed = self._demands.expert[part].tolist()
-        right = [found for found in zip(needed, hit[part], strict=True) if self._happens(recall)]
-        right = right[: self._guessing.experts]
+        needed_hits = zip(needed, hit[part], strict=True)
+        right = [guess for guess in needed_hits if self._happens(recall)][: self._guessing.experts]
         yield from (expert for expert, is_hit in right if not is_hit)
-        others = [expert for expert in range(self._experts) if expert not in needed]
-        wrong = min(len(others), self._guessing.experts - len(right))
-        for expert in self._chance.sample(others, wrong):
+        unneeded = [expert for expert in range(self._experts) if expert not in needed]
+        wrong = min(len(unneeded), self._guessing.experts - len(right))
+        for expert in self._random.sample(unneeded, wrong):
             if not self._happens(self._resident):
                 yield expert
 
     def _happens(self, probability: float) -> bool:
-        return self._chance.random() < probability
+        return self._random.random() < probability
 
     def _is_ahead(self, place: int, target: int) -> bool:
         step = self._demands.step

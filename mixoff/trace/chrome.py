@@ -72,16 +72,16 @@ def _complete(span: Span, lane: int, events: Rows) -> dict[str, Any]:
 
 def _arguments(event: Any) -> dict[str, Any]:
     numbers = {name: int(event[name]) for name in ("step", "layer", "expert", "nbytes")}
-    told = {name: number for name, number in numbers.items() if number != NOTHING}
-    found = {} if event["tier"] == NOTHING else {"tier": TIERS[event["tier"]]}
-    return {"phase": PHASES[phase_of(event)], "guess": bool(event["guess"])} | found | told
+    known = {name: number for name, number in numbers.items() if number != NOTHING}
+    tier = {} if event["tier"] == NOTHING else {"tier": TIERS[event["tier"]]}
+    return {"phase": PHASES[phase_of(event)], "guess": bool(event["guess"])} | tier | known
 
 
 def _evictions(events: Rows, lane: int) -> list[dict[str, Any]]:
     return [
         {
             "ph": "i",
-            "s": "t",  # the mark is as high as its lane
+            "s": "t",  # of a thread: the mark is as high as its lane
             "name": f"expert {event['expert']}",
             "cat": "eviction",
             "pid": _PID,

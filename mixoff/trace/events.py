@@ -1,7 +1,7 @@
-"""What a cache tells those who watch it. Knows experts, tiers and times; nothing of tensors.
+"""The events that a cache reports to its observers. Knows experts, tiers and times; no tensors.
 
-Times are nanoseconds of `time.perf_counter_ns`. A time that only a device knows is read later, when
-a recording ends, through `span`.
+Times are nanoseconds of `time.perf_counter_ns`. A time that a device measured is read later, when a
+recording ends, through `span`, so that no event waits for the device.
 """
 
 from collections.abc import Callable
@@ -11,24 +11,24 @@ from mixoff.policies.usage import Usage
 
 Tier = Literal["device", "staged", "host", "disk"]
 Outcome = Literal["used", "late", "wasted", "open"]
-Reason = Literal["start", "resize", "interrupted"]  # why a layer's state is told
+Reason = Literal["start", "resize", "interrupted"]  # why a layer's state is reported
 Span = Callable[[], tuple[int, int]]  # gives (start_ns, duration_ns)
 
 
 class Missed(NamedTuple):
-    """A demanded expert that wasn't resident, and how it came."""
+    """A demanded expert that wasn't resident, and how it was served."""
 
     expert: int
-    tier: Tier  # where it was found: in a staging buffer, in host memory, or on disk
-    nbytes: int  # that were moved for it: none if host memory gave its own buffer away
-    start_ns: int  # when compute turned to it
+    tier: Tier  # where its record was: in a staging buffer, in host memory, or on disk
+    nbytes: int  # that were moved for it: none if host memory handed over its own buffer
+    start_ns: int  # when compute needed it
     wait_ns: int  # how long compute then waited
-    span: Span | None = None  # the wait as the device saw it
-    computed_ns: int | None = None  # how long it was computed where it lay; None: it was fetched
+    span: Span | None = None  # the wait as the device measured it
+    computed_ns: int | None = None  # how long it was computed in host memory; None: it was fetched
 
 
 class Demand(NamedTuple):
-    """What a layer needed in one step, and what came of it; told when the demand has ended."""
+    """What a layer needed in one step, and how it was served; reported when it has ended."""
 
     layer: int
     tokens: int
@@ -36,13 +36,13 @@ class Demand(NamedTuple):
     end_ns: int
     hits: tuple[int, ...]
     misses: tuple[int, ...]
-    arrivals: tuple[Missed, ...]  # the misses that came, in their order
+    arrivals: tuple[Missed, ...]  # the misses that were served, in that order
     evictions: tuple[tuple[int, int | None], ...]  # (expert let in, victim), as decided
     complete: bool  # False if an error or the consumer ended it early
 
 
 class Copy(NamedTuple):
-    """A record that was moved from one tier to another, whole; told by the thread that did it."""
+    """A whole record that was copied between two tiers; reported by the thread that did it."""
 
     layer: int
     expert: int
@@ -51,15 +51,15 @@ class Copy(NamedTuple):
     nbytes: int
     start_ns: int
     duration_ns: int
-    guess: bool  # whether nobody had demanded it when it began
-    span: Span | None = None  # start and duration as the device saw them
+    guess: bool  # whether it began before any demand of the expert
+    span: Span | None = None  # start and duration as the device measured them
 
 
 class Guess(NamedTuple):
-    """An expert that was copied ahead of its demand, told when its fate is known.
+    """An expert that was copied ahead of its demand, reported when its outcome is known.
 
-    Used: there when it was demanded. Late: demanded before the copy had ended. Wasted: dropped
-    before anybody demanded it, copied or not. Open: none of these yet when the recording ended.
+    Used: ready when it was demanded. Late: demanded before the copy had ended. Wasted: dropped
+    before any demand, copied or not. Open: none of these yet when the recording ended.
     """
 
     layer: int
@@ -72,9 +72,9 @@ class Guess(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """A layer's state where a replay begins anew: at the start, a resize, or a demand cut off.
+    """A layer's state where a replay begins anew: the start, a resize, an interrupted demand.
 
-    It holds before the demands that are told after it.
+    It is the state before the demands that are reported after it.
     """
 
     layer: int
@@ -85,7 +85,7 @@ class Snapshot(NamedTuple):
 
 
 class Observer(Protocol):
-    """Is told what happens, by the thread that it happens in; must not be slow."""
+    """Receives events, in the threads that they happen in, which it must not slow down."""
 
     def demand(self, demand: Demand) -> None:
         """Note a demand that has ended."""
@@ -94,7 +94,7 @@ class Observer(Protocol):
         """Note a copy that has ended."""
 
     def guess(self, guess: Guess) -> None:
-        """Note what became of a guess."""
+        """Note the outcome of a guess."""
 
     def snapshot(self, snapshot: Snapshot) -> None:
         """Note a layer's state."""

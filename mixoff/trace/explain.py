@@ -1,4 +1,4 @@
-"""Why a token was slow, in sentences. Knows what to compare; leaves adding up to `frames`."""
+"""Why a token was slow, in sentences. Knows what to compare; `frames` has the sums."""
 
 from typing import TYPE_CHECKING
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def explain(events: Rows, step: int) -> str:
-    """Return a line each about how long a step took, its waits, its misses and its guesses.
+    """Return a line each about a step's duration, its waits, its misses and its guesses.
 
-    The step must be one of the recording's. What is usual is the median of steps of its phase.
+    The step must be in the recording. It is compared with the median of the steps of its phase.
     """
     steps = step_frame(events)
     own = steps.loc[step]
@@ -62,11 +62,11 @@ def _longest_wait(misses: Rows) -> list[str]:
     return [
         f"It waited longest in layer {longest['layer']}: {longest['wait_ns'] / NS_PER_MS:.2f} ms "
         f"for expert {longest['expert']}, {format_nbytes(int(longest['nbytes']))} "
-        f"{_found(int(longest['tier']))}."
+        f"{_place(int(longest['tier']))}."
     ]
 
 
-def _found(tier: int) -> str:
+def _place(tier: int) -> str:
     places = {"staged": "on the way to the device", "host": "in host memory", "disk": "on disk"}
     return places[TIERS[tier]] if tier != NOTHING else "that never came"
 
@@ -79,10 +79,10 @@ def _by_tier(misses: Rows) -> list[str]:
         lines.append(f"Misses computed in host memory: {len(computed)}, {lasted:.2f} ms.")
     fetched = misses[misses["outcome"] != COMPUTED]
     for tier in np.unique(fetched["tier"]).tolist():
-        found = fetched[fetched["tier"] == tier]
+        rows = fetched[fetched["tier"] == tier]
         lines.append(
-            f"Misses {_found(tier)}: {len(found)}, {format_nbytes(int(found['nbytes'].sum()))}, "
-            f"{found['wait_ns'].sum() / NS_PER_MS:.2f} ms of waiting."
+            f"Misses {_place(tier)}: {len(rows)}, {format_nbytes(int(rows['nbytes'].sum()))}, "
+            f"{rows['wait_ns'].sum() / NS_PER_MS:.2f} ms of waiting."
         )
     return lines
 
@@ -95,8 +95,8 @@ def _hits(own: "pd.Series", usual: "pd.Series") -> str:
 
 
 def _guesses(own: "pd.Series") -> list[str]:
-    fates = {fate: own[f"prefetch_{fate}"] for fate in ("used", "late", "wasted")}
-    if not any(fates.values()):
+    counts = {outcome: own[f"prefetch_{outcome}"] for outcome in ("used", "late", "wasted")}
+    if not any(counts.values()):
         return []
-    told = ", ".join(f"{number} {fate}" for fate, number in fates.items())
-    return [f"Of the prefetches that began in it: {told}."]
+    words = ", ".join(f"{number} {outcome}" for outcome, number in counts.items())
+    return [f"Of the prefetches that began in it: {words}."]

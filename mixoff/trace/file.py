@@ -1,11 +1,11 @@
-"""A trace's file: written and read. Knows bytes and their meaning; judges no numbers.
+"""A trace's file: written and read. Knows the format; `schema.check` judges the numbers.
 
-Format, version 1: one safetensors file (https://github.com/huggingface/safetensors), so that any
-language reads it and nothing in it runs. Its tensors are columns of two tables:
+Format, version 1: one safetensors file (https://github.com/huggingface/safetensors), which any
+language can read and which holds no code. Its tensors are columns of two tables:
 
 * ``events.NAME`` [R], one row an event: the columns, their types and codes, and the order of rows
-  are those of `mixoff.trace.schema`, where a code is the place in KINDS, TIERS or OUTCOMES, and -1
-  says that a column doesn't apply;
+  are those of `mixoff.trace.schema`; a code is the place in KINDS, TIERS or OUTCOMES, and -1
+  where a column doesn't apply;
 * ``states.NAME`` [S] or [S, experts], one row for each state of a layer from which a replay begins
   anew: `mixoff.trace.schema.state_dtype`.
 
@@ -117,7 +117,7 @@ def read(path: Path) -> Content:
 
 
 def _refuse_other_files(path: Path) -> None:
-    """Refuse what the safetensors library would wait for, or take long to read."""
+    """Refuse files on which the safetensors library would wait, or which take it long to read."""
     try:
         size = file_size(path)
         with path.open("rb") as file:
@@ -152,7 +152,7 @@ def _table(
     if len(lengths) > 1:
         raise TraceError(f"{path}: damaged (columns of {table} differ in length): record it again.")
     length = lengths.pop() if lengths else 0
-    for name in dtype.names or ():  # before there is room for rows that a file need not have
+    for name in dtype.names or ():  # before memory is taken for rows that the file may not have
         column, wanted = columns.get(f"{table}.{name}"), dtype[name]
         expected = ((length, *wanted.shape), wanted.base)
         if column is None or (column.shape, column.dtype) != expected:

@@ -1,6 +1,6 @@
 """A trace as data frames: by event, by step, by layer. Knows sums; judges nothing.
 
-pandas is imported when a frame is asked for, since a cache records without it.
+pandas is imported by the functions that need it, since a cache records without it.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ def phase_of(rows: Rows) -> NDArray[np.int8]:
 
 
 def event_frame(events: Rows) -> "pd.DataFrame":
-    """Return one row an event; what doesn't apply is missing."""
+    """Return one row an event; values that don't apply are missing."""
     import pandas as pd
 
     def words(codes: NDArray[Any], names: tuple[str, ...]) -> "pd.Categorical":
@@ -66,8 +66,8 @@ def event_frame(events: Rows) -> "pd.DataFrame":
 def step_frame(events: Rows) -> "pd.DataFrame":
     """Return one row a step.
 
-    A step lasts until the next one begins; the last one of a reply, which decoding ends and the
-    next prompt or nothing follows, until the end of its last demand.
+    A step lasts until the next one begins. The last step of a reply, which a prompt or nothing
+    follows, lasts until the end of its last demand.
     """
     import pandas as pd
 
@@ -106,7 +106,7 @@ def layer_frame(events: Rows, num_layers: int) -> "pd.DataFrame":
 
 
 def _tallies(events: Rows, by: str, groups: int) -> dict[str, NDArray[Any]]:
-    """Return what is counted in each group: of a step, or of a layer."""
+    """Return counts and sums of each group, a step or a layer."""
 
     def count(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
         return np.bincount(events[by][chosen], minlength=groups)

@@ -1,4 +1,4 @@
-"""Notes what a cache tells. Knows events; nothing of the cache, and no device until it ends."""
+"""The observer that makes a trace of a cache's events. Knows events; nothing of the cache."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -31,14 +31,14 @@ from mixoff.trace.trace import Trace
 
 
 class Recorder:
-    """An observer that keeps what it is told in lists, and makes a trace of them at the end.
+    """An observer that keeps events in lists, and makes a trace of them at the end.
 
     A new step begins with a demand whose layer isn't later than that of the demand before.
 
     Parameters
     ----------
     clock
-        The one, in nanoseconds, whose times it is told.
+        The clock of the events' times, in nanoseconds.
     """
 
     def __init__(self, *, clock: Callable[[], int] = time.perf_counter_ns) -> None:
@@ -47,7 +47,7 @@ class Recorder:
         self._demands: list[Demand] = []
         self._copies: list[Copy] = []
         self._guesses: list[Guess] = []
-        self._snapshots: list[tuple[int, Snapshot]] = []  # with how many demands came before
+        self._snapshots: list[tuple[int, Snapshot]] = []  # with the number of demands before it
 
     def demand(self, demand: Demand) -> None:
         """Note a demand that has ended."""
@@ -58,7 +58,7 @@ class Recorder:
         self._copies.append(copy)
 
     def guess(self, guess: Guess) -> None:
-        """Note what became of a guess."""
+        """Note the outcome of a guess."""
         self._guesses.append(guess)
 
     def snapshot(self, snapshot: Snapshot) -> None:
@@ -66,7 +66,7 @@ class Recorder:
         self._snapshots.append((len(self._demands), snapshot))
 
     def finish(self, *, provenance: Mapping[str, Any], into: Trace | None = None) -> Trace:
-        """Return a trace of what was noted; here devices are asked for their times.
+        """Return a trace of all events; only here are times read from devices.
 
         Parameters
         ----------
@@ -75,8 +75,8 @@ class Recorder:
             list, one for each layer) and ``policy`` (`mixoff.policies.policy_name`); the rest is
             for people. The version of mixoff and the time of recording are added.
         into
-            The trace to fill, by default a new one. What its provenance already holds stays,
-            unless it is given here, too.
+            The trace to fill, by default a new one. Its provenance keeps the keys that aren't
+            among these.
         """
         trace = Trace() if into is None else into
         trace.events = _events(self._demands, self._copies, self._guesses)
@@ -95,7 +95,7 @@ def _events(demands: list[Demand], copies: list[Copy], guesses: list[Guess]) -> 
     rows += map(_copy_row, copies)
     rows += map(_guess_row, guesses)
     events = np.array(rows, dtype=EVENT)  # [R]
-    _place_by_time(events[:begun], events[begun:])
+    _set_steps(events[:begun], events[begun:])
     return events
 
 
@@ -132,12 +132,12 @@ def _demand_rows(demand: Demand, step: int) -> Iterator[Event]:
         if expert not in arrived:
             yield plain._replace(kind=MISS, expert=expert)
     for expert, victim in demand.evictions:
-        if victim not in (None, expert):  # a policy with bypass may let the expert pass
+        if victim not in (None, expert):  # a policy with bypass may let the expert pass by
             yield plain._replace(kind=EVICTION, expert=victim, tier=_tier("device"))
 
 
-def _times(told: Missed) -> tuple[int, int]:
-    return told.span() if told.span else (told.start_ns, told.wait_ns)
+def _times(missed: Missed) -> tuple[int, int]:
+    return missed.span() if missed.span else (missed.start_ns, missed.wait_ns)
 
 
 def _tier(tier: Tier) -> int:
@@ -176,21 +176,21 @@ def _guess_row(guess: Guess) -> Event:
     )
 
 
-def _place_by_time(demanded: Rows, others: Rows) -> None:
-    """Note the step in which each copy and prefetch began: the last one to begin before it."""
+def _set_steps(demanded: Rows, copied: Rows) -> None:
+    """Set the step of each copy and prefetch: the last one that began before it."""
     heads = demanded[demanded["kind"] == DEMAND]
     firsts = heads[np.diff(heads["step"], prepend=NOTHING) > 0]  # of each step
     if not len(firsts):
         return
-    step = np.searchsorted(firsts["start_ns"], others["start_ns"], side="right") - 1
-    others["step"] = np.maximum(step, 0)
-    others["tokens"] = firsts["tokens"][others["step"]]
+    step = np.searchsorted(firsts["start_ns"], copied["start_ns"], side="right") - 1
+    copied["step"] = np.maximum(step, 0)
+    copied["tokens"] = firsts["tokens"][copied["step"]]
 
 
-def _states(demands: list[Demand], told: list[tuple[int, Snapshot]], num_experts: int) -> Rows:
+def _states(demands: list[Demand], snapshots: list[tuple[int, Snapshot]], num_experts: int) -> Rows:
     layers = np.array([demand.layer for demand in demands], np.int64)
-    states = np.zeros(len(told), state_dtype(num_experts))
-    for state, (before, snapshot) in zip(states, told, strict=True):
+    states = np.zeros(len(snapshots), state_dtype(num_experts))
+    for state, (before, snapshot) in zip(states, snapshots, strict=True):
         state["layer"] = snapshot.layer
         state["position"] = np.count_nonzero(layers[:before] == snapshot.layer)
         state["reason"] = REASONS.index(snapshot.reason)

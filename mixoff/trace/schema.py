@@ -21,8 +21,8 @@ KINDS = ("demand", "hit", "miss", "eviction", "copy", "prefetch")
 DEMAND, HIT, MISS, EVICTION, COPY, PREFETCH = range(len(KINDS))
 TIERS: tuple[Tier, ...] = get_args(Tier)
 OUTCOMES: tuple[str, ...] = (*get_args(Outcome), "cut", "computed")
-CUT = OUTCOMES.index("cut")  # a demand that an error or the consumer ended early
-COMPUTED = OUTCOMES.index("computed")  # a miss, where its record lay
+CUT = OUTCOMES.index("cut")  # a demand that an error or its consumer ended early
+COMPUTED = OUTCOMES.index("computed")  # a miss that was computed in host memory
 REASONS = ("start", "resize", "interrupted")
 START = REASONS.index("start")
 NOTHING = -1
@@ -32,14 +32,14 @@ class Event(NamedTuple):
     """A row of events."""
 
     kind: int
-    step: int  # counted from 0; the one that a copy or a prefetch began in
+    step: int  # counted from 0; of a copy or a prefetch, the step in which it began
     tokens: int  # of that step: more than one is prefill
     layer: int
     expert: int = NOTHING  # the victim of an eviction
-    tier: int = NOTHING  # where it was found; what a copy was read from
-    target: int = NOTHING  # what a copy was written to
+    tier: int = NOTHING  # of a hit or miss: where its record was; of a copy: the source
+    target: int = NOTHING  # of a copy
     outcome: int = NOTHING  # of a prefetch; CUT for such a demand, COMPUTED for such a miss
-    guess: bool = False  # of a copy: nobody had demanded the expert when it began
+    guess: bool = False  # of a copy: it began before any demand of the expert
     ahead: int = 0  # of a prefetch: how many layers before its demand
     nbytes: int = 0
     start_ns: int = 0
@@ -85,12 +85,12 @@ def state_dtype(num_experts: int) -> np.dtype[np.void]:
 
 
 def usage_of(states: Rows) -> Usage:
-    """Return the usage that rows of states hold: arrays [R, E], and [R, 1]."""
+    """Return the usage in rows of states: arrays [R, E] and [R, 1]; `recent` begins anew."""
     return Usage(
         last_used=states["last_used"].copy(),
         entered=states["entered"].copy(),
         count=states["count"].copy(),
-        recent=np.zeros(states["count"].shape),  # which a recording doesn't hold
+        recent=np.zeros(states["count"].shape),
         clock=states["clock"][:, None].copy(),
         layer=states["layer"][:, None].astype(np.int64),
     )
@@ -98,7 +98,7 @@ def usage_of(states: Rows) -> Usage:
 
 @dataclass(frozen=True)
 class Demands:
-    """What was needed, demand by demand: N demands of M experts in all, in the order recorded.
+    """The experts of each demand, in the order recorded: N demands, M needed experts in all.
 
     Demand n's experts are ``expert[first[n]:first[n + 1]]``: its hits, then its misses.
     """
@@ -111,14 +111,14 @@ class Demands:
     first: NDArray[np.int64]  # [N + 1]
     expert: NDArray[np.int64]  # [M]
     hit: NDArray[np.bool_]  # [M]
-    computed: NDArray[np.bool_]  # [M] a miss, computed where it lay
+    computed: NDArray[np.bool_]  # [M] a miss that was computed in host memory
 
     def __len__(self) -> int:
         return len(self.layer)
 
 
 def demands_of(events: Rows) -> Demands:
-    """Return what was needed, by demand."""
+    """Return the experts of each demand."""
     kind = events["kind"]
     rows = np.flatnonzero(kind == DEMAND)
     needed = np.flatnonzero((kind == HIT) | (kind == MISS))
@@ -136,7 +136,7 @@ def demands_of(events: Rows) -> Demands:
 
 
 def check(events: Rows, states: Rows, *, num_layers: int, num_experts: int) -> None:
-    """Refuse tables that no recording makes.
+    """Refuse tables that no recording has.
 
     Raises
     ------
@@ -154,7 +154,7 @@ def check(events: Rows, states: Rows, *, num_layers: int, num_experts: int) -> N
             raise TraceError(f"{rule}: record it again.")
 
 
-_Rule = tuple[Any, str]  # where it is broken; what to say then
+_Rule = tuple[Any, str]  # where it is broken; its message
 
 
 def _outside(column: NDArray[Any], low: int, high: int) -> NDArray[np.bool_]:

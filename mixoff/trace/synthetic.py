@@ -1,17 +1,17 @@
-"""Made-up routings with known answers. Knows experts and chance; nothing of models.
+"""Synthetic routings with known hit rates. Knows experts and chance; nothing of models.
 
-The answers are hit rates of a layer with E experts, of which a token needs k, and s slots:
+Hit rates are those of a layer with E experts, of which a token needs k, and s slots:
 
-* ``uniform``: k experts, all sets of them as probable. Without memory a cache finds what chance
-  leaves in it: LRU, and any policy that can't see the future, hits s / E.
+* ``uniform``: k experts, all sets of them equally likely. Routing has no memory, so LRU and any
+  other policy that doesn't use future demands hits s / E.
 * ``zipf``: k experts without repetition, the one of rank r (expert r - 1) with weight 1 / r. For
-  k = 1 the s most popular ones hold H(s) / H(E) of the demands, H(n) = 1 + 1/2 + ... + 1/n: what a
-  static cache of them hits, and no cache that can't see the future hits more in the long run.
-* ``sticky``: each expert stays for the next token with probability 1/2, and the others are drawn
+  k = 1 the s most popular experts get H(s) / H(E) of the demands, H(n) = 1 + 1/2 + ... + 1/n: the
+  hit rate of a static cache of them, and the highest without future demands in the long run.
+* ``sticky``: each expert is needed by the next token with probability 1/2, and the rest are drawn
   from those that weren't needed. LRU with s = k hits 1/2. Needs E >= 2 k.
-* ``cyclic``: the experts in turn, k at a time. Where E is a multiple of k and s <= E - k, LRU hits
-  none once the start is over; for k = 1 MIN, which must admit, hits (s - 1) / (E - 1).
-* ``constant``: the same k experts for ever. Every policy that must admit misses at most k times if
+* ``cyclic``: the experts in a cycle, k at a time. Where E is a multiple of k and s <= E - k, LRU
+  hits none after the start; for k = 1 MIN, which must admit, hits (s - 1) / (E - 1).
+* ``constant``: always the same k experts. Every policy that must admit misses at most k times if
   s >= k.
 """
 
@@ -30,11 +30,11 @@ from mixoff.trace.schema import DEMAND, EVENT, HIT, NOTHING, START, TIERS, Rows,
 
 Routing = Literal["uniform", "zipf", "sticky", "cyclic", "constant"]
 
-_STAYS = 0.5  # how probably an expert is needed again, in "sticky"
+_STAYS = 0.5  # probability that an expert is needed again, in "sticky"
 
 
 class Made(NamedTuple):
-    """What a trace is made of."""
+    """A trace's tables and provenance."""
 
     events: Rows
     states: Rows
@@ -95,15 +95,15 @@ def _sticky(chance: Generator, tokens: int, layers: int, experts: int, top_k: in
     chosen[0] = rank[0].argsort(axis=-1)[:, :top_k]
     stays = chance.random((tokens, layers, top_k)) < _STAYS
     for token in range(1, tokens):
-        order = np.where(stays[token], -1.0, 2.0)  # before all others, or after them
+        order = np.where(stays[token], -1.0, 2.0)  # before or after all ranks, which are 0 to 1
         np.put_along_axis(rank[token], chosen[token - 1], order, axis=-1)
         chosen[token] = rank[token].argsort(axis=-1)[:, :top_k]
     return chosen
 
 
 def _cyclic(chance: Generator, tokens: int, layers: int, experts: int, top_k: int) -> Any:
-    turn = np.arange(tokens * top_k).reshape(tokens, 1, top_k) % experts
-    return np.broadcast_to(turn, (tokens, layers, top_k))
+    expert = np.arange(tokens * top_k).reshape(tokens, 1, top_k) % experts
+    return np.broadcast_to(expert, (tokens, layers, top_k))
 
 
 def _constant(chance: Generator, tokens: int, layers: int, experts: int, top_k: int) -> Any:

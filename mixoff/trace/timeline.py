@@ -1,4 +1,4 @@
-"""A trace as spans of time in lanes: what compute did, waited for, and what was copied meanwhile.
+"""A trace as spans of time in lanes: compute, waits, and the copies meanwhile.
 
 Knows times; nothing of how they are drawn.
 """
@@ -12,43 +12,43 @@ from mixoff.trace.frames import PREFILL, phase_of
 from mixoff.trace.schema import COMPUTED, COPY, DEMAND, MISS, NOTHING, TIERS, Rows
 
 COMPUTE, WAIT = "compute", "waiting for experts"
-BESIDE = "computed in host memory"
+ON_HOST = "computed in host memory"
 NON_EXPERT, EXPERTS = "non-expert", "experts"
 
 
 class Span(NamedTuple):
-    """A stretch of time in a lane."""
+    """An interval of time in a lane."""
 
-    lane: str  # COMPUTE, WAIT, BESIDE, or what copies go from and to
-    label: str  # NON_EXPERT, EXPERTS, or which expert
+    lane: str  # COMPUTE, WAIT, ON_HOST, or the tiers of copies: "disk to device"
+    label: str  # NON_EXPERT, EXPERTS, or the expert: "expert 3"
     start_ns: int
     duration_ns: int
-    row: int  # of events: what it is part of; NOTHING of the non-expert parameters
+    row: int  # its event; NOTHING for the non-expert parameters
 
     @property
     def end_ns(self) -> int:
-        """When it ends."""
+        """The time of its end."""
         return self.start_ns + self.duration_ns
 
 
 def spans(events: Rows) -> list[Span]:
     """Return spans, lane by lane, none of which overlap in a lane.
 
-    Compute is experts where a demand is served and not waiting, and non-expert from one demand to
+    Compute is experts while a demand is served without waiting, and non-expert from one demand to
     the next: attention, norms, gates and the head, but not from a reply's end to the next prompt.
-    The experts that were computed where they lay are shown again, each in a lane beside. Copies
-    that go from and to the same tiers at the same time are in numbered lanes.
+    Experts that were computed in host memory are repeated in lanes of their own. Copies between the
+    same tiers at the same time are in numbered lanes.
     """
     computed: list[Span] = []
     waited: list[Span] = []
-    beside: list[Span] = []
+    on_host: list[Span] = []
     for at, misses in _demands(events):
         computed += _non_expert_before(events, at, computed)
         waits = [_wait(events, row) for row in misses if events[row]["wait_ns"]]
         computed += _between(events, at, waits)
         waited += waits
-        beside += [_beside(events, r) for r in misses if events[r]["outcome"] == COMPUTED]
-    return [*computed, *_apart(waited), *_apart(beside), *_apart(_copies(events))]
+        on_host += [_on_host(events, r) for r in misses if events[r]["outcome"] == COMPUTED]
+    return [*computed, *_apart(waited), *_apart(on_host), *_apart(_copies(events))]
 
 
 def _demands(events: Rows) -> Iterator[tuple[int, list[int]]]:
@@ -75,17 +75,15 @@ def _wait(events: Rows, row: int) -> Span:
     return Span(WAIT, f"expert {miss['expert']}", int(miss["start_ns"]), int(miss["wait_ns"]), row)
 
 
-def _beside(events: Rows, row: int) -> Span:
+def _on_host(events: Rows, row: int) -> Span:
     miss = events[row]
-    begun, took = (
-        int(miss["start_ns"] + miss["wait_ns"]),
-        int(miss["duration_ns"] - miss["wait_ns"]),
-    )
-    return Span(BESIDE, f"expert {miss['expert']}", begun, took, row)
+    start = int(miss["start_ns"] + miss["wait_ns"])
+    duration = int(miss["duration_ns"] - miss["wait_ns"])
+    return Span(ON_HOST, f"expert {miss['expert']}", start, duration, row)
 
 
 def _between(events: Rows, at: int, waits: list[Span]) -> Iterator[Span]:
-    """Yield what of a demand isn't waiting, and at least its end, however short."""
+    """Yield the parts of a demand without waits, and at least its end, however short."""
     cursor = int(events[at]["start_ns"])
     end = cursor + int(events[at]["duration_ns"])
     for wait in sorted(waits, key=lambda span: span.start_ns):
@@ -109,10 +107,10 @@ def _copies(events: Rows) -> list[Span]:
     ]
 
 
-def _apart(together: list[Span]) -> list[Span]:
-    """Return spans in order, those that overlap one of their lane in another lane beside it."""
+def _apart(overlapping: list[Span]) -> list[Span]:
+    """Return spans in order; a span that overlaps another in its lane is in a numbered lane."""
     placed: dict[str, list[Span]] = {}
-    for span in sorted(together, key=lambda span: (span.lane, span.start_ns)):
+    for span in sorted(overlapping, key=lambda span: (span.lane, span.start_ns)):
         number = 1
         while (lane := span.lane + f" {number}" * (number > 1)) in placed:
             if placed[lane][-1].end_ns <= span.start_ns:

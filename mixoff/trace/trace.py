@@ -1,4 +1,4 @@
-"""What a recording is: its tables, and everything a person asks of them."""
+"""A recording: its tables, and the views of them that users need. Knows no cache."""
 
 from dataclasses import dataclass, field
 from os import PathLike
@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mixoff.errors import TraceError
+from mixoff.safe_json import quoted
 from mixoff.trace import chrome, explain, file, frames, synthetic
 from mixoff.trace.schema import DEMAND, EVENT, Demands, Rows, check, demands_of, state_dtype
-
-if TYPE_CHECKING:
-    pass
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,20 +18,20 @@ if TYPE_CHECKING:
 
 @dataclass(repr=False, eq=False)
 class Trace:
-    """What a cache was asked and did: demands, hits, misses, prefetches, evictions and copies.
+    """What a cache did: demands, hits, misses, prefetches, evictions and copies.
 
     It is empty until its recording ends: ``with cache.record() as trace: ...``.
 
     Parameters
     ----------
     events
-        One row an event: `mixoff.trace.schema.EVENT`; `to_frame` gives it for reading.
+        One row an event: `mixoff.trace.schema.EVENT`; `to_frame` returns it as a data frame.
     states
         Layers' residents and usage where a replay begins anew: at the start, at a resize, and
-        after a demand that was cut: `mixoff.trace.schema.state_dtype`.
+        after an interrupted demand: `mixoff.trace.schema.state_dtype`.
     provenance
-        Where it comes from, plain JSON values: model, quantization, policy, slots, seed and so on.
-        Add what you know: ``trace.provenance["prompt"] = ...``.
+        How it was made, plain JSON values: checkpoint, quantization, policy, slots, seed and so on.
+        Add your own: ``trace.provenance["prompt"] = ...``.
     """
 
     events: Rows = field(default_factory=lambda: np.zeros(0, EVENT))
@@ -42,7 +40,7 @@ class Trace:
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "Trace":
-        """Return the trace in a file, whose format `mixoff.trace.file` tells.
+        """Return the trace in a file, whose format `mixoff.trace.file` describes.
 
         Raises
         ------
@@ -68,10 +66,10 @@ class Trace:
         seed: int,
         record_nbytes: int = 1,
     ) -> "Trace":
-        """Return a trace of made-up tokens, whose hit rates are known beforehand.
+        """Return a trace of synthetic tokens, whose hit rates are known beforehand.
 
-        It is as a cache would have recorded it that has a slot for every expert and takes no time.
-        `mixoff.trace.synthetic` tells what each routing is, and the hit rates.
+        It is the recording of a cache that has a slot for every expert and takes no time.
+        `mixoff.trace.synthetic` describes each routing and its hit rates.
 
         Raises
         ------
@@ -85,19 +83,18 @@ class Trace:
         return cls(made.events, made.states, provenance)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write everything into one file, whose format `mixoff.trace.file` tells.
+        """Write everything into one file, whose format `mixoff.trace.file` describes.
 
         Raises
         ------
         TraceError
-            If there is nothing to save yet, the provenance isn't plain JSON, or the file can't be
-            written.
+            If it is still empty, the provenance isn't plain JSON, or the file can't be written.
         """
         self.check()
         file.write(Path(path), file.Content(self.events, self.states, self.provenance))
 
     def check(self) -> None:
-        """Refuse a trace that no recording makes.
+        """Refuse a trace that no recording has.
 
         Raises
         ------
@@ -120,7 +117,7 @@ class Trace:
 
     @property
     def record_nbytes(self) -> tuple[int, ...]:
-        """How large an expert's record is, for each layer."""
+        """Bytes of an expert's record, for each layer."""
         sizes = self.provenance.get("record_nbytes")
         if not isinstance(sizes, list) or len(sizes) != self.num_layers:
             raise TraceError(f"provenance['record_nbytes']={sizes!r}: a size for each layer.")
@@ -128,7 +125,7 @@ class Trace:
 
     @property
     def num_steps(self) -> int:
-        """How many steps were recorded: a decoded token each, or a piece of a prompt."""
+        """How many steps were recorded: a decoded token each, or a chunk of a prompt."""
         steps = self.events["step"][self.events["kind"] == DEMAND]
         return int(steps[-1]) + 1 if len(steps) else 0
 
@@ -136,28 +133,28 @@ class Trace:
         """Return one row an event, in the order of `mixoff.trace.schema`; times in milliseconds.
 
         Columns: kind, step, phase, tokens, layer, expert, tier, target (of a copy), outcome (of a
-        prefetch; "cut" for a demand that was ended early; "computed" for a miss that was computed
-        where it lay, which its duration includes), guess (whether a copy was one),
-        layers_ahead (of a prefetch), nbytes, start_ms, duration_ms, and wait_ms, which compute
-        waited. What doesn't apply is missing.
+        prefetch; "cut" for an interrupted demand; "computed" for a miss that was computed in host
+        memory, which its duration includes), guess (whether a copy was one), layers_ahead (of a
+        prefetch), nbytes, start_ms, duration_ms, and wait_ms, how long compute waited. Values that
+        don't apply are missing.
         """
         return frames.event_frame(self.events)
 
     def per_token(self) -> "pd.DataFrame":
-        """Return one row a step: a decoded token, or a piece of a prompt.
+        """Return one row a step: a decoded token, or a chunk of a prompt.
 
         Columns: step, phase, tokens, hits, misses, hit_rate, bytes (of the missed records),
-        prefetch_used, prefetch_late, prefetch_wasted (of those that began in it), computed
-        (misses, where they lay in host memory), computed_ms, wait_ms, start_ms, duration_ms. A
-        step lasts from its first demand to that of the next one, and the last step of a reply to
-        the end of its last demand.
+        prefetch_used, prefetch_late, prefetch_wasted (of those that began in it), computed (misses
+        that were computed in host memory), computed_ms, wait_ms, start_ms, duration_ms. A step
+        lasts from its first demand to that of the next one, and the last step of a reply to the
+        end of its last demand.
         """
         return frames.step_frame(self.events)
 
     def per_layer(self) -> "pd.DataFrame":
-        """Return one row a layer, with the columns of `per_token` that make sense of one.
+        """Return one row a layer, with the columns of `per_token` that a layer has.
 
-        `duration_ms` is how long its demands took, without attention.
+        `duration_ms` is the time of its demands, without attention.
         """
         return frames.layer_frame(self.events, self.num_layers)
 
@@ -166,7 +163,7 @@ class Trace:
         return self.per_token().nlargest(n, "duration_ms")
 
     def explain(self, step: int) -> str:
-        """Return why a token was slow, a sentence a line: what it waited for, and what is usual.
+        """Return why a token was slow, a sentence a line: its waits and misses, beside the median.
 
         Raises
         ------
@@ -188,7 +185,7 @@ class Trace:
         chrome.write(Path(path), self.events, self.provenance)
 
     def demands(self) -> Demands:
-        """Return what each layer needed in each step, as arrays."""
+        """Return the experts that each layer needed in each step, as arrays."""
         return demands_of(self.events)
 
     def _number(self, name: str) -> int:
@@ -203,7 +200,11 @@ class Trace:
     def __repr__(self) -> str:
         if not len(self.events):
             return "Trace(empty)"
+        hit, facts = self.demands().hit, self.provenance
+        model = facts.get("model", facts.get("checkpoint"))
         return (
-            f"Trace({self.num_steps} steps, {self.num_layers} layers of {self.num_experts} "
-            f"experts, {len(self.events)} events)"
+            f"Trace({f'{quoted(model)}, ' if model else ''}{self.num_steps} steps, "
+            f"{self.num_layers} layers of {self.num_experts} experts"
+            + (f", top {quoted(facts['top_k'])}" if facts.get("top_k") else "")
+            + (f", hit rate {hit.mean():.1%})" if len(hit) else ")")
         )

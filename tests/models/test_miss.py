@@ -17,8 +17,8 @@ from mixoff.models.replace import give_kernels
 from mixoff.policies.registry import LIVE_POLICIES
 from mixoff.simulate.machine import LinkModel, Machine
 from mixoff.trace import Trace
-from mixoff.trace.timeline import BESIDE, spans
 from mixoff.trace.timeline import EXPERTS as EXPERTS_MARK
+from mixoff.trace.timeline import ON_HOST, spans
 from support import fake_device_model
 from support.models import run, tokens
 
@@ -360,17 +360,17 @@ def test_computed_misses_have_a_lane_of_their_own_in_a_timeline(built, tmp_path)
     warm(cache)
     with cache.record() as trace:
         run(model)
-    lanes = [span for span in spans(trace.events) if span.lane.startswith(BESIDE)]
+    lanes = [span for span in spans(trace.events) if span.lane.startswith(ON_HOST)]
     assert len(lanes) == trace.demands().computed.sum() > 0
     starts = [span.start_ns for span in lanes]
     assert starts == sorted(starts), "one after the other"
     shown = mixoff.plots.timeline_table(trace)
-    assert set(shown[shown.lane == BESIDE].mark) == {EXPERTS_MARK}
+    assert set(shown[shown.lane == ON_HOST].mark) == {EXPERTS_MARK}
     step = int(trace.per_token().computed.argmax())
     number = trace.per_token().computed[step]
     assert f"Misses computed in host memory: {number}, " in trace.explain(step)
     trace.to_chrome(tmp_path / "a.json")
-    assert BESIDE in (tmp_path / "a.json").read_text()
+    assert ON_HOST in (tmp_path / "a.json").read_text()
 
 
 def test_no_machine_is_fitted_to_computed_misses(built):

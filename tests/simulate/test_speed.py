@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mixoff import Trace, replay
 from mixoff.errors import ConfigError, TraceError
 from mixoff.simulate import LinkModel, Machine, PrefetchAccuracy, predict_speed, recorded_speed
-from mixoff.simulate.link_queue import Traffic
+from mixoff.simulate.link_queue import LinkQueue
 from mixoff.simulate.machine import link_of
 from mixoff.units import CHUNK
 from support.recordings import MS, HandPlayed
@@ -285,32 +285,32 @@ def test_from_one_published_row_the_gain_of_a_cache_follows_within_a_fifth(bits,
 
 
 def test_what_is_demanded_overtakes_what_is_guessed_between_two_pieces():
-    traffic = Traffic()
-    guess = traffic.ask(0.0, [1.0, 1.0, 1.0], guess=True)
-    demand = traffic.ask(1.5, [1.0])
-    assert traffic.finish(demand) == 3.0  # after the guess's second piece, which had begun
-    assert traffic.finish(guess) == 4.0
+    queue = LinkQueue()
+    guess = queue.request(0.0, [1.0, 1.0, 1.0], guess=True)
+    demand = queue.request(1.5, [1.0])
+    assert queue.finish(demand) == 3.0  # after the guess's second piece, which had begun
+    assert queue.finish(guess) == 4.0
 
 
 def test_a_dropped_copy_ends_with_the_piece_that_has_begun():
-    traffic = Traffic()
-    guess = traffic.ask(0.0, [1.0, 1.0, 1.0], guess=True)
-    traffic.advance(0.5)
-    traffic.drop(guess)
-    assert traffic.finish(traffic.ask(0.5, [1.0])) == 2.0
+    queue = LinkQueue()
+    guess = queue.request(0.0, [1.0, 1.0, 1.0], guess=True)
+    queue.advance(0.5)
+    queue.drop(guess)
+    assert queue.finish(queue.request(0.5, [1.0])) == 2.0
 
 
 def test_a_link_that_is_idle_begins_when_it_is_asked():
-    traffic = Traffic()
-    traffic.finish(traffic.ask(0.0, [1.0]))
-    assert traffic.finish(traffic.ask(10.0, [1.0])) == 11.0
+    queue = LinkQueue()
+    queue.finish(queue.request(0.0, [1.0]))
+    assert queue.finish(queue.request(10.0, [1.0])) == 11.0
 
 
 def test_a_promoted_guess_keeps_its_turn():
-    traffic = Traffic()
-    traffic.ask(0.0, [5.0])
-    guess = traffic.ask(0.1, [1.0], guess=True)
-    traffic.promote(guess)
-    later = traffic.ask(0.2, [1.0])
-    assert traffic.finish(guess) == 6.0
-    assert traffic.finish(later) == 7.0
+    queue = LinkQueue()
+    queue.request(0.0, [5.0])
+    guess = queue.request(0.1, [1.0], guess=True)
+    queue.promote(guess)
+    later = queue.request(0.2, [1.0])
+    assert queue.finish(guess) == 6.0
+    assert queue.finish(later) == 7.0

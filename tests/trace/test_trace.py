@@ -448,8 +448,23 @@ def test_a_step_that_is_not_there_is_refused(step):
         chat().trace().explain(step)
 
 
-def test_a_trace_says_how_large_it_is():
-    assert repr(chat().trace()) == "Trace(8 steps, 2 layers of 4 experts, 84 events)"
+def test_a_trace_shows_its_model_its_size_and_its_hit_rate():
+    trace = chat().trace()
+    assert repr(trace) == "Trace(8 steps, 2 layers of 4 experts, hit rate 43.8%)"
+    trace.provenance |= {"checkpoint": "made up", "top_k": 2}
+    assert repr(trace).startswith("Trace('made up', 8 steps, 2 layers of 4 experts, top 2, hit")
+    synthetic = Trace.synthetic("zipf", tokens=9, layers=2, experts=8, top_k=3, seed=0)
+    assert repr(synthetic) == (
+        "Trace('synthetic: zipf', 9 steps, 2 layers of 8 experts, top 3, hit rate 100.0%)"
+    )
+
+
+def test_a_trace_without_experts_or_with_odd_provenance_has_a_repr():
+    nothing = HandPlayed(layers=1, experts=4, slots=2).record()
+    nothing.demand(0, [])
+    assert repr(nothing.trace()) == "Trace(1 steps, 1 layers of 4 experts)"
+    odd = chat().trace(model=["x"] * 1000, top_k={"a": 1})
+    assert repr(odd).startswith("Trace(a list of 1000 values, 8 steps")
 
 
 # ---- synthetic
