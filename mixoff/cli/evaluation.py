@@ -22,7 +22,7 @@ from mixoff.cli.options import (
     ModelName,
     OffloadPerLayer,
 )
-from mixoff.cli.prepare import load, named, named_device, offload_settings, open_runnable, read_text
+from mixoff.cli.prepare import load, named, offload_settings, prepared, read_text
 from mixoff.cli.printable import one_line
 from mixoff.cli.report import percent
 from mixoff.cli.terminal import progress
@@ -30,14 +30,14 @@ from mixoff.cli.terminal import progress
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from mixoff.cache.cache import ExpertCache
     from mixoff.checkpoints.formats import RunnableCheckpoint
     from mixoff.checkpoints.unquantized import UnquantizedCheckpoint
     from mixoff.measure.divergence import Divergence
     from mixoff.measure.perplexity import HeldOutLoss
     from mixoff.measure.reference import Reference
+    from mixoff.models.run import Run
 
-    LoadModel = Callable[[], tuple[PreTrainedModel, ExpertCache, PreTrainedTokenizerBase]]
+    LoadModel = Callable[[Run], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 
 
 def evaluate(
@@ -67,17 +67,17 @@ def evaluate(
     offload = offload_settings(
         ctx, offload_per_layer, device_memory=device_memory, host_memory=host_memory
     )
-    content, found = read_text(text), named(checkpoint)
-    load_model = partial(load, found, offload, device, model_name)
+    content, named_here = read_text(text), named(checkpoint)
+    run = prepared(named_here, offload, device)
+    load_model = partial(load, named_here.title, tokenizer_name=model_name)
     if against is None:
-        facts = _predicted(load_model, content, tokens)
+        facts = _predicted(load_model, run, content, tokens)
     else:
-        opened = open_runnable(found, offload, device)
-        original = _original_of(opened, against)
+        original = _original_of(run.checkpoint, against)
         from mixoff.chat.load import load_tokenizer
 
-        tokenizer = load_tokenizer(opened.path, model_name)
-        facts = _compared(load_model, original, tokenizer, content, tokens, named_device(device))
+        tokenizer = load_tokenizer(run.checkpoint.path, model_name)
+        facts = _compared(load_model, run, original, tokenizer, content, tokens)
     if as_json:
         typer.echo(json.dumps(facts))
         return
@@ -86,9 +86,11 @@ def evaluate(
         typer.echo(_divergence_line(facts))
 
 
-def _predicted(load_model: "LoadModel", text: str, tokens: int | None) -> dict[str, Any]:
+def _predicted(
+    load_model: "LoadModel", run: "Run", text: str, tokens: int | None
+) -> dict[str, Any]:
     """Return how well a model predicts a text, as JSON holds it."""
-    model, _, tokenizer = load_model()
+    model, tokenizer = load_model(run)
     from mixoff.measure.perplexity import held_out_loss
 
     started = perf_counter()
@@ -98,11 +100,11 @@ def _predicted(load_model: "LoadModel", text: str, tokens: int | None) -> dict[s
 
 def _compared(
     load_model: "LoadModel",
+    run: "Run",
     original: "UnquantizedCheckpoint",
     tokenizer: Any,
     text: str,
     tokens: int | None,
-    device: str,
 ) -> dict[str, Any]:
     """Return that, and how far the model is from the original, which is gone when it is loaded."""
     from mixoff.measure.divergence import kl_divergence
@@ -110,10 +112,10 @@ def _compared(
 
     shown, started = sys.stderr.isatty(), perf_counter()
     reference = compute_reference(
-        original, tokenizer, text, tokens=tokens, device=device, progress=shown
+        original, tokenizer, text, tokens=tokens, device=run.device, progress=shown
     )
     seconds = perf_counter() - started
-    model, _, _ = load_model()
+    model, _ = load_model(run.planned_again())  # the reference takes some of what was free
     started = perf_counter()
     found = kl_divergence(model, reference, progress=shown)
     seconds += perf_counter() - started
