@@ -24,11 +24,11 @@ from mixoff.chat.saved import read_conversation, write_conversation
 from mixoff.chat.template import Template
 from mixoff.chat.text_stream import TextStream
 from mixoff.errors import ConfigError, MixoffError
+from mixoff.planning.plan import PREFILL_TOKENS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_CHUNK = 512  # ids of a prompt that are read at once: bounds the memory of activations
 _PATIENCE_S = 10.0  # how long `close` waits for a reply to stop
 
 _log = logging.getLogger(__name__)
@@ -295,10 +295,10 @@ class Chat:
     def _prefill(self, context: Context, run: Run) -> torch.Tensor | None:
         """Read what is new in the prompt; None if the reply was stopped meanwhile."""
         logits = None
-        for start in range(context.rewind(run.prompt), len(run.prompt), _CHUNK):
+        for start in range(context.rewind(run.prompt), len(run.prompt), PREFILL_TOKENS):
             if self._stopping.is_set():
                 return None
-            chunk = run.prompt[start : start + _CHUNK]
+            chunk = run.prompt[start : start + PREFILL_TOKENS]
             logits = context.read(chunk)  # [V]
             run.prefilled += len(chunk)
         return logits

@@ -107,10 +107,11 @@ class Conversion:
     @property
     def memory_nbytes(self) -> int:
         """About how much memory it takes at most."""
-        inner, hidden = self._matrices.weights.model.expert_shapes()["w1"]
+        architecture = self._matrices.weights.architecture
+        gate_up = 2 * architecture.intermediate_size * architecture.hidden_size  # weights
         records = max(t.nbytes // t.num_chunks for u in self._units for t in u.tensors.values())
         stored = stored_dtype(self._matrices.weights.config).itemsize
-        return RUNNING + records + 2 * inner * hidden * (_STORED_COPIES * stored + _WORK_NBYTES)
+        return RUNNING + records + gate_up * (_STORED_COPIES * stored + _WORK_NBYTES)
 
     @property
     def done_layers(self) -> int:

@@ -15,7 +15,7 @@ from mixoff.checkpoints.mixtral_offloading import MixtralOffloadingCheckpoint, i
 from mixoff.checkpoints.source_files import SourceFiles
 from mixoff.checkpoints.unquantized import UnquantizedCheckpoint
 from mixoff.errors import CheckpointError, ConfigError
-from mixoff.families.mixtral import Mixtral, is_attention_matrix
+from mixoff.families import Architecture
 from mixoff.quantization import (
     PackedMatrix,
     Quantization,
@@ -31,7 +31,7 @@ class Weights(Protocol):
 
     files: SourceFiles
     config: Mapping[str, Any]
-    model: Mixtral
+    architecture: Architecture
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the type of a tensor that is no matrix."""
@@ -68,8 +68,8 @@ class Released:
     def __init__(self, files: SourceFiles, folder: CheckpointFolder) -> None:
         self.files = files
         self.config: Mapping[str, Any] = folder.config
-        self.model = Mixtral(self.config, files.settings / "config.json")
         self.checkpoint = MixtralOffloadingCheckpoint.open(folder, files.headers)
+        self.architecture = self.checkpoint.architecture
         self._layouts = self.checkpoint.expert_layouts()
         self._locations = self.checkpoint.expert_locations()
 
@@ -79,7 +79,7 @@ class Released:
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor that is no expert; a matrix of attention is float32."""
-        matrix = self.packed_attention(name) if is_attention_matrix(name) else None
+        matrix = self.packed_attention(name) if self.architecture.is_packed(name) else None
         return self.checkpoint.tensor(name) if matrix is None else matrix.dequantize()
 
     def expert(self, layer: int, expert: int) -> Iterator[tuple[str, Tensor]]:
@@ -197,8 +197,8 @@ def open_matrices(files: SourceFiles, scheme: Scheme | None) -> Matrices:
         if scheme is None:
             return Repacked(weights)
     else:
-        weights = UnquantizedCheckpoint(files)
-    scheme, layers = scheme or Scheme(), weights.model.num_layers
+        weights = UnquantizedCheckpoint(files, folder)
+    scheme, layers = scheme or Scheme(), weights.architecture.num_layers
     if strange := sorted(set(scheme.layer_experts) - set(range(layers))):
         raise ConfigError(
             f"layer_experts names layer {strange[0]}: the model has {layers}, 0 to {layers - 1}."

@@ -5,24 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoModelForCausalLM,
     GenerationConfig,
-    MixtralConfig,
-    MixtralForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.activations import ACT2FN
-from transformers.models.mixtral.modeling_mixtral import MixtralRotaryEmbedding
 
 from mixoff.cache.cache import ExpertCache, cache_of
 from mixoff.checkpoints.formats import RunnableCheckpoint
 from mixoff.checkpoints.quantization_config import QUANT_METHOD
 from mixoff.config import OffloadConfig
 from mixoff.errors import CheckpointError
-from mixoff.families.mixtral import SETTINGS
+from mixoff.families.architecture import transformers_refusals
 from mixoff.models.quantizer import register
 from mixoff.models.run import Run, prepare
 from mixoff.safe_json import read_json, truncated
@@ -84,34 +81,32 @@ def build(run: Run) -> tuple[PreTrainedModel, ExpertCache]:
     if run.device.type != "cpu":
         options["device_map"] = {"": run.device}
     try:
-        model = _load(run.checkpoint, config=config, **options)
+        model = _load(run.checkpoint, config, **options)
     except SafetensorError as error:  # the library may be stricter than mixoff
         reason = truncated(str(error))
         raise CheckpointError(f"{run.checkpoint.path}: can't be read ({reason}).") from None
     return model, cache_of(model)
 
 
-def _settings(checkpoint: RunnableCheckpoint) -> MixtralConfig:
+def _settings(checkpoint: RunnableCheckpoint) -> PreTrainedConfig:
     """Return a checkpoint's settings as transformers has them; those of generation are checked."""
-    path = checkpoint.path / "config.json"
-    try:
-        config = MixtralConfig(**{n: v for n, v in checkpoint.config.items() if n in SETTINGS})
-        MixtralRotaryEmbedding(config)
-        ACT2FN[config.hidden_act]
-        path = checkpoint.path / "generation_config.json"
-        if path.exists():
+    config = checkpoint.architecture.transformers_config()
+    path = checkpoint.path / "generation_config.json"
+    if path.exists():
+        with transformers_refusals(path):
             GenerationConfig.from_dict(read_json(path))
-    except (StrictDataclassError, ValueError, TypeError, LookupError, AttributeError) as error:
-        reason = truncated(" ".join(str(error).split()))
-        raise CheckpointError(f"{path}: transformers refuses its settings ({reason}).") from None
     return config
 
 
-def _load(checkpoint: RunnableCheckpoint, **options: Any) -> PreTrainedModel:
+def _load(
+    checkpoint: RunnableCheckpoint, config: PreTrainedConfig, **options: Any
+) -> PreTrainedModel:
     state = checkpoint.non_expert_state()
     if state is None:
-        return AutoModelForCausalLM.from_pretrained(checkpoint.path, **options)
-    model = MixtralForCausalLM.from_pretrained(None, state_dict=state, **options)
+        return AutoModelForCausalLM.from_pretrained(checkpoint.path, config=config, **options)
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    model = model_class.from_pretrained(None, config=config, state_dict=state, **options)
+    assert isinstance(model, PreTrainedModel)
     model.name_or_path = model.config.name_or_path = str(checkpoint.path)
     with suppress(OSError):  # most have no such file
         model.generation_config = GenerationConfig.from_pretrained(checkpoint.path)

@@ -1,5 +1,6 @@
 """The quantizer that transformers calls while it loads a mixoff checkpoint."""
 
+import re
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -114,9 +115,10 @@ class MixoffQuantizer(HfQuantizer):
         if _has_one_token_kernels(run):
             replace_for_one_token(model)
         replace_attention(model, run.checkpoint)
-        replace_experts(model)
+        experts = replace_experts(model)
         check_tensors(model, run.checkpoint)
-        ignore_unexpected(model, r"\.mlp\.experts\.")
+        for name in experts:  # their records, which transformers finds in the files
+            ignore_unexpected(model, rf"{re.escape(name)}\.")
 
     def _prepared(self, checkpoint_files: list[str] | None) -> Run:
         """Return the run of ``from_pretrained`` alone."""

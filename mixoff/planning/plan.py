@@ -28,7 +28,7 @@ from mixoff.tiers.record import RecordLayout
 if TYPE_CHECKING:
     import pandas as pd
 
-PREFILL_TOKENS = 512  # tokens that a chat computes at once
+PREFILL_TOKENS = 512  # tokens of a prompt that a chat computes at once: bounds activations
 _DEFAULT_CONTEXT = 4096
 _BOUNCE = 4  # host buffers: thread and caller may each have a fetch in hand and one overtaken
 
@@ -273,10 +273,8 @@ def _kv_nbytes_per_token(config: Any) -> int:
 
 
 def _workspace_nbytes(checkpoint: PlannedCheckpoint, dtype: torch.dtype, kernels: Kernels) -> int:
-    hidden, inner = (
-        int(checkpoint.config["hidden_size"]),
-        int(checkpoint.config["intermediate_size"]),
-    )
+    hidden = checkpoint.architecture.hidden_size
+    inner = checkpoint.architecture.intermediate_size
     layouts = dict.fromkeys(_layouts(checkpoint))  # each once
     matrices = {(one.quantization, shape) for one in layouts for _, shape in one.shapes}
     dequantized = max(kernels.workspace_nbytes(*matrix, dtype) for matrix in matrices)

@@ -251,7 +251,7 @@ def test_after_an_end_of_sequence_only_the_templates_text_is_prefilled(model, to
 
 def test_chunks_of_a_long_prefill_never_change_the_reply(model, tokenizer, monkeypatch):
     whole = say(Chat(model, tokenizer, temperature=0, max_new_tokens=8), TEXT[:200])
-    monkeypatch.setattr(mixoff.chat.chat, "_CHUNK", 7)
+    monkeypatch.setattr(mixoff.chat.chat, "PREFILL_TOKENS", 7)
     spy = Spy(model)
     assert say(Chat(model, tokenizer, temperature=0, max_new_tokens=8), TEXT[:200]) == whole
     assert len(spy.read[0]) == len(spy.read[1]) == 7
@@ -383,7 +383,7 @@ def assert_continues(model, tokenizer, chat, streamed, expected):
 def test_an_interrupt_at_any_call_of_the_model_leaves_a_chat_that_goes_on(
     tokenizer, monkeypatch, where, window
 ):
-    monkeypatch.setattr(mixoff.chat.chat, "_CHUNK", 6)
+    monkeypatch.setattr(mixoff.chat.chat, "PREFILL_TOKENS", 6)
     model = tiny_model(tokenizer, sliding_window=window)
     expected = converse(model, tokenizer, QUESTIONS[:1], STEPS)[0]
     calls = math.ceil(len(expected[0]) / 6) + 3  # the last token is drawn, not read
@@ -455,7 +455,7 @@ def test_stop_from_another_thread_ends_the_reply(model, tokenizer):
 
 
 def test_stop_during_a_prefill_leaves_an_empty_reply(model, tokenizer, monkeypatch):
-    monkeypatch.setattr(mixoff.chat.chat, "_CHUNK", 3)
+    monkeypatch.setattr(mixoff.chat.chat, "PREFILL_TOKENS", 3)
     expected = converse(model, tokenizer, QUESTIONS[:1], STEPS)[0]
     chat = Chat(model, tokenizer, temperature=0, max_new_tokens=STEPS)
     handle = model.register_forward_hook(lambda *_: chat.stop())
@@ -481,7 +481,7 @@ def test_half_a_character_isnt_kept_when_a_reply_is_cut_short(model, tokenizer):
 
 
 def test_an_error_during_prefill_takes_the_message_back(model, tokenizer, monkeypatch):
-    monkeypatch.setattr(mixoff.chat.chat, "_CHUNK", 3)
+    monkeypatch.setattr(mixoff.chat.chat, "PREFILL_TOKENS", 3)
     expected = converse(model, tokenizer, QUESTIONS, STEPS)
     chat = Chat(model, tokenizer, temperature=0, max_new_tokens=STEPS)
     say(chat, QUESTIONS[0])
