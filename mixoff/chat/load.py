@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _MAX_TOKENIZER = 64 << 20  # bytes of a file; those of the largest vocabularies take a third
 
-# The one state that a module of mixoff keeps, since a process has one memory.
+# Module state, since a process has one memory: loading again must free the chat before.
 _latest: "list[weakref.ref[Chat]]" = []
 
 

@@ -265,7 +265,7 @@ def _refuse_other_weights(path: Path) -> None:
 def _kind_of(settings: object) -> str:
     if isinstance(settings, dict):
         return f"its quantization is {quoted(settings.get('quant_method'))}"
-    return "its config.json tells of no quantization"
+    return "its config.json has no quantization"
 
 
 def _read_shards(folder: CheckpointFolder) -> dict[str, Shard]:
@@ -273,9 +273,9 @@ def _read_shards(folder: CheckpointFolder) -> dict[str, Shard]:
     headers = metadata.get("header_crc32") if isinstance(metadata, dict) else None
     if not isinstance(headers, dict):
         raise CheckpointError(f"{index}: lists no files.")
-    strange = [f for f in weight_map.values() if not isinstance(f, str) or f not in headers]
-    if strange:
-        raise CheckpointError(f"{index}: {quoted(strange[0])} is no file of this checkpoint.")
+    unknown = [f for f in weight_map.values() if not isinstance(f, str) or f not in headers]
+    if unknown:
+        raise CheckpointError(f"{index}: {quoted(unknown[0])} is no file of this checkpoint.")
     listed: dict[str, set[str]] = {name: set() for name in headers}
     for tensor, name in weight_map.items():
         listed[name].add(tensor)

@@ -189,7 +189,7 @@ class MixtralOffloadingCheckpoint:
         listed = sum(name.endswith(".w1.W_q") for name in self.files)
         if listed != self.num_layers * self.num_experts:
             raise CheckpointError(
-                f"{self.path / INDEX_NAME}: lists {listed} experts where config.json tells of "
+                f"{self.path / INDEX_NAME}: lists {listed} experts where config.json has "
                 f"{self.num_layers} layers of {self.num_experts}: {_FETCH_AGAIN}"
             )
         return experts
@@ -239,8 +239,8 @@ class MixtralOffloadingCheckpoint:
             if stored[second] != stored[first]:
                 raise CheckpointError(
                     f"{self.path}: {first}* is stored as {stored[first]} and {second}* as "
-                    f"{stored[second]}, or their shapes aren't those that config.json tells of: "
-                    "mixoff reads one way for all attention and one for all experts."
+                    f"{stored[second]}, or their shapes aren't those of config.json: "
+                    "mixoff reads one method for all attention and one for all experts."
                 )
         return stored[first]
 

@@ -1,4 +1,4 @@
-"""The command that evaluates. Knows what it is given and prints; what is measured is elsewhere."""
+"""The command that evaluates. Knows its options and its output; `mixoff.measure` measures."""
 
 import json
 import math
@@ -67,9 +67,9 @@ def evaluate(
     offload = offload_settings(
         ctx, offload_per_layer, device_memory=device_memory, host_memory=host_memory
     )
-    content, named_here = read_text(text), named(checkpoint)
-    run = prepared(named_here, offload, device)
-    load_model = partial(load, named_here.title, tokenizer_name=model_name)
+    content, resolved = read_text(text), named(checkpoint)
+    run = prepared(resolved, offload, device)
+    load_model = partial(load, resolved.title, tokenizer_name=model_name)
     if against is None:
         facts = _predicted(load_model, run, content, tokens)
     else:
@@ -94,8 +94,8 @@ def _predicted(
     from mixoff.measure.perplexity import held_out_loss
 
     started = perf_counter()
-    found = held_out_loss(model, tokenizer, text, tokens=tokens, progress=sys.stderr.isatty())
-    return _loss_facts(found) | {"seconds": perf_counter() - started}
+    loss = held_out_loss(model, tokenizer, text, tokens=tokens, progress=sys.stderr.isatty())
+    return _loss_facts(loss) | {"seconds": perf_counter() - started}
 
 
 def _compared(
@@ -106,7 +106,7 @@ def _compared(
     text: str,
     tokens: int | None,
 ) -> dict[str, Any]:
-    """Return that, and how far the model is from the original, which is gone when it is loaded."""
+    """Return that and its divergence from the original, which is freed before it is loaded."""
     from mixoff.measure.divergence import kl_divergence
     from mixoff.measure.reference import compute_reference
 
@@ -117,9 +117,10 @@ def _compared(
     seconds = perf_counter() - started
     model, _ = load_model(run.planned_again())  # the reference takes some of what was free
     started = perf_counter()
-    found = kl_divergence(model, reference, progress=shown)
+    divergence = kl_divergence(model, reference, progress=shown)
     seconds += perf_counter() - started
-    return _loss_facts(found.quantized) | _divergence_facts(found, reference) | {"seconds": seconds}
+    facts = _loss_facts(divergence.quantized) | _divergence_facts(divergence, reference)
+    return facts | {"seconds": seconds}
 
 
 def _original_of(checkpoint: "RunnableCheckpoint", against: Path) -> "UnquantizedCheckpoint":
@@ -132,24 +133,24 @@ def _original_of(checkpoint: "RunnableCheckpoint", against: Path) -> "Unquantize
     return original
 
 
-def _loss_facts(found: "HeldOutLoss") -> dict[str, Any]:
-    return {"loss": found.loss, "perplexity": found.perplexity, "tokens": found.tokens}
+def _loss_facts(loss: "HeldOutLoss") -> dict[str, Any]:
+    return {"loss": loss.loss, "perplexity": loss.perplexity, "tokens": loss.tokens}
 
 
-def _divergence_facts(found: "Divergence", reference: "Reference") -> dict[str, Any]:
+def _divergence_facts(divergence: "Divergence", reference: "Reference") -> dict[str, Any]:
     """Return what was compared, as JSON holds it: what is unknown is null, sizes are in bytes."""
     from mixoff.measure.reference import reference_nbytes
 
     return {
         "against": reference.original.files.name,
-        "unquantized_loss": found.unquantized.loss,
-        "unquantized_perplexity": found.unquantized.perplexity,
-        "rise_standard_error": _known(found.rise_standard_error),
-        "kl_mean": found.mean,
-        "kl_standard_error": _known(found.standard_error),
-        "kl_median": found.median,
-        "kl_percentile_99": found.percentile_99,
-        "top1_agreement": found.top1_agreement,
+        "unquantized_loss": divergence.unquantized.loss,
+        "unquantized_perplexity": divergence.unquantized.perplexity,
+        "rise_standard_error": _known(divergence.rise_standard_error),
+        "kl_mean": divergence.mean,
+        "kl_standard_error": _known(divergence.standard_error),
+        "kl_median": divergence.median,
+        "kl_percentile_99": divergence.percentile_99,
+        "top1_agreement": divergence.top1_agreement,
         "reference_nbytes": reference_nbytes(reference.original, reference.windows),
     }
 

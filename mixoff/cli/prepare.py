@@ -1,4 +1,4 @@
-"""From what a person named to what a command works on. Knows names, folders and slow imports."""
+"""From a command's options to a run or a chat. Knows names, folders and slow imports."""
 
 import sys
 from pathlib import Path
@@ -30,9 +30,9 @@ def offload_settings(
     prefetch: int = 0,
     miss: Miss = Miss.fetch,
 ) -> OffloadConfig:
-    """Return the settings that a command was given; a budget replaces a default of experts outside.
+    """Return the settings of a command; a budget replaces a default of experts outside.
 
-    Both at once, when typed, are refused as everywhere.
+    Both at once, when typed, are refused by `OffloadConfig`.
     """
     source = ctx.get_parameter_source("offload_per_layer")
     typed = source is not None and source.name != "DEFAULT"
@@ -99,26 +99,26 @@ def conversation(
 
 
 def named(name: str) -> "HubCheckpoint":
-    """Return a checkpoint, fetched from the hub where it is no folder here; tell which commit."""
+    """Return a checkpoint, fetched from the hub unless it is a folder; print which commit."""
     with progress("importing torch and transformers"):
         from mixoff.hub import is_on_hub, named_checkpoint
     shown = is_on_hub(name) and sys.stderr.isatty()
     if shown:
         typer.echo(f"looking for {one_line(name)} on the Hugging Face hub", err=True)
-    found = named_checkpoint(name)
+    checkpoint = named_checkpoint(name)
     if shown:
-        typer.echo(f"using {one_line(found.title)}", err=True)
-    return found
+        typer.echo(f"using {one_line(checkpoint.title)}", err=True)
+    return checkpoint
 
 
 def named_device(device: Device, *, planned: bool = False) -> str:
-    """Return the device's name; one that is only planned for needn't be here."""
+    """Return the device's name; a machine that is only planned for may have another."""
     import torch
 
-    here = torch.cuda.is_available()
+    has_gpu = torch.cuda.is_available()
     if device is Device.auto:
-        return "cuda" if here else "cpu"
-    if device is Device.cuda and not (here or planned):
+        return "cuda" if has_gpu else "cpu"
+    if device is Device.cuda and not (has_gpu or planned):
         raise ConfigError("device='cuda': torch finds no GPU here, so give cpu or auto.")
     return "cuda" if device is Device.cuda else "cpu"
 

@@ -1,8 +1,8 @@
-"""A checkpoint whose experts weigh more and route the same, to study transfers. Knows no speeds.
+"""A checkpoint with larger experts and the same routing, to study transfers. Knows no speeds.
 
 Rows of random numbers are appended to an expert's gate and up, and columns of zeros to its down, so
-that what the new rows give is multiplied by nothing: routing and logits stay, bytes and the work of
-an expert grow. A small model with real routing then moves records as large as a large one's.
+that the new rows' outputs are multiplied by zero: routing and logits stay, bytes and work of an
+expert grow. A small model with real routing then moves records as large as a large one's.
 """
 
 import shutil
@@ -76,7 +76,7 @@ def inflate_checkpoint(
 
 
 class _Inflated:
-    """A checkpoint's matrices as they will be stored; it serves as its own `Weights`, too."""
+    """A checkpoint's matrices as they will be stored; it is its own `Weights`, too."""
 
     def __init__(self, source: Path, inner: int, seed: int) -> None:
         self.weights: Weights = self
@@ -113,10 +113,10 @@ class _Inflated:
         """Yield gate and up [2J, H] as one matrix, then down [H, J]."""
         name = self.architecture.experts_tensor(layer)
         record = self._checkpoint.shards[self._file_of(name)].read(name, expert)
-        found = _matrices(self._layouts[layer][expert], record)
-        gate, up = found["gate_up_proj"].chunk(2)  # [I, H]
+        matrices = _matrices(self._layouts[layer][expert], record)
+        gate, up = matrices["gate_up_proj"].chunk(2)  # [I, H]
         yield "gate_up_proj", _plain(torch.cat([self._longer(gate), self._longer(up)]))
-        down = found["down_proj"]  # [H, I]
+        down = matrices["down_proj"]  # [H, I]
         wider = down.new_zeros(len(down), self._inner)
         wider[:, : down.shape[1]] = down
         yield "down_proj", _plain(wider)

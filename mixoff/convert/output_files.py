@@ -1,6 +1,6 @@
-"""The files of weights that a checkpoint will have, each made at once. Knows what goes into which.
+"""The files of weights that a checkpoint will have, and the tensors of each. Knows no disk.
 
-Nothing is read or quantized before a unit's chunks are asked for, but all sizes are known.
+Nothing is read or quantized before a unit is written, but all sizes are known before.
 """
 
 import zlib
@@ -22,12 +22,12 @@ from mixoff.convert.matrices import Matrices
 from mixoff.quantization import PackedMatrix, Shape
 from mixoff.tiers.record import RecordLayout
 
-OnProgress = Callable[[int], None]  # is told how many weights more are done
+OnProgress = Callable[[int], None]  # called with the number of weights that were just done
 
 
 @dataclass(frozen=True)
 class _Chunks:
-    """What is made anew each time that it is gone through."""
+    """Chunks of a tensor, made anew for each iteration."""
 
     make: Callable[[], Iterator[Tensor]]
 
@@ -50,7 +50,7 @@ class Unit:
     sources
         The names of the source's files that it is made of.
     num_weights
-        How many weights it stands for, and a person waits for.
+        How many weights it stands for, by which progress is shown.
     """
 
     name: str
@@ -65,11 +65,11 @@ class Unit:
         return shard_nbytes(self.tensors, {})
 
     def write(self, path: Path) -> None:
-        """Write the file and see that it is on the disk."""
+        """Write the file, and return once it is on the disk."""
         write_shard(path, self.tensors, {})
 
     def holds(self, shard: Shard) -> bool:
-        """Return whether a file's header is what the unit's file begins with."""
+        """Return whether a file's header is the unit's."""
         return is_whole(shard, self.tensors, {})
 
     def find_damage(self, path: Path) -> str | None:
@@ -102,8 +102,8 @@ class Unit:
 def units_of(matrices: Matrices, on_progress: OnProgress) -> list[Unit]:
     """Return all files to write, in that order: the non-expert parameters, then layer by layer.
 
-    The non-expert parameters come first because they need the source's first and last file: the
-    last one then waits for the last layers, but the first one can go.
+    The non-expert parameters are first because they need the source's first and last file: the
+    last one is needed by the last layers anyway, and the first one can be removed early.
 
     Raises
     ------

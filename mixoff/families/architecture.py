@@ -1,4 +1,4 @@
-"""What the rest of the package knows of a model: its sizes, and names and shapes of its tensors."""
+"""What other rooms know of a model: its sizes, and the names and shapes of its tensors."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager

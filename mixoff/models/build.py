@@ -44,7 +44,7 @@ def build_model(
         A mixoff checkpoint: a folder, or on the Hugging Face hub ``owner/repository`` or
         ``owner/repository@revision``.
     offload
-        How many experts start outside the device, and which policy keeps the others there.
+        How many experts start outside the device, and which policy evicts the others.
     device
         Where the non-expert parameters and the cache's slots lie.
     dtype

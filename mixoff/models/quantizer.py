@@ -75,12 +75,12 @@ class MixoffQuantizer(HfQuantizer):
     quantization_config: MixoffQuantizationConfig
 
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
-        """Note the device that the model will lie on.
+        """Remember the device that the model will lie on.
 
         Raises
         ------
         ConfigError
-            If it is to lie on several devices, or transformers is to choose.
+            If there are several devices, or transformers would choose one.
         """
         if isinstance(device_map, str) or len(set(map(str, (device_map or {}).values()))) > 1:
             raise ConfigError(

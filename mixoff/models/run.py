@@ -92,7 +92,7 @@ def _usable(device: str | torch.device) -> torch.device:
     """Return a device on which torch can make a tensor."""
     try:
         return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, ImportError) as error:  # it is unknown, or isn't here
+    except (RuntimeError, AssertionError, ImportError) as error:  # unknown, or absent
         reason = str(error).splitlines()[0].rstrip(".")
         raise ConfigError(
             f"device={str(device)!r}: {reason}; give cpu, or cuda with a GPU."

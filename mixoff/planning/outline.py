@@ -1,4 +1,4 @@
-"""A checkpoint of which only settings are known. Knows what its tensors would weigh; no files."""
+"""A checkpoint of which only settings are known. Knows sizes of tensors; no files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

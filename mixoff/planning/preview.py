@@ -1,4 +1,4 @@
-"""A checkpoint by its metadata alone, before it is fetched or converted. Knows kinds and sizes."""
+"""A checkpoint by its metadata alone, before it is fetched or converted. Knows formats, sizes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from mixoff.safe_json import quoted, read_json
 
 @dataclass(frozen=True)
 class CheckpointPreview:
-    """A checkpoint of which nothing but metadata is here.
+    """A checkpoint of which only metadata was read.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ class _FolderMetadata:
 
 
 def preview_checkpoint(name_or_path: str | Path) -> CheckpointPreview:
-    """Return what a Mixtral's settings and headers tell of it. No weights are fetched or read.
+    """Return what a Mixtral needs, by its settings and headers; no weights are fetched or read.
 
     Parameters
     ----------

@@ -362,7 +362,7 @@ def test_a_file_is_no_folder(folder):
 
 
 def test_an_unquantized_model_is_told_apart_and_how_to_convert_it(tiny_mixtral):
-    with pytest.raises(CheckpointError, match=r"of no quantization.*mixoff\.quantize_checkpoint"):
+    with pytest.raises(CheckpointError, match=r"has no quantization.*mixoff\.quantize_checkpoint"):
         open_checkpoint(tiny_mixtral(experts=2))
 
 

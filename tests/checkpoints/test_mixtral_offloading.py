@@ -282,7 +282,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "other codes": (
         lambda f: change(f / EXPERT, w1__W_q=torch.zeros(8, 8192, dtype=torch.uint8)),
-        r"nbits=2, .*experts\.3\.w1\.\* as HQQAxis0\(nbits=4, .*: mixoff reads one way",
+        r"nbits=2, .*experts\.3\.w1\.\* as HQQAxis0\(nbits=4, .*: mixoff reads one method",
     ),
     "too few codes": (
         lambda f: change(f / EXPERT, w1__W_q=torch.zeros(4, 8000, dtype=torch.uint8)),
