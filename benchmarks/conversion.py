@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -41,8 +42,8 @@ def tensors_of(model: Mixtral) -> Iterator[tuple[str, tuple[int, ...]]]:
         for name in [name for name in rest if name.startswith(prefix)]:
             yield name.replace(".mlp.", ".block_sparse_moe."), rest.pop(name)
         for expert in range(model.num_experts):
-            for matrix, shape in model.expert_shapes().items():
-                yield f"{prefix}block_sparse_moe.experts.{expert}.{matrix}.weight", shape
+            for name, shape in chain(*model.expert_tensors(layer, expert).values()):
+                yield name.replace(".mlp.", ".block_sparse_moe."), shape
     yield from rest.items()
 
 

@@ -85,7 +85,7 @@ class Shape:
         """Return the number of weights, counted tensor by tensor."""
         model = self.model()
         non_expert = sum(math.prod(shape) for _, shape in model.non_expert_shapes())
-        expert = sum(math.prod(shape) for shape in model.expert_shapes().values())
+        expert = 3 * model.intermediate_size * model.hidden_size
         return non_expert + model.num_layers * model.num_experts * expert
 
 
@@ -106,10 +106,10 @@ class Random:
         self.weights: Any = self
         self.scheme = scheme
         self.config: Mapping[str, Any] = shape.config()
-        self.model = shape.model()
+        self.architecture = shape.model()
         self.files = SimpleNamespace(settings=folder)  # it has no tokenizer
         self._generator = torch.Generator().manual_seed(seed)
-        self._shapes = dict(self.model.non_expert_shapes())
+        self._shapes = dict(self.architecture.non_expert_shapes())
 
     def dtype(self, name: str) -> torch.dtype:
         return torch.bfloat16
@@ -129,7 +129,7 @@ class Random:
 
     def expert(self, layer: int, expert: int) -> Iterator[tuple[str, QuantizedTensor]]:
         """Yield gate and up as one matrix, then down."""
-        inner, hidden = self.model.expert_shapes()["w1"]
+        inner, hidden = self.architecture.intermediate_size, self.architecture.hidden_size
         stored = self.scheme.experts_of(layer)
         yield "gate_up_proj", self._matrix(stored, (2 * inner, hidden), 1)
         gain = math.sqrt(EXPERTS) / SILU_GATED / TOP_2

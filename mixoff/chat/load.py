@@ -13,9 +13,9 @@ from transformers import AutoTokenizer
 from mixoff.chat.chat import Chat
 from mixoff.config import OffloadConfig
 from mixoff.errors import CheckpointError
-from mixoff.hub import named_checkpoint
 from mixoff.known_models import ORIGINAL_CHECKPOINT
-from mixoff.models.build import build_model
+from mixoff.models.build import build
+from mixoff.models.run import prepare
 from mixoff.safe_json import file_size, truncated
 
 if TYPE_CHECKING:
@@ -63,9 +63,9 @@ def load_chat(
     while _latest:
         if (earlier := _latest.pop()()) is not None:
             earlier.close()
-    found = named_checkpoint(name_or_path)
-    loaded = load_tokenizer(found.folder, tokenizer)  # refuse before a long load
-    model, _ = build_model(found.folder, offload, device=device)
+    run = prepare(name_or_path, offload, device=device)
+    loaded = load_tokenizer(run.checkpoint.path, tokenizer)  # refuse before a long load
+    model, _ = build(run)
     chat = Chat(
         model,
         loaded,

@@ -34,6 +34,11 @@ class CheckpointFolder:
         return cls(path, read_json(path / "config.json"))
 
     @property
+    def config_path(self) -> Path:
+        """Where the settings lie."""
+        return self.path / "config.json"
+
+    @property
     def index_path(self) -> Path:
         """Where the index lies, if the folder has one."""
         return self.path / INDEX_NAME

@@ -10,6 +10,7 @@ from mixoff.checkpoints.folder import CheckpointFolder
 from mixoff.checkpoints.mixoff_format import MixoffCheckpoint, NonExpertTensor
 from mixoff.checkpoints.mixtral_offloading import MixtralOffloadingCheckpoint, is_mixtral_offloading
 from mixoff.checkpoints.quantization_config import QUANT_METHOD
+from mixoff.families import Architecture
 from mixoff.quantization import Scheme, Shape
 from mixoff.tiers.record import RecordLayout, RecordLocation
 
@@ -24,6 +25,10 @@ class PlannedCheckpoint(Protocol):
     @property
     def config(self) -> Mapping[str, Any]:
         """What its ``config.json`` holds."""
+
+    @property
+    def architecture(self) -> Architecture:
+        """The model's sizes and tensors."""
 
     @property
     def format(self) -> str:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import MixtralConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from mixoff.checkpoints.unquantized import UnquantizedCheckpoint
 from mixoff.errors import ConfigError
@@ -131,7 +131,7 @@ def refuse_other_sizes(
     ConfigError
         If the models differ in a size: the message names the sizes.
     """
-    ours, theirs = (MixtralConfig.from_dict(dict(c)) for c in (config, original.config))
+    ours, theirs = (_settings(known) for known in (config, original.config))
     differing = [
         f"{size} is {_size(theirs, size)} there and {_size(ours, size)} here"
         for size in _SIZES
@@ -144,7 +144,12 @@ def refuse_other_sizes(
         )
 
 
-def _size(config: MixtralConfig, size: str) -> int:
+def _settings(config: Mapping[str, Any]) -> PreTrainedConfig:
+    """Return settings as transformers has them, which knows those that are left out."""
+    return CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+
+
+def _size(config: Any, size: str) -> int:
     if size == "head_dim":  # optional: by default it follows from other sizes
         return int(config.head_dim or config.hidden_size // config.num_attention_heads)
     return int(getattr(config, size))

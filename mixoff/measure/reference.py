@@ -7,6 +7,7 @@ is read once, computed for all windows, and freed. All but the loop over experts
 Letters: N tokens, T tokens of a window, D hidden size, V vocabulary, k experts a token.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,18 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import MixtralConfig
-from transformers.models.mixtral.modeling_mixtral import MixtralModel, MixtralRotaryEmbedding
+from transformers import MODEL_MAPPING, PreTrainedConfig
 
 from mixoff.checkpoints.source_files import FolderFiles
 from mixoff.checkpoints.unquantized import UnquantizedCheckpoint
 from mixoff.errors import ConfigError
+from mixoff.families.architecture import EMBEDDINGS, HEAD, LAST_NORM
 from mixoff.measure.text_windows import Windows, text_windows
+from mixoff.models.replace import expert_modules
 from mixoff.models.transformers_seam import apply_gate
 from mixoff.planning.free_memory import free_device_memory, headroom
 from mixoff.units import format_nbytes
-
-_HEAD, _EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def compute_reference(
         there is too little memory for this many tokens.
     """
     original, device = open_unquantized(original), torch.device(device)
-    config = MixtralConfig.from_dict(dict(original.config))
+    config = original.architecture.transformers_config()
     positions = int(config.max_position_embeddings)
     windows = text_windows(tokenizer, text, positions, window=window, tokens=tokens)
     _refuse_too_much(original, windows, free_device_memory(device))
@@ -131,13 +131,18 @@ def reference_nbytes(original: UnquantizedCheckpoint, windows: Windows) -> int:
 
 def _nbytes_per_token(original: UnquantizedCheckpoint) -> int:
     """Return the bytes of a token: the residual stream, and the experts' inputs and outputs."""
-    return 3 * 4 * original.model.expert_shapes()["w1"][1]
+    return 3 * 4 * original.architecture.hidden_size
 
 
 def _fixed_nbytes(original: UnquantizedCheckpoint, size: int) -> int:
-    inner, hidden = original.model.expert_shapes()["w1"]
-    vocab = dict(original.model.non_expert_shapes())[_EMBEDDINGS][0]
-    attention = sum(rows * columns for rows, columns in original.model.attention_shapes().values())
+    architecture = original.architecture
+    inner, hidden = architecture.intermediate_size, architecture.hidden_size
+    vocab = dict(architecture.non_expert_shapes())[EMBEDDINGS][0]
+    attention = sum(
+        math.prod(shape)
+        for name, shape in architecture.non_expert_shapes()
+        if architecture.is_packed(name) and name.startswith(architecture.layer_prefix(0))
+    )
     expert = 2 * 3 * inner * hidden  # as stored, gate and up joined, and in float32
     return 4 * (2 * vocab * hidden + expert + attention + size * (3 * inner + 4 * hidden))
 
@@ -188,29 +193,31 @@ class _CallRecorder(nn.Module):
 
 
 class _Stream:
-    """A Mixtral of one layer, which receives the weights of all layers one after the other."""
+    """A model of one layer, which receives the weights of all layers one after the other."""
 
     def __init__(
-        self, original: UnquantizedCheckpoint, config: MixtralConfig, device: torch.device
+        self, original: UnquantizedCheckpoint, config: PreTrainedConfig, device: torch.device
     ) -> None:
         self._original = original
         self._device = device
         self._layers = int(config.num_hidden_layers)
         config.num_hidden_layers = 1
+        model_class: Any = MODEL_MAPPING[type(config)]
         with torch.device("meta"):  # allocates nothing: weights are assigned later
-            self._model = MixtralModel(config).train(False)
-        (block,) = self._model.layers
-        self._apply_gate = apply_gate(block.mlp.experts)
-        block.mlp.experts = self._recorder = _CallRecorder()
+            self._model = model_class(config).train(False)
+        (experts,) = expert_modules(self._model)
+        self._apply_gate = apply_gate(self._model.get_submodule(experts))
+        self._recorder = _CallRecorder()
+        self._model.set_submodule(experts, self._recorder)
         self._norm, self._model.norm = self._model.norm, nn.Identity()
-        self._model.rotary_emb = MixtralRotaryEmbedding(config).to(device)
+        self._model.rotary_emb = type(self._model.rotary_emb)(config).to(device)
 
     def run(self, windows: Windows, *, progress: bool) -> tuple[Tensor, Tensor]:
         """Return the head's inputs [N, D], and the head [V, D]."""
-        head_name = _EMBEDDINGS if self._original.config.get("tie_word_embeddings") else _HEAD
-        self._fetch(self._original.files_of({_EMBEDDINGS, "model.norm.weight", head_name}))
+        head_name = EMBEDDINGS if self._original.config.get("tie_word_embeddings") else HEAD
+        self._fetch(self._original.files_of({EMBEDDINGS, LAST_NORM, head_name}))
         head = self._original.tensor(head_name)
-        self._norm.load_state_dict({"weight": self._tensor("model.norm.weight")}, assign=True)
+        self._norm.load_state_dict({"weight": self._tensor(LAST_NORM)}, assign=True)
         states = self._embedded(windows)
         nbytes = format_nbytes(reference_nbytes(self._original, windows))
         about = f"unquantized model, {windows.predicted} tokens, {nbytes}"
@@ -229,23 +236,25 @@ class _Stream:
         return torch.cat(normed), head.float()
 
     def _embedded(self, windows: Windows) -> list[Tensor]:
-        embeddings = self._original.tensor(_EMBEDDINGS)  # [V, D]
+        embeddings = self._original.tensor(EMBEDDINGS)  # [V, D]
         return [
             F.embedding(read, embeddings).to(self._device, torch.float32) for read, _ in windows
         ]
 
     def _load(self, layer: int) -> None:
-        prefix = f"model.layers.{layer}."
-        names = [
-            name for name, _ in self._original.model.non_expert_shapes() if name.startswith(prefix)
-        ]
-        weights = {name.removeprefix(prefix): self._tensor(name) for name in names}
+        prefix = self._original.architecture.layer_prefix(layer)
+        names = [name for name, _ in self._original.architecture.non_expert_shapes()]
+        weights = {
+            name.removeprefix(prefix): self._tensor(name)
+            for name in names
+            if name.startswith(prefix)
+        }
         self._model.layers[0].load_state_dict(weights, assign=True)
 
     def _add_experts(self, layer: int, states: list[Tensor]) -> None:
         """Add the outputs of a layer's experts, in the order of transformers' ``eager`` experts."""
         calls = self._recorder.calls
-        for expert in range(self._original.model.num_experts):
+        for expert in range(self._original.architecture.num_experts):
             chosen = [call.chosen(expert) for call in calls]
             if any(len(token) for _, token in chosen):
                 self._apply(layer, expert, zip(calls, chosen, strict=True))

@@ -1,4 +1,4 @@
-"""From a plan to an expert cache: reader, transfers, tiers, slots. Knows no model."""
+"""From a run's plan to an expert cache: disk reader, transfers, tiers, slots. Knows no model."""
 
 import torch
 
@@ -20,7 +20,7 @@ from mixoff.tiers.streams import Cuda
 def expert_cache(
     checkpoint: RunnableCheckpoint, offload: OffloadConfig, plan: MemoryPlan, device: torch.device
 ) -> ExpertCache:
-    """Return a cache over a checkpoint's experts, with the sizes that were planned.
+    """Return a cache of a checkpoint's experts, with the sizes that were planned.
 
     Raises
     ------

@@ -5,17 +5,13 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.models.mixtral.modeling_mixtral import (
-    MixtralAttention,
-    MixtralRMSNorm,
-    MixtralTopKRouter,
-)
 
 from mixoff.cache.cache import ExpertCache
 from mixoff.cache.prefetcher import Prefetcher
 from mixoff.checkpoints.formats import RunnableCheckpoint
 from mixoff.config import OffloadConfig
 from mixoff.errors import CheckpointError
+from mixoff.families.modules import Attention, RMSNorm, Router
 from mixoff.kernels import Kernels
 from mixoff.models.layers.attention import OneTokenAttention
 from mixoff.models.layers.experts import OffloadedExperts, gates_and_experts
@@ -33,9 +29,9 @@ from mixoff.tiers.aligned import aligned_buffer
 
 # The class of a model's own module, and what makes the one that replaces it.
 _ONE_TOKEN: dict[type, Callable[[Any, Any], nn.Module]] = {
-    MixtralAttention: lambda own, config: OneTokenAttention(config, own.layer_idx),
-    MixtralRMSNorm: lambda own, _: OneTokenNorm(len(own.weight), own.variance_epsilon),
-    MixtralTopKRouter: lambda _, config: OneTokenRouter(config),  # type: ignore[no-untyped-call]
+    Attention: lambda own, config: OneTokenAttention(config, own.layer_idx),
+    RMSNorm: lambda own, _: OneTokenNorm(len(own.weight), own.variance_epsilon),
+    Router: lambda _, config: OneTokenRouter(config),  # type: ignore[no-untyped-call]
 }
 
 
@@ -61,25 +57,32 @@ def replace_for_one_token(model: PreTrainedModel) -> None:
 def replace_attention(model: nn.Module, checkpoint: RunnableCheckpoint) -> None:
     """Replace each matrix of attention by a layer with a record of packed bytes."""
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and ".self_attn." in name:
+        weight = f"{name}.weight"
+        if isinstance(module, nn.Linear) and checkpoint.architecture.is_packed(weight):
             shape = (module.out_features, module.in_features)
-            layout = checkpoint.attention_layout(f"{name}.weight", shape)
+            layout = checkpoint.attention_layout(weight, shape)
             model.set_submodule(name, QuantizedLinear(module, layout))
 
 
-def replace_experts(model: nn.Module) -> None:
-    """Replace each layer's experts by those that a cache holds.
+def replace_experts(model: nn.Module) -> list[str]:
+    """Replace each layer's experts by those that a cache holds, and return the modules' names.
 
     Raises
     ------
     CheckpointError
         If the model has none.
     """
-    names = [name for name, module in model.named_modules() if hasattr(module, "gate_up_proj")]
+    names = expert_modules(model)
     if not names:
         raise CheckpointError(f"{type(model).__name__} has no experts that mixoff knows.")
     for layer, name in enumerate(names):
         model.set_submodule(name, OffloadedExperts(model.get_submodule(name), layer))
+    return names
+
+
+def expert_modules(model: nn.Module) -> list[str]:
+    """Return the names of transformers' own modules of experts, in layers' order."""
+    return [name for name, module in model.named_modules() if hasattr(module, "gate_up_proj")]
 
 
 def check_tensors(model: PreTrainedModel, checkpoint: RunnableCheckpoint) -> None:

@@ -30,7 +30,7 @@ from mixoff.tiers.record import RecordLayout
 if TYPE_CHECKING:
     import pandas as pd
 
-PREFILL_TOKENS = 512  # tokens that a chat computes at once
+PREFILL_TOKENS = 512  # tokens of a prompt that a chat computes at once: bounds activations
 _DEFAULT_CONTEXT = 4096
 
 
@@ -50,7 +50,7 @@ class MemoryPlan:
         What is dequantized at a time, a whole matrix at most, and the activations of a piece of
         prefill.
     staging
-        Device buffers that belong to no layer, through which experts come in.
+        Device buffers that belong to no layer, into which experts are copied.
     slots
         Device buffers for experts: ``slots_per_layer`` in every layer.
     host
@@ -65,7 +65,7 @@ class MemoryPlan:
         Whether host memory keeps the records that are on the device, too (``"inclusive"``) or not
         (``"exclusive"``); ``"none"`` without any.
     experts_on_device, experts_on_host, experts_on_disk
-        Where the model's experts are found once the cache is warm, each counted once.
+        Where the model's experts lie once the cache is warm, each counted once.
     io, io_reason
         How the disk is read, and why so; unknown for a machine that isn't this one.
     context
@@ -150,9 +150,9 @@ def plan_memory(
         Tokens that the KV cache holds: by default all that the model has positions for, 4,096 at
         most.
     free
-        What memory is free; by default this machine is asked, if it has such a device.
+        What memory is free; by default this machine's, if it has such a device.
     kernels
-        Who multiplies; by default those that `mixoff.build_model` takes by itself.
+        Kernels for products with packed weights; by default those that `mixoff.build_model` uses.
 
     Raises
     ------
@@ -272,12 +272,10 @@ def _kv_nbytes_per_token(config: Any) -> int:
 
 
 def _workspace_nbytes(checkpoint: PlannedCheckpoint, dtype: torch.dtype, kernels: Kernels) -> int:
-    hidden, inner = (
-        int(checkpoint.config["hidden_size"]),
-        int(checkpoint.config["intermediate_size"]),
-    )
+    hidden = checkpoint.architecture.hidden_size
+    inner = checkpoint.architecture.intermediate_size
     layouts = dict.fromkeys(_layouts(checkpoint))  # each once
-    matrices = {(one.quantization, shape) for one in layouts for _, shape in one.shapes}
+    matrices = {(layout.quantization, shape) for layout in layouts for _, shape in layout.shapes}
     dequantized = max(kernels.workspace_nbytes(*matrix, dtype) for matrix in matrices)
     activations = PREFILL_TOKENS * (3 * inner + 4 * hidden) * dtype.itemsize
     return dequantized + activations

@@ -84,7 +84,7 @@ class RecordStore:
         if self._layouts and (part := self._layouts[layer][expert].first_nonfinite(record)):
             raise CheckpointError(
                 f"{self._locations[layer][expert].file}: expert {expert} of layer {layer}: {part} "
-                "holds what is no number: fetch or convert the checkpoint again."
+                "holds a non-finite number: fetch or convert the checkpoint again."
             )
 
     def facts(self) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def counts() -> dict[str, dict[str, int]]:
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
-@pytest.mark.parametrize("function", ["build_model", "load_chat"])
+@pytest.mark.parametrize("function", ["build_model", "load_chat", "chat"])
 def test_a_file_is_read_once_on_the_way_to_a_model(counts, function, name):
     assert counts[function][f"mixoff {name}"] == 1
     assert counts["build_model"]["transformers model.safetensors.index.json"] >= 1  # are told apart

@@ -17,7 +17,6 @@ from mixoff.checkpoints.formats import open_checkpoint
 from mixoff.checkpoints.mixoff_format import (
     NON_EXPERT_FILE,
     MixoffCheckpoint,
-    experts_tensor,
     layer_file,
 )
 from mixoff.checkpoints.quantization_config import quantization_settings, scheme_from_settings
@@ -363,7 +362,7 @@ def test_a_file_is_no_folder(folder):
 
 
 def test_an_unquantized_model_is_told_apart_and_how_to_convert_it(tiny_mixtral):
-    with pytest.raises(CheckpointError, match=r"of no quantization.*mixoff\.quantize_checkpoint"):
+    with pytest.raises(CheckpointError, match=r"has no quantization.*mixoff\.quantize_checkpoint"):
         open_checkpoint(tiny_mixtral(experts=2))
 
 
@@ -415,6 +414,7 @@ def test_a_scheme_comes_back_from_its_settings(scheme):
 
 
 def test_packed_experts_have_the_name_of_the_weights_that_they_replace(folder):
-    names = open_checkpoint(folder).shards[layer_file(1)].tensors
-    assert experts_tensor(1) == "model.layers.1.mlp.experts.gate_up_proj"
-    assert experts_tensor(1) in names
+    checkpoint = open_checkpoint(folder)
+    names = checkpoint.shards[layer_file(1)].tensors
+    assert checkpoint.architecture.experts_tensor(1) == "model.layers.1.mlp.experts.gate_up_proj"
+    assert "model.layers.1.mlp.experts.gate_up_proj" in names

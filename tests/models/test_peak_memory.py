@@ -14,7 +14,6 @@ from mixoff.checkpoints.formats import open_checkpoint
 from mixoff.checkpoints.mixoff_format import (
     NON_EXPERT_FILE,
     MixoffCheckpoint,
-    experts_tensor,
     layer_file,
 )
 from mixoff.checkpoints.quantization_config import quantization_settings
@@ -82,8 +81,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MixoffCheckpoint:
     (folder / "config.json").write_text(json.dumps(settings))
     files = {NON_EXPERT_FILE: non_expert_tensors("")}
     for layer in range(CONFIG.num_hidden_layers):
-        experts = {experts_tensor(layer): zero_experts()}
-        files[layer_file(layer)] = experts | non_expert_tensors(f"model.layers.{layer}.")
+        prefix = f"model.layers.{layer}."
+        experts = {f"{prefix}mlp.experts.gate_up_proj": zero_experts()}
+        files[layer_file(layer)] = experts | non_expert_tensors(prefix)
     for name, tensors in files.items():
         write_shard(folder / name, tensors, {})
     headers = {name: f"{read_shard(folder / name).header_crc32:08x}" for name in files}

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache, MixtralForCausalLM, PreTrainedModel
 
 from mixoff.checkpoints.formats import open_checkpoint
-from mixoff.checkpoints.mixoff_format import experts_tensor, layer_file
+from mixoff.checkpoints.mixoff_format import layer_file
 from mixoff.tiers.record import RecordLayout
 from support.tiny import VOCAB
 
@@ -43,7 +43,7 @@ def with_dequantized_weights(stock: MixtralForCausalLM, folder: Path) -> Mixtral
             record = shard.read(f"model.layers.{layer}.self_attn.{name}.weight")
             linear.weight.data = layout.tensors(record)["w"].dequantize()
         for expert in range(checkpoint.num_experts):
-            record = shard.read(experts_tensor(layer), expert)
+            record = shard.read(checkpoint.architecture.experts_tensor(layer), expert)
             for name, tensor in checkpoint.expert_layouts()[layer][0].tensors(record).items():
                 getattr(block.mlp.experts, name).data[expert] = tensor.dequantize()
     return model

@@ -9,8 +9,8 @@ from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers.models.mixtral.modeling_mixtral import MixtralAttention
 
+from mixoff.families.modules import ATTENTION_MATRICES, Attention
 from mixoff.kernels import CPUKernels
 from mixoff.models.layers.linear import QuantizedLinear
 from mixoff.models.layers.sdpa import NAME
@@ -20,10 +20,8 @@ from mixoff.models.transformers_seam import (
     has_hooks,
 )
 
-_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
-
-class OneTokenAttention(MixtralAttention):
+class OneTokenAttention(Attention):
     """Attention with kernels for one token, where they apply.
 
     Everything else is left to transformers: several tokens, masks, training, other implementations
@@ -61,7 +59,7 @@ class OneTokenAttention(MixtralAttention):
         if any_module_has_hooks():
             return None
         projections = []
-        for name in _PROJECTIONS:
+        for name in ATTENTION_MATRICES:
             part = self._modules.get(name)
             if not _is_plain(part):
                 return None

@@ -5,12 +5,12 @@ caches that the weights have just passed through.
 """
 
 from torch import Tensor
-from transformers.models.mixtral.modeling_mixtral import MixtralRMSNorm, MixtralTopKRouter
 
+from mixoff.families.modules import RMSNorm, Router
 from mixoff.kernels import router_norm_operations
 
 
-class OneTokenRouter(MixtralTopKRouter):
+class OneTokenRouter(Router):
     """A router with a kernel for one token; several are computed by transformers' own code."""
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -23,7 +23,7 @@ class OneTokenRouter(MixtralTopKRouter):
         return kernels.route(hidden_states, self.weight, self.top_k)
 
 
-class OneTokenNorm(MixtralRMSNorm):
+class OneTokenNorm(RMSNorm):
     """A norm with a kernel for one token; several are computed by transformers' own code."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
