@@ -21,9 +21,9 @@ from mixoff.safe_json import file_size, truncated
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_MAX_TOKENIZER = 64 << 20  # bytes of a file; the largest vocabularies take a third of it
+_MAX_TOKENIZER = 64 << 20  # bytes of a file; those of the largest vocabularies take a third
 
-# The only module-level state in mixoff: a process has one memory, so one loaded chat.
+# Module state, since a process has one memory: loading again must free the chat before.
 _latest: "list[weakref.ref[Chat]]" = []
 
 
