@@ -1,4 +1,4 @@
-"""Settings of a run. Knows numbers and their rules; knows nothing of models, files or torch."""
+"""Settings of a run. Knows values and their rules; knows nothing of models, files or torch."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -16,52 +16,54 @@ Miss = Literal["fetch", "compute", "auto"]
 
 @dataclass(frozen=True, kw_only=True)
 class OffloadConfig:
-    """What may lie where, who leaves first, and what is fetched before it is needed.
+    """How many experts are in device and host memory, which are evicted, and which prefetched.
 
-    A budget is a number of bytes, a text such as ``"10GiB"``, or ``"auto"``: what is free when the
-    model is loaded, less some headroom. `mixoff.plan_memory` tells what becomes of it.
+    A budget is a number of bytes, a text such as ``"10GiB"``, or ``"auto"``: the memory that is
+    free when the model is loaded, less some headroom. `mixoff.plan_memory` returns what a budget
+    holds.
 
     Parameters
     ----------
     offload_per_layer
         How many of a layer's experts start outside the device, so that
         ``slots_per_layer = experts - offload_per_layer``. The experts with the highest numbers
-        start inside. By default half of them start outside. With all of them outside nothing is
-        ever kept: each expert is fetched when it is needed, and goes.
+        start on the device. The default is half of a layer's experts. If it is all of them, none
+        stays on the device: each expert is fetched when it is needed, and dropped after use.
     device_memory
-        Instead of `offload_per_layer`: the budget for all that lies on the device, which gets as
-        many slots as fit beside the non-expert parameters, the KV cache, the workspace and the
-        staging buffers.
+        Instead of `offload_per_layer`: the budget for everything on the device. Layers get as many
+        slots as fit beside the non-expert parameters, the KV cache, the workspace and the staging
+        buffers.
     host_memory
-        The budget for records in host memory that are not on the device. The rest is read from
+        The budget for records in host memory that are not on the device. All others are read from
         disk on every miss.
     pinned_memory
-        With a GPU, how much of host memory may be pinned, which a GPU copies from sooner.
+        With a GPU, how much of host memory may be pinned, from which a GPU copies faster.
     host_tier
         ``"inclusive"``: host memory also keeps the records that are on the device.
-        ``"exclusive"``: a record is in one of them, and trades places. ``"auto"``: inclusive
-        where host memory holds all records and the device is a GPU.
+        ``"exclusive"``: a record is in only one of them, and moves to the other when it is fetched
+        or evicted. ``"auto"``: inclusive where host memory holds all records and the device is a
+        GPU.
     policy
-        Which resident expert leaves first: a name in `mixoff.policies.LIVE_POLICIES` or a `Policy`.
+        Ranks residents for eviction: a name in `mixoff.policies.LIVE_POLICIES` or a `Policy`.
     prefetch
-        How many experts are guessed for each layer ahead, and fetched; 0 for none.
+        How many experts are guessed and fetched for each layer ahead; 0 for none.
     layers_ahead
         For how many of the next layers experts are guessed.
     predictor
-        Who guesses: a name in `mixoff.predictors.PREDICTORS` or a `Predictor`.
+        Guesses experts: a name in `mixoff.predictors.PREDICTORS` or a `Predictor`.
     staging
-        Device buffers that belong to no layer, through which experts come in.
+        Device buffers that belong to no layer, into which experts are copied first.
     io
         ``"direct"`` reads past the system's page cache, ``"buffered"`` through it; ``"auto"``:
         direct where the experts exceed the memory that stays free.
     miss
-        With a GPU, what is done about a missed expert whose record lies in host memory.
-        ``"fetch"`` copies it into a slot. ``"compute"`` computes it on the CPU, from where it
-        lies, for the tokens that chose it, while the GPU goes on; nobody leaves a slot for it, and
-        only what is still on disk is fetched, so that the slots keep what they hold once host
-        memory holds the rest. ``"auto"`` does what takes less time, by what copies and computed
-        experts took last: a prompt's experts are mostly fetched, and change who is resident, and a
-        token's are computed where the link is slow.
+        With a GPU, how a missed expert is served whose record is in host memory. ``"fetch"``
+        copies it into a slot. ``"compute"`` computes it on the CPU for the tokens that chose it,
+        while the GPU continues with the others. Nothing is evicted for it, and only records on disk
+        are fetched, so that residents no longer change once host memory holds all other records.
+        ``"auto"`` chooses the faster, by the last times of copies and of computed experts: a
+        prompt's experts are mostly fetched, which changes the residents, and a token's are computed
+        where the link is slow.
 
     Raises
     ------
@@ -88,11 +90,11 @@ class OffloadConfig:
             if self.device_memory is not None:
                 raise ConfigError(
                     f"offload_per_layer={self.offload_per_layer} and device_memory="
-                    f"{self.device_memory!r}: each says how many slots there are, so give one."
+                    f"{self.device_memory!r}: each sets the number of slots, so give one of them."
                 )
         _check_count(self, "prefetch", 0, "no guesses")
         _check_count(self, "layers_ahead", 1, "the next layer")
-        _check_count(self, "staging", 2, "one comes in while another is handed on")
+        _check_count(self, "staging", 2, "one is filled while another is used")
         for budget in (self.host_memory, self.pinned_memory):
             parse_budget(budget)
         if self.device_memory is not None:
@@ -112,22 +114,22 @@ class OffloadConfig:
 
     @classmethod
     def auto(cls) -> "OffloadConfig":
-        """Return settings that use what memory is free, on the device and then on the host."""
+        """Return settings that use the free memory, on the device and then on the host."""
         return cls(device_memory=AUTO, host_memory=AUTO)
 
     def slots_per_layer(self, num_experts: int) -> int:
-        """Return how many device slots a layer of `num_experts` experts gets without a budget.
+        """Return how many slots a layer of `num_experts` experts has, without a budget.
 
         Raises
         ------
         ConfigError
-            If a layer hasn't so many experts, or if `device_memory` decides, as
-            `mixoff.plan_memory` tells.
+            If `offload_per_layer` is more than a layer's experts, or if `device_memory` is given,
+            from which only `mixoff.plan_memory` gets the number.
         """
         if self.device_memory is not None:
             raise ConfigError(
                 f"device_memory={self.device_memory!r}: how many slots fit depends on the model: "
-                "ask mixoff.plan_memory."
+                "call mixoff.plan_memory."
             )
         if self.offload_per_layer is None:
             return num_experts - num_experts // 2

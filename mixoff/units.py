@@ -5,7 +5,7 @@ from decimal import Decimal
 
 from mixoff.errors import ConfigError
 
-AUTO = "auto"  # a budget: what is free, less some headroom
+AUTO = "auto"  # a budget: the free memory, less some headroom
 CHUNK = 8 << 20  # bytes that a transfer moves in one step: a demand waits for no more of a guess
 
 _UNITS: dict[str, int] = {"": 1, "B": 1} | {
@@ -16,7 +16,7 @@ _UNITS: dict[str, int] = {"": 1, "B": 1} | {
 
 
 def parse_nbytes(size: int | str) -> int:
-    """Return a size in bytes from an int or from what a person writes: "10GiB", "500 MB", "4096".
+    """Return a size in bytes from an int or a text: "10GiB", "500 MB", "4096".
 
     GiB are powers of 1024, GB powers of 1000.
 
@@ -33,7 +33,7 @@ def parse_nbytes(size: int | str) -> int:
 
 
 def format_nbytes(nbytes: float) -> str:
-    """Return bytes as a person reads them, in binary units: "1.50 GiB"."""
+    """Return a number of bytes as text, in binary units: "1.50 GiB"."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(nbytes) < 1024:
             return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.2f} {unit}"

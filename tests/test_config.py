@@ -119,7 +119,7 @@ def test_half_of_the_experts_start_outside_unless_a_number_is_given(experts, slo
 
 
 def test_how_many_slots_a_budget_pays_for_is_not_said_without_a_model():
-    with pytest.raises(ConfigError, match=r"device_memory='1GiB': .* ask mixoff\.plan_memory"):
+    with pytest.raises(ConfigError, match=r"device_memory='1GiB': .* call mixoff\.plan_memory"):
         OffloadConfig(device_memory="1GiB").slots_per_layer(8)
 
 

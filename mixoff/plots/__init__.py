@@ -1,13 +1,13 @@
-"""Pictures, one for each question, and the table behind each.
+"""Plots, one for each question, and the table behind each. Knows data frames; computes nothing new.
 
 ``hit_rate(sweep)`` draws what ``hit_rate_table(sweep)`` returns, and so for every other pair. Both
-take the same arguments, but for `ax`. A table is a tidy data frame, one row for each mark that is
-drawn: its last column is what is drawn (heights of points, lengths of bars, colours of cells), and
-the columns before it say where. Units are in the columns' names; shares and rates are 0 to 1. A
-picture draws what its table holds and nothing else but guides, such as lines between groups. Make a
-table wide for reading with pandas, as in
+take the same arguments, but for `ax`. A table is a tidy data frame, one row for each mark of the
+plot: its last column is drawn (heights of points, lengths of bars, colours of cells), and the
+columns before it say where. Units are in the columns' names; shares and rates are 0 to 1. A plot
+draws its table and nothing else but guides, such as lines between groups. Make a table wide for
+reading with pandas, as in
 ``mixoff.plots.hit_rate_table(sweep).pivot(index="slots", columns="policy", values="hit_rate")``.
-A picture that needs a figure of its own returns a list of Axes and takes no `ax`.
+A plot that needs a figure of its own returns a list of Axes and takes no `ax`.
 """
 
 from mixoff.plots.cache import (

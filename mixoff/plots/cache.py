@@ -1,4 +1,4 @@
-"""Pictures of hits and misses: data frames in, Axes out. Computes nothing new."""
+"""Plots of hits and misses: data frames in, Axes out. Computes nothing new."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import cycle
@@ -36,12 +36,12 @@ from mixoff.trace import Trace
 if TYPE_CHECKING:
     import pandas as pd
 
-_BOUNDS = {"belady-bypass": ":", "belady": "--", FLOOR: "-."}  # policies that are no choice
+_BOUNDS = {"belady-bypass": ":", "belady": "--", FLOOR: "-."}  # what no live cache can run
 _COLOURS = {"lru": BLUE, "lfu": GREEN, "fifo": PURPLE, "random": ORANGE, "static": SKY}
 
 
 def hit_rate_table(sweep: "pd.DataFrame") -> "pd.DataFrame":
-    """Return the hit rate of each policy and size of what `mixoff.sweep` gave, of all layers.
+    """Return the hit rate of each policy and number of slots, over all layers of a sweep.
 
     Columns: policy, slots, hit_rate.
     """
@@ -50,13 +50,13 @@ def hit_rate_table(sweep: "pd.DataFrame") -> "pd.DataFrame":
 
 @on_paper
 def hit_rate(sweep: "pd.DataFrame", ax: Axes | None = None) -> Axes:
-    """Return hit rate against slots of what `mixoff.sweep` gave, a line a policy.
+    """Return hit rate against slots of a sweep, a line a policy, over all layers.
 
-    All layers are taken together. Bounds, which no policy can choose, are grey and dashed.
+    Bounds, which need future demands, and the floor are grey and dashed.
     """
     axes = axes_on_paper(ax, 6.6, 3.8)
     for policy, look, rows in _by_policy(hit_rate_table(sweep)):
-        rows = rows.sort_values("slots")  # which the sweep has in any order
+        rows = rows.sort_values("slots")  # a sweep has them in the order that was given
         axes.plot(rows["slots"], rows["hit_rate"], label=policy, **look)
     _scale_rates(axes)
     axes.set_xlabel("slots per layer")
@@ -67,14 +67,14 @@ def hit_rate(sweep: "pd.DataFrame", ax: Axes | None = None) -> Axes:
 def layer_hit_rate_table(
     sweep: "pd.DataFrame", *, slots: Iterable[int] | None = None
 ) -> "pd.DataFrame":
-    """Return the hit rate of each layer, policy and some sizes of what `mixoff.sweep` gave.
+    """Return the hit rate of each layer and policy of a sweep, for some numbers of slots.
 
     Columns: slots, policy, layer, hit_rate.
 
     Parameters
     ----------
     slots
-        Which sizes, in this order; by default about a quarter, a half and three quarters of the
+        These numbers, in this order; by default about a quarter, a half and three quarters of the
         largest.
 
     Raises
@@ -83,34 +83,34 @@ def layer_hit_rate_table(
         If one of them isn't in the sweep.
     """
     known = sorted(map(int, sweep["slots"].unique()))
-    quarters = (min(known, key=lambda size: abs(size - known[-1] * n / 4)) for n in (1, 2, 3))
+    quarters = (min(known, key=lambda count: abs(count - known[-1] * n / 4)) for n in (1, 2, 3))
     wanted = [*dict.fromkeys(quarters)] if slots is None else list(slots)
-    for size in wanted:
-        _check_known("slots", size, known)
+    for count in wanted:
+        _check_known("slots", count, known)
     rates = _rates(sweep, ["slots", "policy", "layer"])
-    rank = rates["slots"].map({size: place for place, size in enumerate(wanted)})
+    rank = rates["slots"].map({count: place for place, count in enumerate(wanted)})
     return rates[rank.notna()].iloc[rank.dropna().argsort(kind="stable")].reset_index(drop=True)
 
 
 @on_paper
 def layer_hit_rate(sweep: "pd.DataFrame", *, slots: Iterable[int] | None = None) -> list[Axes]:
-    """Return hit rate against layer of what `mixoff.sweep` gave, axes for each of some sizes.
+    """Return hit rate against layer of a sweep, axes for each of some numbers of slots.
 
-    `mixoff.plots.layer_hit_rate_table` tells which.
+    `mixoff.plots.layer_hit_rate_table` describes which.
 
     Raises
     ------
     ConfigError
-        If one of the sizes isn't in the sweep.
+        If one of them isn't in the sweep.
     """
     table = layer_hit_rate_table(sweep, slots=slots)
-    sizes = table["slots"].unique()
-    every = panels(len(sizes), width=6.0, height=1.4 + 1.5 * len(sizes))
-    for axes, size in zip(every, sizes, strict=True):
-        for policy, look, rows in _by_policy(table[table["slots"] == size]):
+    counts = table["slots"].unique()
+    every = panels(len(counts), width=6.0, height=1.4 + 1.5 * len(counts))
+    for axes, count in zip(every, counts, strict=True):
+        for policy, look, rows in _by_policy(table[table["slots"] == count]):
             axes.plot(rows["layer"], rows["hit_rate"], label=policy, markersize=4, **look)
         _scale_rates(axes)
-        axes.set_title(f"{size} slots per layer", loc="left")
+        axes.set_title(f"{count} slots per layer", loc="left")
     every[-1].set_xlabel("layer")
     legend_atop(every)
     return every
@@ -119,25 +119,27 @@ def layer_hit_rate(sweep: "pd.DataFrame", *, slots: Iterable[int] | None = None)
 def recovered_table(
     sweep: "pd.DataFrame", slots: int, *, base: str = FLOOR, bound: str = "belady-bypass"
 ) -> "pd.DataFrame":
-    """Return how much of what could be won each policy wins with so many slots, the best first.
+    """Return each policy's share of the gap between a base and a bound, the best first.
 
-    Columns: policy, hit_rate, recovered: (hit rate - base's) / (bound's - base's), of all layers
-    together. It is 1 for the bound and below 0 for what is worse than the base; missing if the
+    Columns: policy, hit_rate, recovered: (hit rate - base's) / (bound's - base's), over all layers.
+    It is 1 for the bound and negative for a policy that is worse than the base; missing if the
     bound hits no more than the base. Neither these two nor the floor have a row.
 
     Parameters
     ----------
     sweep
-        What `mixoff.sweep` gave, with base and bound among the policies.
+        What `mixoff.sweep` returned, with base and bound among the policies.
+    slots
+        The number of slots to compare at.
     base
-        The policy that wins nothing: by default slots / experts; "lru" tells what is won beyond it.
+        The policy whose share is 0: by default the floor, slots / experts.
     bound
-        The policy that wins all: "belady" bounds those that must admit what they fetch.
+        The policy whose share is 1: "belady" is the bound of those that must admit what they fetch.
 
     Raises
     ------
     ConfigError
-        If the sweep lacks one of these.
+        If the sweep lacks one of these three.
     """
     _check_known("slots", slots, sorted(map(int, sweep["slots"].unique())))
     of_size = _rates(sweep[sweep["slots"] == slots], ["policy"])
@@ -145,8 +147,8 @@ def recovered_table(
         _check_known("policy", policy, of_size["policy"].tolist())
     rates = of_size.set_index("policy")["hit_rate"]
     gap = rates[bound] - rates[base]
-    won = (of_size["hit_rate"] - rates[base]) / (gap if gap > 0 else float("nan"))
-    choices = of_size.assign(recovered=won)[~of_size["policy"].isin({base, bound, FLOOR})]
+    share = (of_size["hit_rate"] - rates[base]) / (gap if gap > 0 else float("nan"))
+    choices = of_size.assign(recovered=share)[~of_size["policy"].isin({base, bound, FLOOR})]
     return choices.sort_values("hit_rate", ascending=False, kind="stable").reset_index(drop=True)
 
 
@@ -159,10 +161,10 @@ def recovered(
     bound: str = "belady-bypass",
     ax: Axes | None = None,
 ) -> Axes:
-    """Return how much of what could be won each policy wins with so many slots, a bar each.
+    """Return each policy's share of the gap between a base and a bound, a bar each.
 
-    A policy of one's own is vermilion, and the bound for caches that must admit grey, if it isn't
-    the one. `mixoff.plots.recovered_table` tells the rest.
+    Policies of the user are vermilion, and bounds are grey. `mixoff.plots.recovered_table` has the
+    definition.
 
     Raises
     ------
@@ -174,15 +176,15 @@ def recovered(
     colours = [_bar_colour(policy) for policy in table["policy"]]
     axes.barh(table["policy"], table["recovered"], color=colours)
     for height, share in enumerate(table["recovered"]):
-        end = (max(0.0, share), height)  # right of the line at 0, too, where no names are
+        end = (max(0.0, share), height)  # right of the line at 0, too, off the names
         axes.annotate(_percent(share), end, (4, 0), textcoords="offset points", va="center")
     axes.axvline(0, color=INK, linewidth=1, gid=GUIDE)
     axes.margins(x=0.15)
-    axes.set_xlim(right=max(axes.get_xlim()[1], 1.05))  # to the bound, however little is won
+    axes.set_xlim(right=max(axes.get_xlim()[1], 1.05))  # to the bound, however small the shares
     axes.invert_yaxis()
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_xlabel(f"won of the way from {base} to {bound}, {slots} slots")
+    axes.set_xlabel(f"share of the gap from {base} to {bound}, {slots} slots")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     rule(axes, "x")
@@ -192,14 +194,14 @@ def recovered(
 def kind_hit_rate_table(
     traces: Mapping[str, Trace], *, policy: str | Policy = "lru"
 ) -> "pd.DataFrame":
-    """Return what caches of each size would have hit in each recording, of all layers.
+    """Return the hit rate of each number of slots in each recording, over all layers.
 
-    Columns: kind ("floor" for slots / experts, the last one), slots, hit_rate.
+    Columns: kind (the last one is "floor": slots / experts), slots, hit_rate.
 
     Parameters
     ----------
     traces
-        The recording of each kind of text, such as `mixoff.measure.record_texts` gives.
+        The recording of each kind of text, such as `mixoff.measure.record_texts` returns.
 
     Raises
     ------
@@ -209,7 +211,7 @@ def kind_hit_rate_table(
     import pandas as pd
 
     if not traces:
-        raise ConfigError("traces: there is none: give one, or more.")
+        raise ConfigError("traces={}: give one recording or more.")
     swept = [sweep(trace, policy).assign(kind=kind) for kind, trace in traces.items()]
     swept.append(sweep(next(iter(traces.values())), FLOOR).assign(kind=FLOOR))
     return _rates(pd.concat(swept), ["kind", "slots"])
@@ -219,7 +221,7 @@ def kind_hit_rate_table(
 def kind_hit_rate(
     traces: Mapping[str, Trace], *, policy: str | Policy = "lru", ax: Axes | None = None
 ) -> Axes:
-    """Return hit rate against slots of caches of one policy, a line a kind of text, and the floor.
+    """Return hit rate against slots for one policy, a line a kind of text, and the floor.
 
     Raises
     ------
@@ -243,14 +245,14 @@ def _rates(sweep: "pd.DataFrame", by: list[str]) -> "pd.DataFrame":
     return rates.rename("hit_rate").reset_index()
 
 
-def _check_known(what: str, given: object, known: list[int] | list[str]) -> None:
-    if given not in known:
-        raise ConfigError(f"{what}={given!r}: the sweep has {', '.join(map(str, known))}.")
+def _check_known(name: str, value: object, known: list[int] | list[str]) -> None:
+    if value not in known:
+        raise ConfigError(f"{name}={value!r}: the sweep has {', '.join(map(str, known))}.")
 
 
 def _percent(share: float) -> str:
     if share != share:  # NaN
-        return "nothing could be won"
+        return "no gap to recover"
     return f"{share:.0%}".replace("-", "\N{MINUS SIGN}")
 
 
@@ -266,7 +268,7 @@ def _kind_of(policy: str) -> str:
 
 
 def _by_policy(table: "pd.DataFrame") -> Iterator[tuple[str, dict[str, Any], "pd.DataFrame"]]:
-    """Yield each policy, how its line looks, and its rows: the same policy, the same colour."""
+    """Yield each policy, the look of its line, and its rows: a policy keeps its colour."""
     own = cycle((VERMILION, INK))
     markers = cycle(MARKERS)
     for policy, rows in table.groupby("policy", sort=False):

@@ -1,4 +1,4 @@
-"""Pictures of what bits cost, where memory goes, guesses and speed. Computes nothing new."""
+"""Plots of quality by bits, of memory, of recall and of speed. Computes nothing new."""
 
 from typing import TYPE_CHECKING
 
@@ -33,31 +33,31 @@ if TYPE_CHECKING:
 CHANCE = "chance"
 _USUAL_BITS = (16, 8, 4, 3, 2)
 _COSTS = {"loss": "loss, nats a token", "kl": "KL divergence, nats a token"}
-_PARTS = {  # of a memory plan: how it is called, and its colour
+_PARTS = {  # of a memory plan: its label, and its colour
     "slots": ("experts in slots", BLUE),
-    "staging": ("experts coming in", SKY),
+    "staging": ("staging buffers", SKY),
     "non_expert": ("non-expert", GREEN),
     "kv_cache": ("KV cache", ORANGE),
     "workspace": ("workspace", PURPLE),
     "records": ("experts kept", VERMILION),
-    "bounce": ("on the way", LIGHT),
+    "bounce": ("bounce buffers", LIGHT),
     "experts": ("all experts", GREY),
 }
 
 
 def quality_table(measured: "pd.DataFrame", cost: str = "loss") -> "pd.DataFrame":
-    """Return size and cost of each scheme, the smallest first, and whether one is worth its bytes.
+    """Return size and cost of each scheme, the smallest first, and whether it is on the frontier.
 
-    Columns: attention and experts, their bits; nbytes; is_best, whether no scheme that is as small
-    costs less; and the cost.
+    Columns: attention and experts, their bits; nbytes; is_best, whether all others of at most
+    its size cost more; and the cost.
 
     Parameters
     ----------
     measured
-        What `mixoff.measure.quality` gave, or any frame with the columns attention, experts, nbytes
-        and the cost.
+        What `mixoff.measure.quality` returned, or any frame with the columns attention, experts,
+        nbytes and the cost.
     cost
-        The column that tells what a scheme costs, the lower the better.
+        The column of a scheme's cost, the lower the better.
     """
     _require(measured, ("attention", "experts", "nbytes", cost))
     table = measured.sort_values(["nbytes", cost], kind="stable").reset_index(drop=True)
@@ -69,7 +69,8 @@ def quality_table(measured: "pd.DataFrame", cost: str = "loss") -> "pd.DataFrame
 def quality(measured: "pd.DataFrame", cost: str = "loss", ax: Axes | None = None) -> Axes:
     """Return cost against size, a point a scheme, a colour for each number of bits of attention.
 
-    Those that no scheme beats in size and cost at once are named: attention/experts, in bits.
+    Schemes on the frontier, of which none is both smaller and better, are labelled:
+    attention/experts, in bits.
     """
     table = quality_table(measured, cost)
     axes = axes_on_paper(ax, 6.6, 4.2)
@@ -84,7 +85,7 @@ def quality(measured: "pd.DataFrame", cost: str = "loss", ax: Axes | None = None
     axes.set_xscale("log")
     axes.margins(x=0.18, y=0.16)
     _name_points(axes, best, cost)
-    _tell_sizes(axes, table["nbytes"].max())
+    _label_sizes(axes, table["nbytes"].max())
     axes.set_ylabel(_COSTS.get(cost, cost))
     rule(axes)
     legend_above(axes, columns=2)
@@ -92,9 +93,9 @@ def quality(measured: "pd.DataFrame", cost: str = "loss", ax: Axes | None = None
 
 
 def memory_table(plan: "pd.DataFrame") -> "pd.DataFrame":
-    """Return how many bytes each part takes in its tier, of what `MemoryPlan.to_frame` gave.
+    """Return the bytes of each part in its tier, of what `MemoryPlan.to_frame` returned.
 
-    Columns: tier, part, nbytes. Parts that take nothing are left out.
+    Columns: tier, part, nbytes. Parts of 0 bytes are left out.
     """
     _require(plan, ("tier", "part", "nbytes"))
     return plan.loc[plan["nbytes"] > 0, ["tier", "part", "nbytes"]].reset_index(drop=True)
@@ -102,7 +103,7 @@ def memory_table(plan: "pd.DataFrame") -> "pd.DataFrame":
 
 @on_paper
 def memory(plan: "pd.DataFrame", ax: Axes | None = None) -> Axes:
-    """Return what lies in which tier, a bar a tier, a colour a part, of `MemoryPlan.to_frame`."""
+    """Return the bytes in each tier, a bar a tier, a colour a part, of `MemoryPlan.to_frame`."""
     table = memory_table(plan)
     tiers = [*table["tier"].unique()]
     axes = axes_on_paper(ax, 7.0, 1.9 + 0.5 * len(tiers))
@@ -118,22 +119,22 @@ def memory(plan: "pd.DataFrame", ax: Axes | None = None) -> Axes:
         )
     axes.set_yticks(range(len(tiers)), tiers)
     axes.invert_yaxis()
-    _round_sizes(axes, ends.max())
-    axes.set_xlim(0, ends.max() * 1.25)  # with room for the totals
+    _label_round_sizes(axes, ends.max())
+    axes.set_xlim(0, ends.max() * 1.25)  # beyond which the totals stand
     legend_above(axes)
     return axes
 
 
 def recall_table(measured: "pd.DataFrame") -> "pd.DataFrame":
-    """Return recall against the number of guesses, a mean over layers, and chance.
+    """Return the mean recall over layers by the number of guesses, and chance.
 
-    Columns: predictor; layers_ahead, of chance missing; guesses; recall. Chance is the last
+    Columns: predictor; layers_ahead, missing for chance; guesses; recall. Chance is the last
     predictor: the guesses' share of all experts.
 
     Parameters
     ----------
     measured
-        What `mixoff.measure.recall` gave.
+        What `mixoff.measure.recall` returned.
     """
     import pandas as pd
 
@@ -149,8 +150,8 @@ def recall_table(measured: "pd.DataFrame") -> "pd.DataFrame":
 def recall(measured: "pd.DataFrame", ax: Axes | None = None) -> Axes:
     """Return recall against the number of guesses, a line for each predictor and distance.
 
-    Chance, the guesses' share of all experts, is grey and dashed. A distance of 0 is the layer's
-    own router, a control.
+    Chance, the guesses' share of all experts, is grey and dashed. A distance of 0 is a control: the
+    layer's own router.
     """
     table = recall_table(measured)
     axes = axes_on_paper(ax, 6.6, 3.8)
@@ -171,20 +172,20 @@ def recall(measured: "pd.DataFrame", ax: Axes | None = None) -> Axes:
 
 
 def relative_speed_table(measured: "pd.DataFrame") -> "pd.DataFrame":
-    """Return each algorithm's speed over that of the first, machine by machine.
+    """Return each algorithm's speed over that of the first, for each machine.
 
-    Columns: machine, algorithm, relative_speed. Of several rounds the median counts.
+    Columns: machine, algorithm, relative_speed, of the median of several rounds.
 
     Parameters
     ----------
     measured
         A frame with the columns machine, algorithm and tokens_per_second, such as
-        `mixoff.measure.ablation_speed` gave with a machine's name added.
+        `mixoff.measure.ablation_speed` returned, with the column machine added.
 
     Raises
     ------
     ConfigError
-        If a machine lacks the first algorithm.
+        If a machine has no row of the first algorithm.
     """
     keys = ["machine", "algorithm"]
     _require(measured, (*keys, "tokens_per_second"))
@@ -210,7 +211,7 @@ def relative_speed(measured: "pd.DataFrame", ax: Axes | None = None) -> Axes:
             algorithms.index(name) + thick * (place + 0.5) - 0.4 for name in rows["algorithm"]
         ]
         axes.barh(heights, rows["relative_speed"], thick, color=look["color"], label=machine)
-    axes.set_yticks(range(len(algorithms)), [_broken(name) for name in algorithms])
+    axes.set_yticks(range(len(algorithms)), [_wrapped(name) for name in algorithms])
     axes.invert_yaxis()
     axes.set_xlabel(f"speed, {algorithms[0]} = 100 %")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
@@ -227,7 +228,7 @@ def _require(table: "pd.DataFrame", columns: tuple[str, ...]) -> None:
 
 
 def _name_points(axes: Axes, points: "pd.DataFrame", cost: str) -> None:
-    """Write bits below and left of points, where no other scheme lies; too near ones share."""
+    """Label points with their bits, below and left, off all points; of near ones the first."""
     (left, right), (low, high) = np.log(axes.get_xlim()), axes.get_ylim()
     named: list[tuple[float, float]] = []
     for row in points.itertuples():
@@ -244,8 +245,8 @@ def _name_points(axes: Axes, points: "pd.DataFrame", cost: str) -> None:
             )
 
 
-def _tell_sizes(axes: Axes, largest: float) -> None:
-    """Mark a few round sizes between the smallest and the largest, where steps are factors."""
+def _label_sizes(axes: Axes, largest: float) -> None:
+    """Label a few round sizes on a logarithmic scale, between the smallest and the largest."""
     unit, nbytes = _unit(largest)
     low, high = (end / nbytes for end in axes.get_xlim())
     steps = [base * 10.0**power for power in range(-3, 4) for base in (1, 2, 3, 5, 7)]
@@ -257,13 +258,13 @@ def _tell_sizes(axes: Axes, largest: float) -> None:
 
 
 def _unit(largest: float) -> tuple[str, int]:
-    """Return the unit that a person would tell a size in, and its bytes."""
+    """Return the unit in which a size is written, and its bytes."""
     unit = format_nbytes(largest).split()[1]
     return unit, parse_nbytes(f"1{unit}")
 
 
-def _round_sizes(axes: Axes, largest: float) -> None:
-    """Mark round sizes, in the unit that a person would tell the largest in."""
+def _label_round_sizes(axes: Axes, largest: float) -> None:
+    """Label round sizes, in the unit of the largest."""
     unit, nbytes = _unit(largest)
     sizes = [float(size) for size in MaxNLocator(5).tick_values(0, largest / nbytes)]
     axes.set_xticks([size * nbytes for size in sizes], [f"{size:g}" for size in sizes])
@@ -274,8 +275,8 @@ def _ahead(layers: int) -> str:
     return "its own layer" if layers == 0 else f"{layers} layer{'s' * (layers > 1)} ahead"
 
 
-def _broken(name: str, width: int = 16) -> str:
-    """Return a name in lines of about so many letters."""
+def _wrapped(name: str, width: int = 16) -> str:
+    """Return a name in lines of about a number of letters."""
     lines = [""]
     for word in name.split():
         if lines[-1] and len(lines[-1]) + len(word) >= width:

@@ -1,4 +1,4 @@
-"""A picture of how soon experts are needed again. Computes nothing new."""
+"""A plot of reuse distances. Computes nothing new."""
 
 from itertools import cycle
 from typing import TYPE_CHECKING
@@ -16,22 +16,22 @@ from mixoff.trace import Trace
 if TYPE_CHECKING:
     import pandas as pd
 
-_DARKEST, _LIGHTEST = 0.0, 0.8  # of the colour map: what is lighter is lost on white paper
+_DARKEST, _LIGHTEST = 0.0, 0.8  # of the colour map: lighter lines are lost on white
 
 
 def reuse_distance_table(trace: Trace, *, groups: int = 4) -> "pd.DataFrame":
-    """Return which share of needed experts comes back within how many others, by layers.
+    """Return the share of needed experts that return within each number of others, by layers.
 
-    Columns: layers ("0-1"), others, share: of what these layers needed, how much had been needed
-    before with at most so many other experts demanded since, companions included: `most` of
-    `mixoff.simulate.reuse_distances`. LRU with one slot more than `others` hits at least this
-    share, apart from what its first residents hit. What was never needed before is within no
-    distance.
+    Columns: layers ("0-1"), others, share: of the experts that these layers needed, those that had
+    been needed before with at most so many other experts demanded since, companions included, as
+    `most` of `mixoff.simulate.reuse_distances` counts them. LRU with one slot more than `others`
+    hits at least this share, without the hits of its first residents. An expert that was never
+    needed before is within no distance.
 
     Parameters
     ----------
     groups
-        In how many groups of neighbours layers are taken together; at most as many as there are.
+        In how many groups of neighbouring layers are taken together; at most one for each layer.
 
     Raises
     ------
@@ -56,9 +56,10 @@ def reuse_distance_table(trace: Trace, *, groups: int = 4) -> "pd.DataFrame":
 
 @on_paper
 def reuse_distance(trace: Trace, *, groups: int = 4, ax: Axes | None = None) -> Axes:
-    """Return which share of needed experts comes back within how many others, a line some layers.
+    """Return the share of needed experts that return within each number of others, by layers.
 
-    Deeper layers are lighter. `mixoff.plots.reuse_distance_table` tells what is counted.
+    There is a line for each group of layers, the lighter, the deeper.
+    `mixoff.plots.reuse_distance_table` has the definition.
 
     Raises
     ------
@@ -81,7 +82,7 @@ def reuse_distance(trace: Trace, *, groups: int = 4, ax: Axes | None = None) -> 
 
 
 def _group_names(layers: int, groups: int) -> "np.ndarray[tuple[int], np.dtype[np.object_]]":
-    """Return for each layer what its group is called."""
+    """Return the name of each layer's group."""
     parts = [part.tolist() for part in np.array_split(np.arange(layers), groups)]
     named = [
         str(part[0]) if part[0] == part[-1] else f"{part[0]}-{part[-1]}"

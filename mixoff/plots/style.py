@@ -1,9 +1,9 @@
-"""How mixoff's pictures look: colours, paper, axes and legends. Knows no data.
+"""The look of all plots: colours, background, axes and legends. Knows no data.
 
 Colours are those of Okabe and Ito, "Color universal design" (2008), which most people tell apart;
 heat maps have cividis (Nuñez, Anderton and Renslow 2018), which is as even to the colour-blind.
-Paper is white and ink dark whatever theme a notebook or matplotlib style has, and letters are large
-enough to be read when a picture is 300 pixels wide, so that it reads the same everywhere.
+The background is white and text dark in every theme of a notebook or style of matplotlib, and text
+is large enough to be read when a plot is 300 pixels wide.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -24,8 +24,8 @@ ORANGE, VERMILION, PURPLE = "#E69F00", "#D55E00", "#CC79A7"
 GREY, LIGHT, INK = "#555555", "#BBBBBB", "#1A1A1A"
 HEAT = "cividis"  # the colour map of amounts
 
-MARKERS = "osD^vPX"  # of lines, so that colour isn't all that tells them apart
-GUIDE = "guide"  # the gid of marks that show no numbers of their own: name them so
+MARKERS = "osD^vPX"  # of lines, which differ in more than colour
+GUIDE = "guide"  # the gid of marks that show no number of the table
 
 _LOOK: dict[str, Any] = {
     "font.size": 12,
@@ -43,11 +43,11 @@ _LOOK: dict[str, Any] = {
 
 
 def on_paper(draw: Callable[P, T]) -> Callable[P, T]:
-    """Return a function that draws as the given one does, in mixoff's look and not the user's."""
+    """Return a function that draws the same in mixoff's look, whatever style the user has set."""
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> T:
-        # It loads the backend, whose settings would end with the context.
+        # Loads the backend first: what it sets must outlast the context below.
         plt.draw_if_interactive()  # type: ignore[no-untyped-call]
         with plt.style.context(["default", _LOOK]):
             return draw(*args, **kwargs)
@@ -56,9 +56,9 @@ def on_paper(draw: Callable[P, T]) -> Callable[P, T]:
 
 
 def axes_on_paper(ax: Axes | None, width: float = 6.0, height: float = 3.8) -> Axes:
-    """Return axes to draw on: the given ones, or new ones on a figure of a size in inches.
+    """Return axes to draw on: the user's, or new ones on a figure of a size in inches.
 
-    Paper becomes white, the given one's, too; ticks that matplotlib makes later are dark.
+    Their background becomes white and their text dark, the user's, too.
     """
     axes = plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
     dress(axes)
@@ -78,10 +78,10 @@ def panels(count: int, *, width: float, height: float) -> list[Axes]:
 
 
 def dress(axes: Axes) -> None:
-    """Make axes and their figure's paper white, and what is written on them dark."""
+    """Make the background of axes and of their figure white, and their text dark."""
     axes.figure.set_facecolor("white")
     axes.set_facecolor("white")
-    axes.tick_params(which="both", color=INK, labelcolor=INK)  # ticks are made when they're drawn
+    axes.tick_params(which="both", color=INK, labelcolor=INK)  # of ticks made later, too
     for axis in (axes.xaxis, axes.yaxis):
         axis.label.set_color(INK)
         axis.get_offset_text().set_color(INK)
@@ -97,7 +97,7 @@ def rule(axes: Axes, axis: Any = "both") -> None:
 
 
 def legend_beside(axes: Axes, title: str | None = None) -> None:
-    """Name the marks to the right of the axes, where no data are."""
+    """Place a legend to the right of the axes, off the data."""
     axes.legend(
         loc="upper left",
         bbox_to_anchor=(1.01, 1.0),
@@ -110,7 +110,7 @@ def legend_beside(axes: Axes, title: str | None = None) -> None:
 def legend_above(
     axes: Axes, handles: Iterable[Artist] | None = None, *, columns: int | None = None
 ) -> None:
-    """Name the marks above the axes, where no data are; by default in three columns at most."""
+    """Place a legend above the axes, off the data; by default in three columns at most."""
     marks = list(handles) if handles else axes.get_legend_handles_labels()[0]
     axes.legend(
         handles=marks,
@@ -123,7 +123,7 @@ def legend_above(
 
 
 def legend_atop(every: list[Axes]) -> None:
-    """Name the marks of panels once, above all of them."""
+    """Place one legend for all panels, above them."""
     figure = every[0].get_figure(root=True)
     assert figure is not None
     handles, labels = every[0].get_legend_handles_labels()
@@ -131,13 +131,13 @@ def legend_atop(every: list[Axes]) -> None:
 
 
 def _columns(names: int) -> int:
-    """Return in how many columns so many names stand: three at most, and rows alike."""
+    """Return the number of columns of a legend: three at most, with rows of equal length."""
     rows = -(-names // 3)
     return -(-names // max(1, rows))
 
 
 def colour_bar(axes: Axes, drawn: Any, label: str, format: Any = None) -> None:
-    """Tell beside the axes which amount each colour of a heat map is."""
+    """Place the colour scale of a heat map beside the axes."""
     figure = axes.get_figure(root=True)
     assert isinstance(figure, Figure)
     bar = figure.colorbar(drawn, ax=axes, label=label, format=format)
@@ -146,7 +146,7 @@ def colour_bar(axes: Axes, drawn: Any, label: str, format: Any = None) -> None:
 
 
 def looks() -> Iterator[dict[str, Any]]:
-    """Yield for ever how lines of several groups differ: in colour and marker at once."""
+    """Yield the colour and the marker of one group after the other, without end."""
     colours = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
     for colour, marker in zip(cycle(colours), cycle(MARKERS), strict=False):
         yield {"color": colour, "marker": marker}

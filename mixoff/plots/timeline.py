@@ -1,4 +1,4 @@
-"""A trace as a time line: copies against compute. Computes nothing new."""
+"""A plot of a trace as a time line: copies against compute. Computes nothing new."""
 
 from typing import TYPE_CHECKING
 
@@ -33,15 +33,15 @@ _MOST_STEPS_NAMED = 8
 
 
 def timeline_table(trace: Trace, *, first_step: int = 0, steps: int = 4) -> "pd.DataFrame":
-    """Return what was computed, waited for and copied in some steps, a row a stretch of time.
+    """Return the compute, waits and copies of some steps, a row an interval of time.
 
-    Columns: lane, mark (one of MARKS), expert (missing if it isn't of one), start_ms since the
-    first of these steps began, duration_ms.
+    Columns: lane, mark (one of MARKS), expert (missing for non-expert parameters and whole
+    demands), start_ms since the first of these steps began, duration_ms.
 
     Raises
     ------
     TraceError
-        If the trace has no such steps.
+        If the trace lacks these steps.
     """
     import pandas as pd
 
@@ -64,12 +64,12 @@ def timeline_table(trace: Trace, *, first_step: int = 0, steps: int = 4) -> "pd.
 
 @on_paper
 def timeline(trace: Trace, *, first_step: int = 0, steps: int = 4, ax: Axes | None = None) -> Axes:
-    """Return copies against compute: what was computed, waited for and copied, on one time line.
+    """Return the compute, waits and copies of some steps, on one time line.
 
     Raises
     ------
     TraceError
-        If the trace has no such steps.
+        If the trace lacks these steps.
     """
     table = timeline_table(trace, first_step=first_step, steps=steps)
     lanes = table["lane"].unique()
@@ -80,7 +80,7 @@ def timeline(trace: Trace, *, first_step: int = 0, steps: int = 4, ax: Axes | No
             bars = [*zip(rows["start_ms"], rows["duration_ms"], strict=True)]
             axes.broken_barh(bars, (height - 0.38, 0.76), color=colour, linewidth=0.6)
     axes.set_yticks(range(len(lanes)), lanes)
-    axes.set_ylim(len(lanes) - 0.4, -1.0)  # from above, with room for steps' numbers
+    axes.set_ylim(len(lanes) - 0.4, -1.0)  # downwards, with room for the numbers of steps
     axes.set_xlabel(f"ms since step {first_step} began")
     _name_steps(axes, trace, first_step, steps)
     patches = [Patch(color=colour, label=mark) for mark, colour in _MARKS.items()]
@@ -111,7 +111,7 @@ def _mark(span: Span, events: Rows) -> str:
 
 
 def _name_steps(axes: Axes, trace: Trace, first_step: int, steps: int) -> None:
-    """Draw where steps begin, and inside the picture's upper edge their numbers."""
+    """Draw a line where a step begins, and its number inside the upper edge."""
     starts = trace.per_token()["start_ms"][first_step : first_step + steps]
     every = -(-len(starts) // _MOST_STEPS_NAMED)
     for place, (step, start) in enumerate(starts.items()):

@@ -1,4 +1,4 @@
-"""Pictures of transfers, what they cost, and what was predicted: data frames in, Axes out."""
+"""Plots of transfers, of waits for them, and of predicted speeds. Computes nothing new."""
 
 from typing import TYPE_CHECKING
 
@@ -27,26 +27,26 @@ _COLOURS = {COMPUTE: BLUE, WAIT: VERMILION}
 
 
 def latency_table(transfers: "pd.DataFrame", *, in_flight: int = 1) -> "pd.DataFrame":
-    """Return how long a record takes by its size, of what `mixoff.measure.transfers` gave.
+    """Return the time of a record by its size, of what `mixoff.measure.transfers` returned.
 
-    Columns: way, nbytes, ms (until the last of those in flight is there).
+    Columns: path, nbytes, ms (until the last of those in flight has arrived).
 
     Raises
     ------
     ConfigError
-        If nothing was measured with so many in flight.
+        If no row was measured with so many in flight.
     """
-    return _ways(transfers, in_flight)[["way", "nbytes", "ms"]]
+    return _of_number(transfers, in_flight)[["path", "nbytes", "ms"]]
 
 
 @on_paper
 def latency(transfers: "pd.DataFrame", *, in_flight: int = 1, ax: Axes | None = None) -> Axes:
-    """Return time against size of what `mixoff.measure.transfers` gave, a line a way.
+    """Return time against size of what `mixoff.measure.transfers` returned, a line a path.
 
     Raises
     ------
     ConfigError
-        If nothing was measured with so many in flight.
+        If no row was measured with so many in flight.
     """
     axes = axes_on_paper(ax, 7.2, 3.6)
     _by_size(axes, latency_table(transfers, in_flight=in_flight))
@@ -56,26 +56,26 @@ def latency(transfers: "pd.DataFrame", *, in_flight: int = 1, ax: Axes | None = 
 
 
 def bandwidth_table(transfers: "pd.DataFrame", *, in_flight: int = 1) -> "pd.DataFrame":
-    """Return bandwidth by a record's size, of what `mixoff.measure.transfers` gave.
+    """Return the bandwidth by a record's size, of what `mixoff.measure.transfers` returned.
 
-    Columns: way, nbytes, gb_per_s (of all that are in flight, in 1e9 bytes a second).
+    Columns: path, nbytes, gb_per_s (of all that are in flight, in 1e9 bytes per second).
 
     Raises
     ------
     ConfigError
-        If nothing was measured with so many in flight.
+        If no row was measured with so many in flight.
     """
-    return _ways(transfers, in_flight)[["way", "nbytes", "gb_per_s"]]
+    return _of_number(transfers, in_flight)[["path", "nbytes", "gb_per_s"]]
 
 
 @on_paper
 def bandwidth(transfers: "pd.DataFrame", *, in_flight: int = 1, ax: Axes | None = None) -> Axes:
-    """Return bandwidth against size of what `mixoff.measure.transfers` gave, a line a way.
+    """Return bandwidth against size of what `mixoff.measure.transfers` returned, a line a path.
 
     Raises
     ------
     ConfigError
-        If nothing was measured with so many in flight.
+        If no row was measured with so many in flight.
     """
     axes = axes_on_paper(ax, 7.2, 3.6)
     _by_size(axes, bandwidth_table(transfers, in_flight=in_flight))
@@ -85,21 +85,21 @@ def bandwidth(transfers: "pd.DataFrame", *, in_flight: int = 1, ax: Axes | None 
 
 
 def in_flight_table(transfers: "pd.DataFrame") -> "pd.DataFrame":
-    """Return the largest records' bandwidth by how many are in flight.
+    """Return the largest records' bandwidth by their number in flight.
 
-    Columns: way, in_flight, gb_per_s (of `mixoff.measure.transfers`).
+    Columns: path, in_flight, gb_per_s (of `mixoff.measure.transfers`).
     """
-    largest = _named(transfers[transfers["nbytes"] == transfers["nbytes"].max()])
-    return largest[["way", "in_flight", "gb_per_s"]].reset_index(drop=True)
+    largest = _with_paths(transfers[transfers["nbytes"] == transfers["nbytes"].max()])
+    return largest[["path", "in_flight", "gb_per_s"]].reset_index(drop=True)
 
 
 @on_paper
 def in_flight(transfers: "pd.DataFrame", ax: Axes | None = None) -> Axes:
-    """Return the largest records' bandwidth against how many are in flight, a line a way."""
+    """Return the largest records' bandwidth against their number in flight, a line a path."""
     axes = axes_on_paper(ax, 7.2, 3.2)
     table = in_flight_table(transfers)
-    for (way, rows), look in zip(table.groupby("way"), looks(), strict=False):
-        axes.plot(rows["in_flight"], rows["gb_per_s"], label=way, **look)
+    for (path, rows), look in zip(table.groupby("path"), looks(), strict=False):
+        axes.plot(rows["in_flight"], rows["gb_per_s"], label=path, **look)
     axes.set(xlabel="records in flight", ylabel="GB/s, all together", ylim=(0, None))
     axes.set_xticks(sorted(set(table["in_flight"])))
     rule(axes)
@@ -108,17 +108,17 @@ def in_flight(transfers: "pd.DataFrame", ax: Axes | None = None) -> Axes:
 
 
 def waiting_table(speeds: "pd.DataFrame", by: str) -> "pd.DataFrame":
-    """Return what a token computes and waits, of rows that `mixoff.simulate.recorded_speed` gave.
+    """Return a token's compute and waits, of rows that `mixoff.simulate.recorded_speed` returned.
 
-    Columns: the one that rows are told apart by, part (compute, or waiting for experts), ms.
+    Columns: the one named by `by`, part (compute, or waiting for experts), ms.
 
     Raises
     ------
     ConfigError
-        If there is no such column, or two rows have the same there.
+        If there is no such column, or two rows have the same value in it.
     """
     if by not in speeds or speeds[by].duplicated().any():
-        raise ConfigError(f"by={by!r}: name a column that tells rows apart.")
+        raise ConfigError(f"by={by!r}: name a column with a different value in each row.")
     parts = {"compute_ms": COMPUTE, "wait_ms": WAIT}
     long = speeds[[by, *parts]].rename(columns=parts).melt(by, var_name="part", value_name="ms")
     return long
@@ -126,17 +126,17 @@ def waiting_table(speeds: "pd.DataFrame", by: str) -> "pd.DataFrame":
 
 @on_paper
 def waiting(speeds: "pd.DataFrame", by: str, ax: Axes | None = None) -> Axes:
-    """Return what a token computes and waits in each setting, of `recorded_speed`'s rows.
+    """Return a token's compute and waits in each setting, of `recorded_speed`'s rows, a bar each.
 
     Parameters
     ----------
     by
-        The column that tells settings apart; they stand from above in the order of the rows.
+        The column that names the settings; they stand from above in the order of the rows.
 
     Raises
     ------
     ConfigError
-        If there is no such column, or two rows have the same there.
+        If there is no such column, or two rows have the same value in it.
     """
     table = waiting_table(speeds, by)
     axes = axes_on_paper(ax, 6.6, 1.4 + 0.36 * len(speeds))
@@ -153,19 +153,19 @@ def waiting(speeds: "pd.DataFrame", by: str, ax: Axes | None = None) -> Axes:
 
 
 def predicted_table(speeds: "pd.DataFrame", by: str) -> "pd.DataFrame":
-    """Return predicted tokens a second beside measured ones.
+    """Return predicted beside measured tokens per second.
 
     Parameters
     ----------
     speeds
-        Columns ``measured`` and ``predicted``, in tokens a second, and one that names groups.
+        Columns ``measured`` and ``predicted``, in tokens per second, and one that names groups.
     by
         That column.
 
     Returns
     -------
     pandas.DataFrame
-        That column, measured, error (predicted by measured, less 1), predicted.
+        That column, measured, error (predicted over measured, less 1), predicted.
     """
     error = speeds["predicted"] / speeds["measured"] - 1
     return speeds.assign(error=error)[[by, "measured", "error", "predicted"]]
@@ -173,7 +173,7 @@ def predicted_table(speeds: "pd.DataFrame", by: str) -> "pd.DataFrame":
 
 @on_paper
 def predicted(speeds: "pd.DataFrame", by: str, ax: Axes | None = None) -> Axes:
-    """Return predicted tokens a second against measured ones, with the diagonal of no error.
+    """Return predicted against measured tokens per second, with the diagonal of no error.
 
     Parameters
     ----------
@@ -195,25 +195,25 @@ def predicted(speeds: "pd.DataFrame", by: str, ax: Axes | None = None) -> Axes:
     return axes
 
 
-def _ways(transfers: "pd.DataFrame", number: int) -> "pd.DataFrame":
+def _of_number(transfers: "pd.DataFrame", number: int) -> "pd.DataFrame":
     rows = transfers[transfers["in_flight"] == number]
     if rows.empty:
         known = sorted(set(transfers["in_flight"]))
         raise ConfigError(f"in_flight={number}: measured were {', '.join(map(str, known))}.")
-    return _named(rows).sort_values(["way", "nbytes"], ignore_index=True)
+    return _with_paths(rows).sort_values(["path", "nbytes"], ignore_index=True)
 
 
-def _named(rows: "pd.DataFrame") -> "pd.DataFrame":
-    """Return rows with a name for their way: what is read past what, or copied how."""
+def _with_paths(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """Return rows with the name of their path: source, target, and method or page cache."""
     file = rows["page_cache"].map({"in it": "cached", "dropped from it": "uncached"})
     how = file.fillna(rows["method"])
-    return rows.assign(way=rows["source"] + " to " + rows["target"] + ", " + how)
+    return rows.assign(path=rows["source"] + " to " + rows["target"] + ", " + how)
 
 
 def _by_size(axes: Axes, table: "pd.DataFrame") -> None:
-    """Draw a line a way against the sizes of records."""
-    for (way, rows), look in zip(table.groupby("way"), looks(), strict=False):
-        axes.plot(rows["nbytes"], rows.iloc[:, -1], label=way, **look)
+    """Draw a line a path against the sizes of records."""
+    for (path, rows), look in zip(table.groupby("path"), looks(), strict=False):
+        axes.plot(rows["nbytes"], rows.iloc[:, -1], label=path, **look)
     sizes = sorted(set(table["nbytes"]))
     axes.set(xscale="log", xlabel="size of a record")
     axes.xaxis.set_major_locator(FixedLocator(sizes[:: -(-len(sizes) // 4)]))
@@ -224,7 +224,7 @@ def _by_size(axes: Axes, table: "pd.DataFrame") -> None:
 
 
 def _plain_numbers(axes: Axes) -> None:
-    """Write 0.1, 1 and 10 where a logarithmic scale would write powers."""
+    """Label a logarithmic scale with 0.1, 1 and 10 instead of powers."""
     axes.yaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 

@@ -1,4 +1,4 @@
-"""Pictures of which experts are used, and how evenly. Computes nothing new."""
+"""Plots of experts' use, of its balance, and of its divergence between texts. Knows no caches."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, get_args
@@ -19,17 +19,17 @@ Of = Literal["demands", "tokens"]
 
 
 def usage_table(trace: Trace, *, of: Of = "demands") -> "pd.DataFrame":
-    """Return how often each expert was needed.
+    """Return the number of demands that needed each expert.
 
-    Columns: layer, expert, needed (how many times), share of the layer's demands that needed it.
-    Where experts are used evenly it is k / E, for k experts a demand.
+    Columns: layer, expert, needed (that number), share of the layer's demands. With even use the
+    share is k / E, for k experts a demand.
 
     Parameters
     ----------
     of
-        "demands" takes all steps, a piece of a prompt as one; "tokens" only steps of one token,
-        in which the share of demands is that of tokens. (Who needed what in a piece of a prompt
-        isn't recorded.)
+        "demands" counts all steps, a chunk of a prompt as one; "tokens" only steps of one token,
+        in which the share of demands is that of tokens. (A recording doesn't have the choices of
+        each token of a prompt.)
 
     Raises
     ------
@@ -51,14 +51,14 @@ def usage_table(trace: Trace, *, of: Of = "demands") -> "pd.DataFrame":
 
 @on_paper
 def usage(trace: Trace, *, of: Of = "demands", ax: Axes | None = None) -> Axes:
-    """Return how often each expert was needed, a cell each: a row a layer, the first on top.
+    """Return the share of demands that needed each expert, a cell each: a row a layer.
 
-    `mixoff.plots.usage_table` tells what `of` is.
+    `mixoff.plots.usage_table` describes `of`.
 
     Raises
     ------
     ConfigError
-        If `of` isn't one of these.
+        If `of` is neither.
     TraceError
         If there are no such steps.
     """
@@ -74,11 +74,11 @@ def usage(trace: Trace, *, of: Of = "demands", ax: Axes | None = None) -> Axes:
 
 
 def balance_table(trace: Trace, *, of: Of = "demands") -> "pd.DataFrame":
-    """Return how evenly each layer uses its experts.
+    """Return the balance of each layer's use of its experts.
 
     Columns: layer, busiest (the most needed expert, of several the first), effective_experts (2 to
-    the entropy of use in bits: how many evenly used experts would be as uncertain), load: how often
-    the busiest one was needed, over the mean of all. It is 1 where use is even, and E / k at most.
+    the entropy of use in bits: the number of evenly used experts of the same entropy), load: the
+    demands of the busiest expert over the mean of all. It is 1 if use is even, and E / k at most.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def balance_table(trace: Trace, *, of: Of = "demands") -> "pd.DataFrame":
     Raises
     ------
     ConfigError
-        If `of` isn't one of these.
+        If `of` is neither.
     TraceError
         If there are no such steps.
     """
@@ -107,14 +107,14 @@ def balance_table(trace: Trace, *, of: Of = "demands") -> "pd.DataFrame":
 
 @on_paper
 def balance(trace: Trace, *, of: Of = "demands", ax: Axes | None = None) -> Axes:
-    """Return how much more than the mean each layer's busiest expert is needed, a bar each.
+    """Return the demands of each layer's busiest expert over the mean, a bar each.
 
-    The dotted line is even use. `mixoff.plots.balance_table` tells the rest.
+    The dotted line is even use. `mixoff.plots.balance_table` has the definitions.
 
     Raises
     ------
     ConfigError
-        If `of` isn't one of these.
+        If `of` is neither.
     TraceError
         If there are no such steps.
     """
@@ -130,18 +130,18 @@ def balance(trace: Trace, *, of: Of = "demands", ax: Axes | None = None) -> Axes
 
 
 def usage_divergence_table(traces: Mapping[str, Trace]) -> "pd.DataFrame":
-    """Return how differently two recordings use experts, for each pair of them.
+    """Return the divergence of the use of experts between each pair of recordings.
 
-    Columns: one, other, bits: the Jensen-Shannon divergence of how often each expert is needed,
-    the mean over layers. It is 0 if use is the same and 1 if no expert is needed in both (Lin 1991,
-    "Divergence measures based on the Shannon entropy", with equal weights). Of one with itself it
-    is that of its first half and its second: how much two passages of one kind differ, shorter
-    ones and so more by chance. A pair that isn't well above both its own can't be told apart.
+    Columns: one, other, bits: the Jensen-Shannon divergence of the shares of demands, the mean over
+    layers. It is 0 if use is equal and 1 if no expert is needed in both (Lin 1991, "Divergence
+    measures based on the Shannon entropy", with equal weights). A recording is paired with itself
+    by its first and second half: two passages of the same kind, which are shorter and differ more
+    by chance. Two recordings differ if their divergence is well above that of each with itself.
 
     Raises
     ------
     ConfigError
-        If there are no recordings, or their models don't have as many layers and experts.
+        If there are no recordings, or their models differ in layers or experts.
     TraceError
         If one has fewer than two steps.
     """
@@ -149,27 +149,29 @@ def usage_divergence_table(traces: Mapping[str, Trace]) -> "pd.DataFrame":
 
     shapes = {(trace.num_layers, trace.num_experts) for trace in traces.values()}
     if len(shapes) != 1:
-        raise ConfigError(f"recordings of {sorted(shapes)} layers and experts: give some of one.")
+        raise ConfigError(
+            f"recordings of {sorted(shapes)} layers and experts: give some of one model."
+        )
     halves = {name: _halves(trace) for name, trace in traces.items()}  # [2, L, E]
     rows = []
-    for one, own in halves.items():
-        for other, others in halves.items():
-            pair = own if one == other else np.stack([own.sum(axis=0), others.sum(axis=0)])
-            rows.append((one, other, _jensen_shannon(pair)))
+    for row, first in halves.items():
+        for column, second in halves.items():
+            pair = first if row == column else np.stack([first.sum(axis=0), second.sum(axis=0)])
+            rows.append((row, column, _jensen_shannon(pair)))
     return pd.DataFrame(rows, columns=["one", "other", "bits"])
 
 
 @on_paper
 def usage_divergence(traces: Mapping[str, Trace], ax: Axes | None = None) -> Axes:
-    """Return how differently each pair of recordings uses experts, a cell each, with its number.
+    """Return the divergence of the use of experts between each pair of recordings, a cell each.
 
-    On the diagonal are two passages of one kind. `mixoff.plots.usage_divergence_table` tells the
-    rest.
+    On the diagonal are two halves of a recording. `mixoff.plots.usage_divergence_table` has the
+    definition.
 
     Raises
     ------
     ConfigError
-        If there is no recording, or their models don't have as many layers and experts.
+        If there are no recordings, or their models differ in layers or experts.
     TraceError
         If one has fewer than two steps.
     """
@@ -190,7 +192,7 @@ def usage_divergence(traces: Mapping[str, Trace], ax: Axes | None = None) -> Axe
 
 
 def _counts(trace: Trace, of: Of) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return how often each expert was needed [L, E], and how many demands layers had [L]."""
+    """Return the demands that needed each expert, [L, E], and all demands of a layer, [L]."""
     if of not in get_args(Of):
         raise ConfigError(f"of={of!r}: give one of {', '.join(get_args(Of))}.")
     demands = trace.demands()
@@ -202,7 +204,7 @@ def _counts(trace: Trace, of: Of) -> tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def _halves(trace: Trace) -> NDArray[np.int64]:
-    """Return how often each expert was needed in the first half and in the second, [2, L, E]."""
+    """Return the demands that needed each expert, in the first and second half, [2, L, E]."""
     if trace.num_steps < 2:
         raise TraceError(f"a recording of {trace.num_steps} steps: record 2 or more.")
     second = trace.demands().step >= trace.num_steps // 2

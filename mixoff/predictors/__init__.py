@@ -1,4 +1,4 @@
-"""Which experts the next layers will need. Knows gates and history; moves nothing.
+"""Guesses of the experts that later layers will need. Knows gates and history; moves nothing.
 
 A predictor is one small class (`base.py` has the contract; read `next_gate.py` first), named in one
 table (`registry.py`). Importing this room loads no torch.

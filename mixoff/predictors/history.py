@@ -1,4 +1,4 @@
-"""Predictors that count which experts earlier tokens chose."""
+"""Predictors that count the experts that earlier tokens chose."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from mixoff.predictors.base import Predictor, RoutedExperts
 
 
 class _History(Predictor):
-    """What is seen of each layer, in counts."""
+    """The last token's choices in each layer; subclasses add counts."""
 
     def __init__(self, gates: Sequence[nn.Module]) -> None:
         self._layers = len(gates)
@@ -22,7 +22,7 @@ class _History(Predictor):
         self._last: list[list[int]] = [[] for _ in gates]
 
     def scores(self, layer: int, target: int, hidden_states: Tensor) -> Tensor | None:
-        """Return the same row for every token, [T, E]; None before there is a history."""
+        """Return the same row for every token, [T, E], or None before the first token."""
         if not self._last[target]:
             return None
         row = torch.from_numpy(self._row(target)).to(hidden_states.device)  # [E]
@@ -32,17 +32,17 @@ class _History(Predictor):
     def _row(self, target: int) -> NDArray[np.float32]: ...
 
     def observe(self, layer: int, choices: RoutedExperts) -> None:
-        """Note the choices of each token after the other."""
+        """Count the choices, token by token."""
         for chosen in choices:
             self._learn(layer, list(chosen))
             self._last[layer] = list(chosen)
 
     def _learn(self, layer: int, chosen: list[int]) -> None:
-        """Count a token's choices; the token before is the last one still."""
+        """Count a token's choices; `_last` still has those of the token before."""
 
 
 class PreviousToken(_History):
-    """Guess that a layer needs what it needed for the token before."""
+    """Guess the experts that the layer needed for the token before."""
 
     def _row(self, target: int) -> NDArray[np.float32]:
         row = np.zeros(self._experts, np.float32)
@@ -51,7 +51,7 @@ class PreviousToken(_History):
 
 
 class Frequency(_History):
-    """Guess that a layer needs what it has needed most so far."""
+    """Guess the experts that the layer needed most often so far."""
 
     def __init__(self, gates: Sequence[nn.Module]) -> None:
         super().__init__(gates)
@@ -66,9 +66,9 @@ class Frequency(_History):
 
 
 class Markov(_History):
-    """Guess that a layer needs what followed the experts of the token before most often.
+    """Guess the experts that followed those of the token before most often.
 
-    A first-order chain for each layer, from one token's experts to the next one's.
+    It is a first-order Markov chain for each layer, from a token's experts to the next token's.
     """
 
     def __init__(self, gates: Sequence[nn.Module]) -> None:

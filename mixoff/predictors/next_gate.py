@@ -1,4 +1,4 @@
-"""A predictor that applies the gates of later layers early."""
+"""A predictor that applies the gates of later layers to the present layer's input."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,10 @@ from mixoff.predictors.base import Predictor
 
 
 class NextGate(Predictor):
-    """Apply the gate of a layer ahead to what this layer's experts get (the report, section 3.2).
+    """Apply the gate of a layer ahead to this layer's input (the report, section 3.2).
 
-    Layers differ little from what they are given, so later gates can be asked early. Of the next
-    token it knows nothing.
+    Each layer changes the hidden states little, so a later gate already gives a good guess. It has
+    none for the next token.
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ class NextGate(Predictor):
         self._weights = [gate.weight for gate in gates]
 
     def scores(self, layer: int, target: int, hidden_states: Tensor) -> Tensor | None:
-        """Return the probabilities that the other layer's gate gives, [T, E]."""
+        """Return the probabilities of the target layer's gate, [T, E]; None for the next token."""
         if target < layer:
             return None
         weight = self._weights[target]

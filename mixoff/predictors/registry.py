@@ -1,4 +1,4 @@
-"""The table of predictors, by the names that options take. Loads torch when one is made."""
+"""The table of predictors, by the names that options take. Loads torch only to make one."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -10,7 +10,7 @@ from mixoff.predictors.base import Predictor
 if TYPE_CHECKING:
     from torch import nn
 
-PREDICTORS = {  # name: where its class is
+PREDICTORS = {  # name: module and class
     "next-gate": "mixoff.predictors.next_gate:NextGate",
     "previous-token": "mixoff.predictors.history:PreviousToken",
     "frequency": "mixoff.predictors.history:Frequency",
@@ -19,12 +19,12 @@ PREDICTORS = {  # name: where its class is
 
 
 def predictor_named(predictor: str | Predictor, gates: "Sequence[nn.Module]") -> Predictor:
-    """Return the predictor of that name, made for these gates, or the given one itself.
+    """Return the predictor of a name, made for these gates, or a predictor itself.
 
     Raises
     ------
     ConfigError
-        If there is none of that name.
+        If there is no predictor of that name.
     """
     if isinstance(predictor, Predictor):
         return predictor

@@ -1,4 +1,4 @@
-"""Pictures show what the numbers say, and their words stay off the data."""
+"""Plots show their tables, and their words stay off the data."""
 
 import inspect
 import os
@@ -44,9 +44,9 @@ def closed() -> Iterator[None]:
 def drawn(name: str, style: str = "default") -> list[plt.Axes]:
     """Return the axes of an example of a picture, drawn in a user's style."""
     with plt.style.context(style):
-        found = axes_of(getattr(mixoff.plots, name)(*EXAMPLES[name]()))
-        found[0].get_figure(root=True).canvas.draw()
-    return found
+        axes = axes_of(getattr(mixoff.plots, name)(*EXAMPLES[name]()))
+        axes[0].get_figure(root=True).canvas.draw()
+    return axes
 
 
 PICTURES = [name for name in mixoff.plots.__all__ if not name.endswith("_table")]
@@ -61,8 +61,8 @@ def test_every_picture_has_an_example_and_a_table_and_no_table_is_alone():
 @every_picture
 def test_a_table_takes_what_its_picture_takes_but_axes(name):
     def wanted(function: Any) -> list[tuple[str, object, object]]:
-        found = inspect.signature(function).parameters.values()
-        return [(each.name, each.kind, each.default) for each in found if each.name != "ax"]
+        parameters = inspect.signature(function).parameters.values()
+        return [(each.name, each.kind, each.default) for each in parameters if each.name != "ax"]
 
     assert wanted(getattr(mixoff.plots, name)) == wanted(getattr(mixoff.plots, f"{name}_table"))
 
@@ -71,9 +71,9 @@ def test_a_table_takes_what_its_picture_takes_but_axes(name):
 def test_what_is_drawn_is_the_last_column_of_the_table(name):
     shown = np.array([number for axes in drawn(name) for number in drawn_numbers(axes)])
     table = getattr(mixoff.plots, f"{name}_table")(*EXAMPLES[name]())
-    told = table.iloc[:, -1].to_numpy(dtype=float, na_value=np.nan)
-    assert len(told)
-    assert np.sort(shown[~np.isnan(shown)]) == pytest.approx(np.sort(told[~np.isnan(told)]))
+    column = table.iloc[:, -1].to_numpy(dtype=float, na_value=np.nan)
+    assert len(column)
+    assert np.sort(shown[~np.isnan(shown)]) == pytest.approx(np.sort(column[~np.isnan(column)]))
 
 
 @every_picture
@@ -100,7 +100,7 @@ def test_no_words_lie_on_other_words_or_leave_the_paper(name):
     axes = drawn(name)
     boxes = [(text.get_text(), text.get_window_extent()) for text in words_of(axes[0])]
     crossed = [
-        (one, other) for (one, a), (other, b) in combinations(boxes, 2) if a.overlaps(b)
+        (first, second) for (first, a), (second, b) in combinations(boxes, 2) if a.overlaps(b)
     ]  # fmt: skip
     assert not crossed
     paper = axes[0].get_figure(root=True).bbox
@@ -133,20 +133,20 @@ def takes_axes(name: str) -> bool:
 @pytest.mark.parametrize("name", [*filter(takes_axes, mixoff.plots.__all__)])
 def test_given_axes_are_used_and_no_others(name):
     draw = getattr(mixoff.plots, name)
-    given = plt.subplots(figsize=(9, 5), layout="constrained")[1]
-    assert draw(*EXAMPLES[name](), ax=given) is given
+    axes = plt.subplots(figsize=(9, 5), layout="constrained")[1]
+    assert draw(*EXAMPLES[name](), ax=axes) is axes
     assert len(plt.get_fignums()) == 1
 
 
 def test_hit_rates_are_drawn_as_they_are():
-    found = swept()
-    axes = mixoff.plots.hit_rate(found)
-    sums = found.groupby(["policy", "slots"])[["hits", "misses"]].sum()
+    table = swept()
+    axes = mixoff.plots.hit_rate(table)
+    sums = table.groupby(["policy", "slots"])[["hits", "misses"]].sum()
     for line in axes.get_lines():
         rows = sums.loc[line.get_label()]
         assert line.get_xdata().tolist() == [*range(1, 9)]
         assert line.get_ydata().tolist() == (rows["hits"] / rows.sum(axis=1)).tolist()
-    assert [line.get_label() for line in axes.get_lines()] == found["policy"].unique().tolist()
+    assert [line.get_label() for line in axes.get_lines()] == table["policy"].unique().tolist()
 
 
 def test_bounds_are_grey_and_dashed_and_policies_are_not():
@@ -159,17 +159,17 @@ def test_bounds_are_grey_and_dashed_and_policies_are_not():
     assert len({*looks}) == len(looks)
 
 
-def test_where_nothing_could_be_won_the_picture_says_so():
+def test_where_there_is_no_gap_the_plot_says_so():
     trace = mixoff.Trace.synthetic("cyclic", tokens=80, layers=2, experts=8, top_k=2, seed=0)
     axes = mixoff.plots.recovered(mixoff.sweep(trace, ["floor", "lru", "belady-bypass"]), 4)
-    assert [text.get_text() for text in axes.texts] == ["nothing could be won"]
+    assert [text.get_text() for text in axes.texts] == ["no gap to recover"]
 
 
 class Mine(mixoff.policies.LRU):
-    """A policy of one's own."""
+    """A policy of a user."""
 
 
-def test_a_policy_has_the_same_colour_in_every_sweep_and_ones_own_another():
+def test_a_policy_has_the_same_colour_in_every_sweep_and_a_users_policy_another():
     def colours(*policies: object) -> dict[str, str]:
         trace = mixoff.Trace.synthetic("zipf", tokens=9, layers=1, experts=4, top_k=1, seed=0)
         lines = mixoff.plots.hit_rate(mixoff.sweep(trace, policies)).get_lines()
@@ -180,7 +180,7 @@ def test_a_policy_has_the_same_colour_in_every_sweep_and_ones_own_another():
     assert second["mine"] not in first.values()
 
 
-def test_bars_of_what_is_recovered_reach_for_the_bound_and_tell_whose_policy_it_is():
+def test_the_axis_of_recovered_reaches_to_the_bound_and_colours_show_the_users_policies():
     trace = mixoff.Trace.synthetic("zipf", tokens=99, layers=2, experts=8, top_k=2, seed=0)
     static = mixoff.policies.Static(np.arange(16).reshape(2, 8))
     sweep = mixoff.sweep(trace, ["floor", Mine(), static, "belady", "belady-bypass"], 4)
@@ -223,7 +223,7 @@ def test_bars_of_a_time_line_are_as_long_as_the_waits():
 
 
 @pytest.mark.parametrize("wrong", [{"first_step": 5}, {"first_step": -1}, {"steps": 0}])
-def test_steps_that_are_not_there_are_refused(wrong):
+def test_missing_steps_are_refused(wrong):
     with pytest.raises(TraceError, match=r"first_step=.*the trace has 5 steps"):
         mixoff.plots.timeline(reply(), **wrong)
 
@@ -244,10 +244,10 @@ def test_bars_of_a_token_end_where_its_time_does():
     assert [label.get_text() for label in axes.get_yticklabels()] == [*table["setting"]]
 
 
-def test_ways_are_told_apart_by_what_the_page_cache_held():
-    ways = set(mixoff.plots.latency_table(transferred())["way"])
-    assert {"disk to host, direct", "disk to host, cached", "disk to host, uncached"} < ways
-    assert "host to device, pinned" in ways
+def test_paths_are_named_by_what_the_page_cache_held():
+    paths = set(mixoff.plots.latency_table(transferred())["path"])
+    assert {"disk to host, direct", "disk to host, cached", "disk to host, uncached"} < paths
+    assert "host to device, pinned" in paths
 
 
 def test_a_number_in_flight_that_was_not_measured_is_refused():
@@ -256,9 +256,9 @@ def test_a_number_in_flight_that_was_not_measured_is_refused():
 
 
 @pytest.mark.parametrize("wrong", ["nothing", "wait_ms"])
-def test_bars_need_a_column_that_tells_them_apart(wrong):
+def test_bars_need_a_column_with_a_value_of_its_own_for_each(wrong):
     table = speeds().assign(wait_ms=1.0)
-    with pytest.raises(ConfigError, match="tells rows apart"):
+    with pytest.raises(ConfigError, match="a different value in each row"):
         mixoff.plots.waiting(table, wrong)
 
 
@@ -277,8 +277,8 @@ mixoff.plots.usage(trace)
 print(matplotlib.is_interactive(), matplotlib.rcParams["font.size"])
 """
     paths = os.pathsep.join([str(tmp_path), str(Path(mixoff.__file__).parents[2])])
-    told = {**os.environ, "MPLBACKEND": "module://eager", "PYTHONPATH": paths}
+    variables = {**os.environ, "MPLBACKEND": "module://eager", "PYTHONPATH": paths}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=told, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True
     )
     assert done.stdout == "True 33.0\n"

@@ -19,14 +19,14 @@ def test_a_scheme_is_best_if_none_as_small_costs_less():
             "loss": [1.0, 1.0, 1.5, 1.6],
         }
     )
-    found = plots.quality_table(table)
-    assert found["nbytes"].tolist() == [10, 10, 20, 40]
-    assert found["is_best"].tolist() == [True, False, True, False]
+    table = plots.quality_table(table)
+    assert table["nbytes"].tolist() == [10, 10, 20, 40]
+    assert table["is_best"].tolist() == [True, False, True, False]
 
 
 def test_of_the_published_schemes_those_of_4_bit_attention_and_the_whole_are_best():
-    found = plots.quality_table(schemes())
-    best = found[found["is_best"]]
+    table = plots.quality_table(schemes())
+    best = table[table["is_best"]]
     named = [*zip(best["attention"], best["experts"], strict=True)]
     assert (4, 2) in named
     assert (16, 16) in named
@@ -36,10 +36,10 @@ def test_of_the_published_schemes_those_of_4_bit_attention_and_the_whole_are_bes
 def test_recall_is_the_mean_over_layers_and_chance_comes_last():
     columns = ["predictor", "layers_ahead", "guesses", "layer", "recall", "chance"]
     rows = [("next-gate", 1, 2, 1, 0.5, 0.25), ("next-gate", 1, 2, 2, 0.7, 0.25)]
-    found = plots.recall_table(pd.DataFrame(rows, columns=columns))
-    assert found["predictor"].tolist() == ["next-gate", "chance"]
-    assert found["recall"].tolist() == pytest.approx([0.6, 0.25])
-    assert found["layers_ahead"].tolist() == [1, pd.NA]
+    table = plots.recall_table(pd.DataFrame(rows, columns=columns))
+    assert table["predictor"].tolist() == ["next-gate", "chance"]
+    assert table["recall"].tolist() == pytest.approx([0.6, 0.25])
+    assert table["layers_ahead"].tolist() == [1, pd.NA]
 
 
 def test_a_line_of_recall_is_named_after_its_distance():
@@ -49,8 +49,8 @@ def test_a_line_of_recall_is_named_after_its_distance():
 
 
 def test_the_published_speeds_fall_with_every_part_that_is_taken_away():
-    found = plots.relative_speed_table(published_speeds())
-    wide = found.pivot(index="algorithm", columns="machine", values="relative_speed")
+    table = plots.relative_speed_table(published_speeds())
+    wide = table.pivot(index="algorithm", columns="machine", values="relative_speed")
     assert (wide.loc["full"] == 1).all()
     assert wide.loc["naive offloading (accelerate)", "T4 (Colab)"] == pytest.approx(0.661 / 2.092)
 
@@ -74,9 +74,9 @@ def test_a_frame_without_a_column_is_refused_by_its_name():
 
 
 def test_parts_that_take_nothing_are_not_drawn():
-    found = plots.memory_table(pd.concat([plan(), plan().assign(part="none", nbytes=0)]))
-    assert "none" not in [*found["part"]]
-    assert found["nbytes"].tolist() == plan()["nbytes"].tolist()
+    table = plots.memory_table(pd.concat([plan(), plan().assign(part="none", nbytes=0)]))
+    assert "none" not in [*table["part"]]
+    assert table["nbytes"].tolist() == plan()["nbytes"].tolist()
 
 
 def test_a_plans_frame_has_its_sums():

@@ -1,4 +1,4 @@
-"""The numbers behind pictures are what they say, on recordings whose answers are known."""
+"""The tables behind plots are right on recordings whose answers are known."""
 
 import math
 
@@ -79,36 +79,36 @@ def test_the_busiest_of_zipf_is_the_first():
     assert table["load"].tolist() == pytest.approx([8 * share] * 2, rel=0.05)
 
 
-def of_pair(one: Trace, other: Trace) -> float:
-    table = plots.usage_divergence_table({"one": one, "other": other})
-    (bits,) = table["bits"][(table["one"] == "one") & (table["other"] == "other")]
+def of_pair(first: Trace, second: Trace) -> float:
+    table = plots.usage_divergence_table({"first": first, "second": second})
+    (bits,) = table["bits"][(table["one"] == "first") & (table["other"] == "second")]
     return bits
 
 
-def test_divergence_of_the_same_use_is_none_and_of_strangers_a_bit():
-    one = traced([[[0], [1]] * 4], experts=4)
-    assert of_pair(one, traced([[[1], [0]] * 8], experts=4)) == pytest.approx(0)
-    assert of_pair(one, traced([[[2], [3]] * 8], experts=4)) == pytest.approx(1)
+def test_divergence_is_0_of_the_same_use_and_a_bit_without_a_common_expert():
+    first = traced([[[0], [1]] * 4], experts=4)
+    assert of_pair(first, traced([[[1], [0]] * 8], experts=4)) == pytest.approx(0)
+    assert of_pair(first, traced([[[2], [3]] * 8], experts=4)) == pytest.approx(1)
 
 
 def test_divergence_is_that_of_its_definition():
-    one = traced([[[0], [0], [0], [1]]], experts=3)
-    other = traced([[[1], [2], [1], [2]]], experts=3)
+    first = traced([[[0], [0], [0], [1]]], experts=3)
+    second = traced([[[1], [2], [1], [2]]], experts=3)
     pairs = [(3 / 4, 0), (1 / 4, 1 / 2), (0, 1 / 2)]
-    both = [(one / 2, (one + other) / 2) for p, q in pairs for one, other in ((p, q), (q, p))]
+    both = [(x / 2, (x + y) / 2) for p, q in pairs for x, y in ((p, q), (q, p))]
     expected = sum(half * math.log2(2 * half / mean) for half, mean in both if half)
-    assert of_pair(one, other) == pytest.approx(expected)
+    assert of_pair(first, second) == pytest.approx(expected)
 
 
 def test_divergence_is_the_mean_of_layers():
-    one = traced([[[0]] * 4, [[1]] * 4], experts=4)
-    other = traced([[[0]] * 4, [[2]] * 4], experts=4)
-    assert of_pair(one, other) == pytest.approx(1 / 2)
+    first = traced([[[0]] * 4, [[1]] * 4], experts=4)
+    second = traced([[[0]] * 4, [[2]] * 4], experts=4)
+    assert of_pair(first, second) == pytest.approx(1 / 2)
 
 
-def test_divergence_of_one_with_itself_is_that_of_its_halves():
-    table = plots.usage_divergence_table({"turns": traced([[[0], [0], [1], [1]]], experts=4)})
-    assert table.values.tolist() == [["turns", "turns", pytest.approx(1)]]
+def test_divergence_of_a_recording_from_itself_is_that_of_its_halves():
+    table = plots.usage_divergence_table({"text": traced([[[0], [0], [1], [1]]], experts=4)})
+    assert table.values.tolist() == [["text", "text", pytest.approx(1)]]
 
 
 def test_passages_of_one_kind_differ_less_than_two_kinds():
@@ -153,13 +153,13 @@ def test_beyond_lru_to_what_admits_lru_and_both_bounds_are_measures():
     assert "lru" not in won
 
 
-def test_in_a_cycle_nobody_who_must_admit_reaches_the_floor():
+def test_in_a_cycle_no_policy_that_must_admit_reaches_the_floor():
     sweep = mixoff.sweep(made("cyclic", top_k=1), SWEPT, [4])
     table = plots.recovered_table(sweep, 4, base="lru", bound="floor").set_index("policy")
     assert 0 < table.loc["belady", "recovered"] < 1
 
 
-def test_where_nothing_can_be_won_nothing_is_recovered():
+def test_where_there_is_no_gap_nothing_is_recovered():
     table = plots.recovered_table(mixoff.sweep(made("cyclic"), SWEPT, [4]), 4)
     assert table["recovered"].isna().all()
 
@@ -183,7 +183,7 @@ def test_layers_are_shown_at_a_quarter_a_half_and_three_quarters_of_the_experts(
         assert row.hit_rate == sweep["hit_rate"][same].item()
 
 
-def test_sizes_are_shown_in_the_order_asked_for():
+def test_slots_are_shown_in_the_order_that_was_given():
     sweep = mixoff.sweep(made("zipf"), "lru")
     assert plots.layer_hit_rate_table(sweep, slots=[5, 3])["slots"].tolist() == [5, 5, 3, 3]
     with pytest.raises(ConfigError, match="slots=9"):
@@ -203,7 +203,7 @@ def test_kinds_have_the_hit_rates_of_their_sweeps_and_the_floor_is_last():
 
 
 def test_no_kind_is_refused():
-    with pytest.raises(ConfigError, match="there is none"):
+    with pytest.raises(ConfigError, match="give one recording or more"):
         plots.kind_hit_rate_table({})
     with pytest.raises(ConfigError, match="give some of one"):
         plots.usage_divergence_table({})

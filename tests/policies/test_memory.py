@@ -1,4 +1,4 @@
-"""A policy's memory is told the same in a live cache and in a replay, and serves queues."""
+"""A policy's memory gets the same calls in a live cache and in a replay, and serves queues."""
 
 import csv
 from concurrent.futures import ThreadPoolExecutor
@@ -169,24 +169,24 @@ def test_a_policy_serves_several_caches_without_mixing_them_up(make):
     assert table.equals(sweep(routed(), policy))
 
 
-# ---- what a memory is told
+# ---- the calls of a memory
 
 
 class Noted(Memory):
-    """Notes what it is told, as lists of experts."""
+    """Keeps its calls, as lists of experts."""
 
     def __init__(self, resident: Any, slots: Any) -> None:
-        self.told: list[tuple[Any, ...]] = [("start", experts_of(resident), slots.tolist())]
+        self.calls: list[tuple[Any, ...]] = [("start", experts_of(resident), slots.tolist())]
         self.slots = slots
 
     def demanded(self, hits: Any, misses: Any) -> None:
-        self.told.append(("demanded", experts_of(hits), experts_of(misses)))
+        self.calls.append(("demanded", experts_of(hits), experts_of(misses)))
 
     def evicted(self, victims: Any, candidates: Any) -> None:
-        self.told.append(("evicted", experts_of(victims), experts_of(candidates)))
+        self.calls.append(("evicted", experts_of(victims), experts_of(candidates)))
 
     def admitted(self, newcomers: Any) -> None:
-        self.told.append(("admitted", experts_of(newcomers)))
+        self.calls.append(("admitted", experts_of(newcomers)))
 
 
 def experts_of(mask: Any) -> list[Any]:
@@ -217,18 +217,18 @@ class NotingStatic(Noting):
 
 def begun(slots: int, policy: Noting) -> tuple[Residency, list[tuple[Any, ...]]]:
     residency = Residency(8, slots, policy)
-    return residency, policy.memories[-1].told
+    return residency, policy.memories[-1].calls
 
 
 def test_a_memory_begins_with_the_residents_and_the_slots():
     assert begun(3, Noting())[1] == [("start", [5, 6, 7], [3])]
 
 
-def test_a_memory_is_told_of_hits_too_and_of_victims_before_newcomers():
-    residency, told = begun(3, Noting())
+def test_a_memory_gets_hits_too_and_victims_before_newcomers():
+    residency, calls = begun(3, Noting())
     residency.demand([6, 7])
     residency.demand([0, 2, 7])
-    assert told[1:] == [
+    assert calls[1:] == [
         ("demanded", [6, 7], []),
         ("demanded", [7], [0, 2]),
         ("evicted", [5], [5, 6]),
@@ -239,73 +239,73 @@ def test_a_memory_is_told_of_hits_too_and_of_victims_before_newcomers():
 
 
 def test_where_only_the_demands_own_are_left_all_residents_but_the_newcomer_are_candidates():
-    residency, told = begun(2, Noting())
+    residency, calls = begun(2, Noting())
     residency.demand([0, 1, 2])
-    assert told[-2:] == [("evicted", [0], [0, 1]), ("admitted", [2])]
+    assert calls[-2:] == [("evicted", [0], [0, 1]), ("admitted", [2])]
 
 
 def test_a_free_slot_is_filled_without_an_eviction():
-    residency, told = begun(1, Noting())
+    residency, calls = begun(1, Noting())
     residency.resize(2)
     residency.demand([0])
-    assert told[1:] == [("demanded", [], [0]), ("admitted", [0])]
+    assert calls[1:] == [("demanded", [], [0]), ("admitted", [0])]
 
 
 @pytest.mark.parametrize(("slots", "policy"), [(0, Noting()), (3, NotingStatic())])
-def test_an_expert_that_passes_by_is_told_as_a_miss_alone(slots, policy):
-    residency, told = begun(slots, policy)
+def test_an_expert_that_passes_by_is_reported_as_a_miss_alone(slots, policy):
+    residency, calls = begun(slots, policy)
     residency.demand([1, 4])
-    assert told[1:] == [("demanded", [], [1, 4])]
+    assert calls[1:] == [("demanded", [], [1, 4])]
 
 
-def test_a_miss_that_is_computed_in_host_memory_is_not_told():
-    residency, told = begun(2, Noting())
+def test_a_miss_that_is_computed_in_host_memory_is_not_reported():
+    residency, calls = begun(2, Noting())
     residency.demand([0, 1, 7], computed=[1])
-    assert told[1:] == [("demanded", [7], [0]), ("evicted", [6], [6]), ("admitted", [0])]
+    assert calls[1:] == [("demanded", [7], [0]), ("evicted", [6], [6]), ("admitted", [0])]
 
 
 def test_a_resize_changes_the_slots_and_then_evicts_one_after_the_other():
     policy = Noting()
-    residency, told = begun(3, policy)
+    residency, calls = begun(3, policy)
     assert residency.resize(1) == (5, 6)
-    assert told[1:] == [("evicted", [5], [5, 6, 7]), ("evicted", [6], [6, 7])]
+    assert calls[1:] == [("evicted", [5], [5, 6, 7]), ("evicted", [6], [6, 7])]
     assert policy.memories[-1].slots.tolist() == [1]
 
 
-def test_residents_put_in_place_are_told_as_evictions_and_then_admissions():
-    residency, told = begun(3, Noting())
+def test_residents_put_in_place_are_reported_as_evictions_and_then_admissions():
+    residency, calls = begun(3, Noting())
     residency.residents = [2, 1, 6]
-    assert told[1:] == [
+    assert calls[1:] == [
         ("evicted", [5], [5]),
         ("evicted", [7], [7]),
         ("admitted", [1]),
         ("admitted", [2]),
     ]
     residency.residents = [6, 2, 1]
-    assert len(told) == 5
+    assert len(calls) == 5
 
 
-def test_scores_follow_what_was_told_within_a_demand():
+def test_scores_are_taken_anew_within_a_demand():
     class Newest(Noting):
         """Evict what entered last, which only its memory knows before the demand is over."""
 
         def scores(self, seen: Any) -> Any:
-            entered = [event[1][0] for event in seen.memory.told if event[0] == "admitted"]
+            entered = [event[1][0] for event in seen.memory.calls if event[0] == "admitted"]
             return np.array([-entered.index(e) if e in entered else 1 for e in range(8)])
 
     residency = Residency(8, 2, Newest())
     assert residency.demand([0, 1, 2, 3]).evictions == ((0, 6), (1, 7), (2, 1), (3, 2))
 
 
-def test_a_replay_tells_all_sizes_and_layers_at_once():
+def test_a_replay_reports_all_sizes_and_layers_at_once():
     policy = Noting()
     trace = traced([[[7], [0]], [[1], [7]]], experts=8)
     sweep(trace, policy, [1, 2])
-    told = policy.memories[-1].told
-    assert told[0][2] == [[[1], [1]], [[2], [2]]]  # [K, L, 1]
-    assert told[1] == ("demanded", [[0, 0, 7], [1, 0, 7]], [[0, 1, 1], [1, 1, 1]])
-    assert told[2] == ("evicted", [[0, 1, 7], [1, 1, 6]], [[0, 1, 7], [1, 1, 6], [1, 1, 7]])
-    assert told[3] == ("admitted", [[0, 1, 1], [1, 1, 1]])
+    calls = policy.memories[-1].calls
+    assert calls[0][2] == [[[1], [1]], [[2], [2]]]  # [K, L, 1]
+    assert calls[1] == ("demanded", [[0, 0, 7], [1, 0, 7]], [[0, 1, 1], [1, 1, 1]])
+    assert calls[2] == ("evicted", [[0, 1, 7], [1, 1, 6]], [[0, 1, 7], [1, 1, 6], [1, 1, 7]])
+    assert calls[3] == ("admitted", [[0, 1, 1], [1, 1, 1]])
 
 
 def test_a_memory_is_not_part_of_what_is_recorded():

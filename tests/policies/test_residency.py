@@ -90,7 +90,7 @@ def test_a_demand_is_split_into_hits_and_misses_that_ascend(policy, run):
 
 @by_policy
 @given(run=runs())
-def test_evictions_tell_how_residents_change(policy, run):
+def test_evictions_are_the_changes_of_the_residents(policy, run):
     experts, slots, demands = run
     residency = Residency(experts, slots, policy)
     for needed in demands:

@@ -1,4 +1,4 @@
-"""Guesses are what their definitions say, for the layers they are meant for, and hold nothing."""
+"""Predictors guess what their definitions say, for the right layers, and keep no model alive."""
 
 import gc
 import threading
@@ -34,7 +34,7 @@ def gates() -> list[nn.Module]:
 
 
 def row(predictor: Predictor, target: int, layer: int = 0) -> list[float] | None:
-    """Return what a predictor says of one token."""
+    """Return a predictor's scores for one token."""
     scores = predictor.scores(layer, target, torch.zeros(1, WIDTH))
     return None if scores is None else scores[0].tolist()
 
@@ -119,20 +119,20 @@ def test_every_predictor_has_its_name_and_no_other_has(gates):
         OffloadConfig(predictor="oracle")
 
 
-class OnProgress:
-    """A cache that notes what it was to prefetch."""
+class FakeCache:
+    """A cache that keeps the requests to prefetch."""
 
     num_layers, num_experts = LAYERS, EXPERTS
 
     def __init__(self) -> None:
-        self.asked: list[tuple[int, list[int], int]] = []
+        self.requested: list[tuple[int, list[int], int]] = []
 
     def prefetch(self, layer: int, experts: list[int], *, layers_ahead: int) -> None:
-        self.asked.append((layer, experts, layers_ahead))
+        self.requested.append((layer, experts, layers_ahead))
 
 
 class Fixed(Predictor):
-    """Guess expert `target` first, then those after it; note what is observed."""
+    """Guess expert `target` first, then those after it; keep what is observed."""
 
     def __init__(self) -> None:
         self.observed: list[tuple[int, object]] = []
@@ -147,20 +147,18 @@ class Fixed(Predictor):
 @pytest.mark.parametrize(
     ("layer", "ahead", "targets"), [(0, 1, [1]), (0, 2, [1, 2]), (1, 2, [2, 0]), (2, 9, [0, 1])]
 )
-def test_the_nearest_layers_are_asked_for_first_and_the_first_follows_the_last(
-    layer, ahead, targets
-):
-    told, predictor = OnProgress(), Fixed()
-    prefetcher = Prefetcher(told, predictor, experts=2, layers_ahead=ahead)
+def test_the_nearest_layers_are_guessed_first_and_the_first_follows_the_last(layer, ahead, targets):
+    cache, predictor = FakeCache(), Fixed()
+    prefetcher = Prefetcher(cache, predictor, experts=2, layers_ahead=ahead)
     ranked = prefetcher.look_ahead(layer, torch.zeros(3, WIDTH))
     lists = {distance: experts.tolist() for distance, experts in ranked.items()}
     prefetcher.prefetch(layer, [[0, 1]] * 3, lists)
-    assert told.asked == [(t, [t, (t + 1) % 4], n + 1) for n, t in enumerate(targets)]
+    assert cache.requested == [(t, [t, (t + 1) % 4], n + 1) for n, t in enumerate(targets)]
     assert predictor.observed == [(layer, [[0, 1]] * 3)]
 
 
 def test_no_more_experts_are_guessed_than_there_are(gates):
-    prefetcher = Prefetcher(OnProgress(), NextGate(gates), experts=9)
+    prefetcher = Prefetcher(FakeCache(), NextGate(gates), experts=9)
     assert len(prefetcher.look_ahead(0, torch.zeros(2, WIDTH))[1]) == EXPERTS
 
 
@@ -196,12 +194,12 @@ def test_the_gate_of_a_layer_itself_guesses_all_that_its_router_chooses(built):
 @pytest.mark.parametrize("predictor", [*PREDICTORS])
 def test_a_predictor_adds_no_parameter_to_the_model(built, predictor):
     plain, cache = built()
-    guessing, other = built(prefetch=2, predictor=predictor)
+    guessing, second = built(prefetch=2, predictor=predictor)
     assert guessing.state_dict().keys() == plain.state_dict().keys()
     names = [name for name, _ in guessing.named_parameters(remove_duplicate=False)]
     assert names == [name for name, _ in plain.named_parameters(remove_duplicate=False)]
     cache.close()
-    other.close()
+    second.close()
 
 
 @pytest.mark.parametrize("predictor", [*PREDICTORS])
@@ -210,10 +208,10 @@ def test_a_model_that_guesses_is_collected_and_its_thread_ends(built, predictor)
     with torch.no_grad():
         model(ids)
     (thread,) = cache._mover.transfers._threads
-    gone = weakref.ref(model), weakref.ref(cache)
+    references = weakref.ref(model), weakref.ref(cache)
     del model, cache
     gc.collect()
-    assert [ref() for ref in gone] == [None, None]
+    assert [ref() for ref in references] == [None, None]
     thread.join(5)
     assert not thread.is_alive()
     assert thread not in threading.enumerate()

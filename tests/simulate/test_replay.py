@@ -56,7 +56,7 @@ def test_lru_hits_uniform_routing_by_chance():
 
 
 @pytest.mark.parametrize("policy", sorted({*LIVE_POLICIES} - {"lru"}))
-def test_no_policy_that_cannot_see_the_future_beats_chance_on_uniform_routing(policy):
+def test_no_policy_without_future_demands_beats_chance_on_uniform_routing(policy):
     assert uniform_rates()[policy] == pytest.approx([k / 8 for k in range(1, 9)], abs=0.01)
 
 
@@ -73,9 +73,9 @@ def test_the_floor_is_slots_over_experts():
 def test_a_static_cache_of_the_most_popular_hits_their_share_of_zipf():
     trace = Trace.synthetic("zipf", tokens=20_000, layers=1, experts=8, top_k=1, seed=5)
     share = np.cumsum(1 / np.arange(1, 9)) / np.sum(1 / np.arange(1, 9))
-    found = rates(trace, Static(-np.arange(8.0)[None]))
-    assert found == pytest.approx(share, abs=0.01)
-    assert rates(trace, "lfu") <= [rate + 0.01 for rate in found]
+    static = rates(trace, Static(-np.arange(8.0)[None]))
+    assert static == pytest.approx(share, abs=0.01)
+    assert rates(trace, "lfu") <= [rate + 0.01 for rate in static]
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 4])
@@ -204,7 +204,7 @@ def test_a_replay_hits_what_the_live_cache_hit(policy, before, after, slots):
 
 @pytest.mark.parametrize("policy", LIVE_POLICIES)
 @given(parts=st.lists(st.tuples(slot_counts, demands, demands, forwards), max_size=4))
-def test_a_replay_follows_resizes_and_demands_that_were_cut(policy, parts):
+def test_a_replay_follows_resizes_and_interrupted_demands(policy, parts):
     played = HandPlayed(layers=LAYERS, experts=EXPERTS, slots=2, policy=policy).record()
     for slots, needed, left, forward in parts:
         played.resize(slots)
@@ -269,7 +269,7 @@ def test_before_any_demand_every_cache_begins_with_the_highest_experts(policy, s
 
 def test_before_any_demand_the_highest_expert_of_a_larger_cache_is_the_one_used_last_too():
     played = HandPlayed(layers=1, experts=8, slots=2).record()
-    played.demand(0, [0, 1, 2])  # 7, 6 and 5 leave, the one used last first
+    played.demand(0, [0, 1, 2])  # evicts 7, 6 and 5, the one used last first
     played.demand(0, [4, 5])
     trace = played.trace()
     hit = replay(trace, MRU(), 4).hit
@@ -279,14 +279,14 @@ def test_before_any_demand_the_highest_expert_of_a_larger_cache_is_the_one_used_
 @pytest.mark.parametrize("policy", [*LIVE_POLICIES, MRU()], ids=policy_name)
 @given(forward=forwards, slots=slot_counts)
 def test_a_replay_of_another_size_hits_what_a_live_cache_of_that_size_hits(policy, forward, slots):
-    recorded, other = (
+    recorded, resized = (
         HandPlayed(layers=LAYERS, experts=EXPERTS, slots=size, policy=policy).record()
         for size in (2, slots)
     )
-    for played in (recorded, other):
+    for played in (recorded, resized):
         for layer, needed in forward:
             played.demand(layer, needed)
-    again, live = recorded.trace(), other.trace()
+    again, live = recorded.trace(), resized.trace()
     assert hit_in(again, replay(again, policy, slots).hit) == hit_in(live, live.demands().hit)
 
 

@@ -1,4 +1,4 @@
-"""How much lies between two demands of an expert, and what LRU makes of it."""
+"""Reuse distances are those of a plain program, and bound the hits of LRU."""
 
 import numpy as np
 import pytest
@@ -12,13 +12,13 @@ from support.recordings import traced
 
 
 def plainly(trace: Trace) -> list[tuple[int | None, int | None]]:
-    """Return both distances of every needed expert, found by looking back demand by demand."""
+    """Return both distances of every needed expert, by looking back demand by demand."""
     demands = trace.demands()
     of = [
         {*demands.expert[first:end].tolist()}
         for first, end in zip(demands.first[:-1], demands.first[1:], strict=True)
     ]
-    found = []
+    distances = []
     for number, layer in enumerate(demands.layer):
         for expert in demands.expert[demands.first[number] : demands.first[number + 1]]:
             between: set[int] = set()
@@ -26,15 +26,15 @@ def plainly(trace: Trace) -> list[tuple[int | None, int | None]]:
                 if demands.layer[before] != layer:
                     continue
                 if expert in of[before]:
-                    found.append((len(between), len((between | of[before]) - {expert})))
+                    distances.append((len(between), len((between | of[before]) - {expert})))
                     break
                 between |= of[before]
             else:
-                found.append((None, None))
-    return found
+                distances.append((None, None))
+    return distances
 
 
-def told(trace: Trace) -> list[tuple[int | None, int | None]]:
+def distances_of(trace: Trace) -> list[tuple[int | None, int | None]]:
     table = mixoff.simulate.reuse_distances(trace)[["fewest", "most"]].astype(object)
     return [*table.where(table.notna(), None).itertuples(index=False, name=None)]
 
@@ -55,7 +55,7 @@ def some(routing: str, top_k: int, seed: int = 0) -> Trace:
 @pytest.mark.parametrize("top_k", [1, 2, 3])
 def test_distances_are_what_looking_back_finds(routing, top_k):
     trace = some(routing, top_k)
-    assert told(trace) == plainly(trace)
+    assert distances_of(trace) == plainly(trace)
 
 
 def test_a_companion_counts_in_one_distance_and_not_in_the_other():
@@ -94,7 +94,7 @@ def test_lru_hits_sets_between_what_both_distances_say(routing, slots, top_k):
 )
 def test_prompts_and_tokens_in_any_order_keep_lru_between_both_distances(demands, slots):
     trace = traced([demands], experts=6)
-    assert told(trace) == plainly(trace)
+    assert distances_of(trace) == plainly(trace)
     hit, fewest, most = repeats(trace, slots)
     assert hit[most < slots].all()
     assert not hit[fewest >= slots].any()
@@ -105,7 +105,7 @@ def test_what_lru_hits_of_sets_can_differ_from_what_either_distance_says():
     assert (most < 4).sum() < hit.sum() < (fewest < 4).sum()
 
 
-def test_the_picture_tells_the_least_that_lru_hits_of_what_was_needed_before():
+def test_the_plot_shows_the_least_that_lru_hits_of_what_was_needed_before():
     trace = some("zipf", top_k=2)
     table = mixoff.plots.reuse_distance_table(trace, groups=1)
     for slots in range(1, 9):

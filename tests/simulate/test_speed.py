@@ -1,4 +1,4 @@
-"""What a machine would take follows from bytes and seconds, by hand and in general."""
+"""Predicted speeds follow from bytes and seconds, computed by hand and in general."""
 
 import random
 from pathlib import Path
@@ -22,7 +22,7 @@ ROUND = Machine(layer_s=0.010, expert_s=0.001, token_s=0.100, link=LinkModel(0.0
 NBYTES = 3000  # 5 ms over that link
 
 
-def asked(demands: list[list[list[int]]], *, experts: int = 4, nbytes: int = NBYTES) -> Trace:
+def recorded(demands: list[list[list[int]]], *, experts: int = 4, nbytes: int = NBYTES) -> Trace:
     """Return a recording of a cache with a slot for every expert: ``demands[token][layer]``."""
     layers = len(demands[0])
     played = HandPlayed(layers=layers, experts=experts, slots=experts).record()
@@ -44,29 +44,29 @@ def only(table: pd.DataFrame, column: str) -> float:
 
 
 def test_without_misses_a_token_takes_what_computing_it_does():
-    found = predict_speed(asked([[[0, 1], [2, 3]]] * 3), ROUND)
-    assert only(found, "compute_ms") == pytest.approx(100 + 2 * 10 + 4 * 1)
-    assert only(found, "wait_ms") == 0
-    assert only(found, "tokens_per_s") == pytest.approx(1000 / 124)
+    speed = predict_speed(recorded([[[0, 1], [2, 3]]] * 3), ROUND)
+    assert only(speed, "compute_ms") == pytest.approx(100 + 2 * 10 + 4 * 1)
+    assert only(speed, "wait_ms") == 0
+    assert only(speed, "tokens_per_s") == pytest.approx(1000 / 124)
 
 
 def test_hits_are_computed_while_a_miss_comes():
-    turns = [[[3, expert]] for expert in (0, 1, 0, 1)]  # a cache begins with the highest experts
-    found = predict_speed(asked(turns), ROUND, policies="lru", slots=2)
-    assert only(found, "hit_rate") == pytest.approx(0.5)
-    assert only(found, "wait_ms") == pytest.approx(5 - 1)  # but for the hit that is computed
+    tokens = [[[3, expert]] for expert in (0, 1, 0, 1)]  # a cache begins with the highest experts
+    speed = predict_speed(recorded(tokens), ROUND, policies="lru", slots=2)
+    assert only(speed, "hit_rate") == pytest.approx(0.5)
+    assert only(speed, "wait_ms") == pytest.approx(5 - 1)  # but for the hit that is computed
 
 
 def test_misses_of_a_layer_come_one_after_the_other():
-    turns = [[[0, 1]], [[2, 3]], [[0, 1]], [[2, 3]], [[0, 1]]]
-    found = predict_speed(asked(turns), ROUND, policies="lru", slots=2)
-    assert only(found, "hit_rate") == 0
-    assert only(found, "wait_ms") == pytest.approx(5 + 4)  # the second while the first is computed
+    tokens = [[[0, 1]], [[2, 3]], [[0, 1]], [[2, 3]], [[0, 1]]]
+    speed = predict_speed(recorded(tokens), ROUND, policies="lru", slots=2)
+    assert only(speed, "hit_rate") == 0
+    assert only(speed, "wait_ms") == pytest.approx(5 + 4)  # the second while the first is computed
 
 
 def test_a_right_guess_comes_while_the_layer_before_is_computed():
-    turns = [[[0], [0]], [[1], [1]], [[0], [0]], [[1], [1]], [[0], [0]]]
-    trace = asked(turns)
+    tokens = [[[0], [0]], [[1], [1]], [[0], [0]], [[1], [1]], [[0], [0]]]
+    trace = recorded(tokens)
     without = predict_speed(trace, ROUND, policies="lru", slots=1)
     assert only(without, "wait_ms") == pytest.approx(5 + 5)
     guessed = predict_speed(
@@ -77,22 +77,22 @@ def test_a_right_guess_comes_while_the_layer_before_is_computed():
 
 
 def test_a_late_guess_is_waited_for_as_long_as_it_has_still_to_come():
-    turns = [[[0], [0]], [[1], [1]], [[0], [0]], [[1], [1]]]
+    tokens = [[[0], [0]], [[1], [1]], [[0], [0]], [[1], [1]]]
     quick = Machine(layer_s=0.001, expert_s=0.001, token_s=0.1, link=LinkModel(0.002, 1e6))
-    found = predict_speed(
-        asked(turns), quick, policies="lru", slots=1, guessing=PrefetchAccuracy(1, (1,))
+    speed = predict_speed(
+        recorded(tokens), quick, policies="lru", slots=1, guessing=PrefetchAccuracy(1, (1,))
     )
-    assert only(found, "wait_ms") == pytest.approx(5 + (5 - 2))
+    assert only(speed, "wait_ms") == pytest.approx(5 + (5 - 2))
 
 
 def test_wrong_guesses_cost_no_waiting_once_their_layer_is_over():
-    turns = [[[0], [0], [0]], [[1], [1], [1]]] * 3
+    tokens = [[[0], [0], [0]], [[1], [1], [1]]] * 3
     quick = Machine(layer_s=0.010, expert_s=0.001, token_s=0.1, link=LinkModel(0.002, 1e6))
-    found = predict_speed(
-        asked(turns), quick, policies="lru", slots=1, guessing=PrefetchAccuracy(1, (0,))
+    speed = predict_speed(
+        recorded(tokens), quick, policies="lru", slots=1, guessing=PrefetchAccuracy(1, (0,))
     )
-    plain = predict_speed(asked(turns), quick, policies="lru", slots=1)
-    assert only(found, "wait_ms") == pytest.approx(only(plain, "wait_ms"))
+    plain = predict_speed(recorded(tokens), quick, policies="lru", slots=1)
+    assert only(speed, "wait_ms") == pytest.approx(only(plain, "wait_ms"))
 
 
 def test_hits_are_those_of_a_replay():
@@ -109,17 +109,17 @@ def test_hits_are_those_of_a_replay():
 
 
 def test_a_slowdown_lengthens_copies_and_nothing_else():
-    turns = [[[0]], [[1]], [[0]], [[1]]]
+    tokens = [[[0]], [[1]], [[0]], [[1]]]
     slow = Machine(0.010, 0.001, 0.100, LinkModel(0.002, 1e6), copy_s=0.0005, slowdown=2.0)
-    found = predict_speed(asked(turns), slow, policies="lru", slots=1)
-    assert only(found, "wait_ms") == pytest.approx(10)
-    assert only(found, "compute_ms") == pytest.approx(111.5)
+    speed = predict_speed(recorded(tokens), slow, policies="lru", slots=1)
+    assert only(speed, "wait_ms") == pytest.approx(10)
+    assert only(speed, "compute_ms") == pytest.approx(111.5)
 
 
 def test_wrong_guesses_take_from_compute_what_a_copy_takes():
-    turns = [[[0], [0]], [[0], [0]], [[0], [0]], [[0], [0]]]
+    tokens = [[[0], [0]], [[0], [0]], [[0], [0]], [[0], [0]]]
     costly = Machine(0.010, 0.001, 0.100, LinkModel(0.002, 1e6), copy_s=0.0005)
-    trace = asked(turns, experts=64)  # of which a wrong guess is hardly ever resident
+    trace = recorded(tokens, experts=64)  # of which a wrong guess is hardly ever resident
     plain = predict_speed(trace, costly, policies="lru", slots=1)
     guessed = predict_speed(
         trace, costly, policies="lru", slots=1, guessing=PrefetchAccuracy(4, (0.0,))
@@ -137,8 +137,8 @@ def test_a_faster_link_never_makes_tokens_slower(seed, bandwidth, more):
     times = []
     for rate in (bandwidth, bandwidth * more):
         machine = Machine(0.001, 0.001, 0.002, LinkModel(0.0, rate))
-        found = predict_speed(trace, machine, policies="lru", slots=2)
-        times.append(only(found, "token_ms"))
+        speed = predict_speed(trace, machine, policies="lru", slots=2)
+        times.append(only(speed, "token_ms"))
     assert times[1] <= times[0] * (1 + 1e-9)
 
 
@@ -156,8 +156,8 @@ def test_knowing_what_comes_never_adds_waiting(seed, layer_s, expert_s):
     machine = Machine(layer_s, expert_s, 0.0, LinkModel(0.001, 1e6))
     waits = []
     for guessing in (None, PrefetchAccuracy(2, (1.0,))):
-        found = predict_speed(routed(seed), machine, policies="lru", slots=2, guessing=guessing)
-        waits.append(only(found, "wait_ms"))
+        speed = predict_speed(routed(seed), machine, policies="lru", slots=2, guessing=guessing)
+        waits.append(only(speed, "wait_ms"))
     assert waits[1] <= waits[0] + 1e-9
 
 
@@ -196,20 +196,20 @@ def test_a_machine_is_fitted_to_the_times_of_a_recording():
 def test_the_fitted_machine_predicts_the_recording_it_was_fitted_to():
     trace = decoded(tokens=12)
     machine = Machine.fit(trace, LinkModel(latency_s=0.005, bytes_per_s=1e15))
-    found, told = predict_speed(trace, machine), recorded_speed(trace)
-    assert only(found, "compute_ms") == pytest.approx(only(told, "compute_ms"))
-    assert only(found, "hit_rate") == pytest.approx(only(told, "hit_rate"))
+    predicted, measured = predict_speed(trace, machine), recorded_speed(trace)
+    assert only(predicted, "compute_ms") == pytest.approx(only(measured, "compute_ms"))
+    assert only(predicted, "hit_rate") == pytest.approx(only(measured, "hit_rate"))
     # Played by hand, each miss was waited for in full; a cache fetches it beside the hit.
-    assert only(found, "wait_ms") <= only(told, "wait_ms")
+    assert only(predicted, "wait_ms") <= only(measured, "wait_ms")
 
 
 @settings(max_examples=examples(50), deadline=None)
 @given(latency=st.floats(1e-6, 1e-2), rate=st.floats(1e6, 1e11))
-def test_a_link_without_noise_is_found_again(latency, rate):
+def test_a_link_is_recovered_from_times_without_noise(latency, rate):
     sizes = [4096 * 4**n for n in range(8)]
-    found = LinkModel.fit(sizes, [latency + n / rate for n in sizes])
+    link = LinkModel.fit(sizes, [latency + n / rate for n in sizes])
     for nbytes in sizes:
-        assert found.seconds(nbytes) == pytest.approx(latency + nbytes / rate, rel=1e-6)
+        assert link.seconds(nbytes) == pytest.approx(latency + nbytes / rate, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -228,27 +228,27 @@ def test_pieces_of_a_copy_take_as_long_as_the_copy():
 
 def transfers(**columns: object) -> pd.DataFrame:
     sizes = [4096, 1 << 20]
-    way = {"source": "disk", "method": "direct", "page_cache": "past it", "in_flight": 1}
+    path = {"source": "disk", "method": "direct", "page_cache": "past it", "in_flight": 1}
     ms = [1 + nbytes / 1e6 for nbytes in sizes]
-    return pd.DataFrame({**way, "nbytes": sizes, "ms": ms, **columns})
+    return pd.DataFrame({**path, "nbytes": sizes, "ms": ms, **columns})
 
 
-def test_the_link_is_the_way_that_the_recording_took():
-    other = transfers(method="buffered", page_cache="in it", ms=[5.0, 6.0])
+def test_the_link_is_that_of_the_recordings_path():
+    buffered = transfers(method="buffered", page_cache="in it", ms=[5.0, 6.0])
     more = transfers(in_flight=4, ms=[7.0, 9.0])
-    found = link_of(decoded(), pd.concat([other, more, transfers()]))
-    assert found.latency_s == pytest.approx(1e-3)
-    assert found.bytes_per_s == pytest.approx(1e9)
+    link = link_of(decoded(), pd.concat([buffered, more, transfers()]))
+    assert link.latency_s == pytest.approx(1e-3)
+    assert link.bytes_per_s == pytest.approx(1e9)
 
 
-def test_a_way_that_was_not_measured_is_named():
+def test_a_path_that_was_not_measured_is_named():
     with pytest.raises(ConfigError, match="disk, direct"):
         link_of(decoded(), transfers(method="buffered"))
 
 
 def test_a_recording_without_two_tokens_in_a_row_is_refused():
     with pytest.raises(TraceError, match="two decoded tokens"):
-        predict_speed(asked([[[0, 1]]]), ROUND)
+        predict_speed(recorded([[[0, 1]]]), ROUND)
 
 
 @pytest.mark.parametrize("wrong", [{"experts": 0, "recall": (1,)}, {"experts": 1, "recall": (2,)}])
@@ -300,13 +300,13 @@ def test_a_dropped_copy_ends_with_the_piece_that_has_begun():
     assert queue.finish(queue.request(0.5, [1.0])) == 2.0
 
 
-def test_a_link_that_is_idle_begins_when_it_is_asked():
+def test_an_idle_link_begins_with_the_request():
     queue = LinkQueue()
     queue.finish(queue.request(0.0, [1.0]))
     assert queue.finish(queue.request(10.0, [1.0])) == 11.0
 
 
-def test_a_promoted_guess_keeps_its_turn():
+def test_a_promoted_guess_keeps_its_place():
     queue = LinkQueue()
     queue.request(0.0, [5.0])
     guess = queue.request(0.1, [1.0], guess=True)

@@ -1,4 +1,4 @@
-"""What an expert cache should do, in lists and dictionaries."""
+"""What an expert cache must decide, in lists and dictionaries."""
 
 from collections import Counter
 from itertools import combinations
@@ -15,7 +15,7 @@ class LRUOracle:
         self.hits = self.misses = 0
 
     def demand(self, needed: list[int]) -> list[int]:
-        """Return the experts in the order in which they come: hits first, each part ascending."""
+        """Return the experts in the order of their use: hits first, each part ascending."""
         wanted = sorted(set(needed))
         hits = [expert for expert in wanted if expert in self.residents]
         misses = [expert for expert in wanted if expert not in self.residents]
@@ -26,7 +26,7 @@ class LRUOracle:
         return hits + misses
 
     def load(self, expert: int, wanted: list[int]) -> int | None:
-        """Make an expert resident; who leaves was not wanted, unless all were."""
+        """Make an expert resident, and return the victim: not a wanted one unless all are."""
         victim = None
         if self.slots == 0:
             return expert
@@ -38,7 +38,7 @@ class LRUOracle:
 
 
 class Oracle:
-    """One layer's residents, the one that leaves found by asking all of them."""
+    """One layer's residents; the victim is the minimum over all of them."""
 
     bypass = False
 
@@ -51,11 +51,11 @@ class Oracle:
         self.demands = self.time = 0
 
     def worth(self, expert: int) -> object:
-        """Return what is compared: the resident that is worth least leaves."""
+        """Return what is compared: the resident with the lowest worth is evicted."""
         raise NotImplementedError
 
     def demand(self, needed: list[int]) -> tuple[list[int], list[int], list[tuple]]:
-        """Return hits, misses, and who left for whom."""
+        """Return hits, misses, and pairs of an expert that is let in and its victim."""
         wanted = {*needed}
         hits, misses = sorted(wanted & self.residents), sorted(wanted - self.residents)
         self.demands += 1
@@ -70,10 +70,10 @@ class Oracle:
         if len(self.residents) < self.slots:
             self.residents.add(expert)
             return None
-        others = (
+        candidates = (
             self.residents | {expert} if self.bypass or not self.slots else self.residents - wanted
         )
-        victim = min(others or self.residents, key=lambda other: (self.worth(other), other))
+        victim = min(candidates or self.residents, key=lambda e: (self.worth(e), e))
         self.residents.add(expert)
         self.residents.remove(victim)
         return victim

@@ -1,4 +1,4 @@
-"""An example of every picture, and what can be asked of any: its numbers, and how it looks."""
+"""An example of every plot, and functions for its numbers and its words."""
 
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -91,8 +91,8 @@ def recalls() -> Any:
 
 
 def transferred() -> Any:
-    """Return made-up transfers over all ways of a machine with a GPU."""
-    ways = [
+    """Return made-up transfers over all paths of a machine with a GPU."""
+    paths = [
         ("disk", "host", "direct", "past it", 2.0),
         ("disk", "host", "buffered", "in it", 9.0),
         ("disk", "host", "buffered", "dropped from it", 1.2),
@@ -103,10 +103,10 @@ def transferred() -> Any:
         ("device", "host", "pageable", "no file", 5.0),
     ]
     rows = []
-    for (*way, rate), number, power in product(ways, (1, 4), range(7)):
+    for (*path, rate), number, power in product(paths, (1, 4), range(7)):
         nbytes = 4096 * 4**power
         ms = 0.05 + number * nbytes / rate / 1e6
-        rows.append((*way, number, nbytes, ms, number * nbytes / ms / 1e6))
+        rows.append((*path, number, nbytes, ms, number * nbytes / ms / 1e6))
     columns = ["source", "target", "method", "page_cache", "in_flight", "nbytes", "ms", "gb_per_s"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -129,7 +129,7 @@ def speeds() -> Any:
     )
 
 
-EXAMPLES: dict[str, Callable[[], tuple[Any, ...]]] = {  # of every picture, what it is given
+EXAMPLES: dict[str, Callable[[], tuple[Any, ...]]] = {  # the arguments of every plot
     "balance": lambda: (routed(layers=32),),
     "usage_divergence": lambda: (kinds(),),
     "hit_rate": lambda: (swept(),),
@@ -152,7 +152,7 @@ EXAMPLES: dict[str, Callable[[], tuple[Any, ...]]] = {  # of every picture, what
 
 
 def axes_of(drawn: Any) -> list[Axes]:
-    """Return a picture's axes: one, or several."""
+    """Return the axes of a plot, which has one or several."""
     return [drawn] if isinstance(drawn, Axes) else list(drawn)
 
 
@@ -177,7 +177,7 @@ def drawn_numbers(axes: Axes) -> Iterator[float]:
 
 
 def words_of(axes: Axes) -> list[Text]:
-    """Return every text of a picture that can be seen, which is drawn already.
+    """Return every visible text of a plot, which must be drawn already.
 
     Not among them: labels of ticks beyond the end of their axis, which matplotlib makes and hides.
     """
@@ -186,7 +186,7 @@ def words_of(axes: Axes) -> list[Text]:
     hidden = {tick for axis in every for tick in (*axis.majorTicks, *axis.minorTicks)}
     hidden -= {tick for axis in every for tick in axis._update_ticks()}
     unseen = {id(label) for tick in hidden for label in (tick.label1, tick.label2)}
-    texts = figure.findobj(lambda found: isinstance(found, Text) and found.get_visible())
+    texts = figure.findobj(lambda artist: isinstance(artist, Text) and artist.get_visible())
     return [text for text in texts if text.get_text().strip() and id(text) not in unseen]
 
 
@@ -196,6 +196,6 @@ def darkness(colour: Any) -> float:
 
 
 def pixels_at(text: Text, width: int) -> float:
-    """Return how high letters are when the picture is so many pixels wide."""
+    """Return the height of letters in pixels in a plot of a width in pixels."""
     figure = text.get_figure(root=True)
     return text.get_fontsize() * width / (figure.get_figwidth() * POINTS_PER_INCH)

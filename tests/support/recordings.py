@@ -15,7 +15,7 @@ NBYTES = 1000  # of a record in layer 0; one more in each later layer
 
 
 class HandPlayed:
-    """Layers' residencies, and a recorder that is told what they do."""
+    """Layers' residencies, and a recorder of their decisions."""
 
     def __init__(
         self, *, layers: int, experts: int, slots: int, policy: str | Policy = "lru"
@@ -23,13 +23,13 @@ class HandPlayed:
         self.experts, self.slots, self.policy = experts, slots, policy_named(policy)
         self.layers = [Residency(experts, slots, self.policy, layer) for layer in range(layers)]
         self.now = 0  # ns
-        self.hits: list[bool] = []  # of each needed expert, in the order told
+        self.hits: list[bool] = []  # of each needed expert, in the order recorded
         self.recorder: Recorder | None = None
 
     def record(self) -> "HandPlayed":
         """Begin to record, at whatever is resident now."""
         self.recorder = Recorder(clock=lambda: self.now)
-        self._tell_all("start")
+        self._report_all("start")
         return self
 
     def demand(
@@ -51,19 +51,19 @@ class HandPlayed:
             arrivals.append(Missed(expert, tier, NBYTES + layer, self.now, wait_ns))
             self.copied(layer, expert, tier, self.now, wait_ns)
             self.now += wait_ns + compute_ns
-        self._tell(layer, tokens, start, decision, arrivals, complete=True)
+        self._report(layer, tokens, start, decision, arrivals, complete=True)
 
     def cut(self, layer: int, experts: Iterable[int], *, left: Iterable[int]) -> None:
-        """Serve a demand that ends before its misses came, and leaves these residents."""
+        """Serve a demand that is interrupted before its misses arrive, with residents left."""
         decision = self.layers[layer].demand(experts)
-        self._tell(layer, 1, self.now, decision, [], complete=False)
+        self._report(layer, 1, self.now, decision, [], complete=False)
         self.layers[layer].residents = left
-        self._tell_state(layer, "interrupted")
+        self._report_state(layer, "interrupted")
 
     def resize(self, slots: int) -> None:
         for residency in self.layers:
             residency.resize(slots)
-        self._tell_all("resize")
+        self._report_all("resize")
 
     def copied(
         self, layer: int, expert: int, source: Tier, start: int, took: int, *, guess: bool = False
@@ -91,7 +91,9 @@ class HandPlayed:
         }
         return self.recorder.finish(provenance=facts | provenance)
 
-    def _tell(self, layer: int, tokens: int, start: int, decision: Any, arrivals: Any, **how: Any):
+    def _report(
+        self, layer: int, tokens: int, start: int, decision: Any, arrivals: Any, **how: Any
+    ):
         if self.recorder:
             self.hits += [True] * len(decision.hits) + [False] * len(decision.misses)
             self.recorder.demand(
@@ -108,11 +110,11 @@ class HandPlayed:
                 )
             )
 
-    def _tell_all(self, reason: Any) -> None:
+    def _report_all(self, reason: Any) -> None:
         for layer in range(len(self.layers)):
-            self._tell_state(layer, reason)
+            self._report_state(layer, reason)
 
-    def _tell_state(self, layer: int, reason: Any) -> None:
+    def _report_state(self, layer: int, reason: Any) -> None:
         if self.recorder:
             residency = self.layers[layer]
             usage = copy.deepcopy(residency.usage)
@@ -122,10 +124,10 @@ class HandPlayed:
 
 
 def traced(demands: list[list[list[int]]], experts: int) -> Trace:
-    """Return the trace of a cache that holds every expert: demands of each layer, in turn."""
+    """Return the trace of a cache that holds every expert, of demands of each layer."""
     played = HandPlayed(layers=len(demands), experts=experts, slots=experts).record()
-    for turn in range(max(map(len, demands))):
+    for number in range(max(map(len, demands))):
         for layer, of_layer in enumerate(demands):
-            if turn < len(of_layer):
-                played.demand(layer, of_layer[turn])
+            if number < len(of_layer):
+                played.demand(layer, of_layer[number])
     return played.trace()

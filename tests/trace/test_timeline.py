@@ -1,4 +1,4 @@
-"""What compute did, waited for, and what was copied: as spans, and as Chrome's trace events."""
+"""Compute, waits and copies are spans that fit, and Chrome's trace events."""
 
 import json
 from itertools import groupby, pairwise
@@ -28,26 +28,26 @@ def reply(steps: list, *, non_expert: int = MS // 2, guesses: bool = True) -> Tr
     return played.trace(model="made up")
 
 
-def in_lanes(found: list[Span]) -> dict[str, list[Span]]:
-    return {lane: [*own] for lane, own in groupby(found, key=lambda span: span.lane)}
+def in_lanes(every: list[Span]) -> dict[str, list[Span]]:
+    return {lane: [*own] for lane, own in groupby(every, key=lambda span: span.lane)}
 
 
 @given(steps)
 def test_spans_of_a_lane_come_in_order_and_never_overlap(steps):
-    found = spans(reply(steps).events)
-    lanes = in_lanes(found)
-    assert len({span.lane for span in found}) == len(lanes), "a lane's spans come together"
+    every = spans(reply(steps).events)
+    lanes = in_lanes(every)
+    assert len({span.lane for span in every}) == len(lanes), "a lane's spans stand together"
     for own in lanes.values():
-        assert all(one.end_ns <= other.start_ns for one, other in pairwise(own))
+        assert all(first.end_ns <= second.start_ns for first, second in pairwise(own))
 
 
 @given(steps)
 def test_compute_and_waits_fill_a_reply(steps):
     trace = reply(steps)
-    found = [span for span in spans(trace.events) if span.lane in (COMPUTE, WAIT)]
-    if found:
-        assert sum(span.duration_ns for span in found) == max(span.end_ns for span in found)
-    waited = sum(span.duration_ns for span in found if span.lane == WAIT)
+    own = [span for span in spans(trace.events) if span.lane in (COMPUTE, WAIT)]
+    if own:
+        assert sum(span.duration_ns for span in own) == max(span.end_ns for span in own)
+    waited = sum(span.duration_ns for span in own if span.lane == WAIT)
     assert waited / MS == trace.per_token()["wait_ms"].sum()
 
 
@@ -57,8 +57,8 @@ def test_compute_is_experts_around_the_waits_and_the_rest_between_demands():
     played.now += 2 * MS
     played.demand(1, [2], wait_ns=5 * MS, compute_ns=MS)
     own = in_lanes(spans(played.trace().events))
-    found = [(span.label, span.start_ns // MS, span.end_ns // MS) for span in own[COMPUTE]]
-    assert found == [(EXPERTS, 0, 1), (EXPERTS, 6, 7), (NON_EXPERT, 7, 9), (EXPERTS, 9, 10)]
+    computed = [(span.label, span.start_ns // MS, span.end_ns // MS) for span in own[COMPUTE]]
+    assert computed == [(EXPERTS, 0, 1), (EXPERTS, 6, 7), (NON_EXPERT, 7, 9), (EXPERTS, 9, 10)]
     assert [(s.label, s.start_ns // MS, s.end_ns // MS) for s in own[WAIT]] == [("expert 0", 1, 6)]
 
 
@@ -75,8 +75,8 @@ def test_copies_between_the_same_tiers_at_the_same_time_have_lanes_of_their_own(
     played = HandPlayed(layers=1, experts=4, slots=4).record()
     for start in (0, 2, 4, 11):
         played.copied(0, start % 4, "disk", start * MS, 5 * MS)
-    found = in_lanes(spans(played.trace().events))
-    starts = {lane: [span.start_ns // MS for span in own] for lane, own in found.items()}
+    lanes = in_lanes(spans(played.trace().events))
+    starts = {lane: [span.start_ns // MS for span in own] for lane, own in lanes.items()}
     assert starts == {"disk to device": [0, 11], "disk to device 2": [2], "disk to device 3": [4]}
 
 
@@ -118,8 +118,9 @@ def test_every_lane_has_one_name_and_an_order(chrome):
 
 def test_complete_events_of_a_thread_do_not_overlap(chrome):
     by_thread = sorted(events_of(chrome, "X"), key=lambda e: (e["tid"], e["ts"]))
-    for one, other in pairwise(by_thread):
-        assert one["tid"] != other["tid"] or one["ts"] + one["dur"] <= other["ts"] + 1e-6
+    for first, second in pairwise(by_thread):
+        end = first["ts"] + first["dur"]
+        assert first["tid"] != second["tid"] or end <= second["ts"] + 1e-6
 
 
 def test_times_are_microseconds(chrome):
@@ -136,7 +137,7 @@ def test_evictions_are_marks_in_their_lane(chrome):
     assert {lanes[mark["tid"]] for mark in marks} == {"evictions"}
 
 
-def test_copies_tell_what_they_moved(chrome):
+def test_copies_say_what_they_moved(chrome):
     copies = [event["args"] for event in events_of(chrome, "X") if event["cat"] == "copy"]
     assert {True, False} == {copy["guess"] for copy in copies}
     assert all({"layer", "expert", "nbytes", "tier", "step", "phase"} <= {*c} for c in copies)

@@ -1,4 +1,4 @@
-"""A trace holds what was told, survives its file, and sums up to what happened."""
+"""A trace has all events, is the same after saving, and sums up to what happened."""
 
 import json
 import pickle
@@ -33,8 +33,8 @@ plain = st.recursive(
 )
 
 
-def told(layer: int, *, start: int = 0, tokens: int = 1, **columns: Any) -> Demand:
-    """Return a demand of nothing, unless told otherwise."""
+def demanded(layer: int, *, start: int = 0, tokens: int = 1, **columns: Any) -> Demand:
+    """Return a demand, by default of no experts."""
     usual = {"hits": (), "misses": (), "arrivals": (), "evictions": (), "complete": True}
     return Demand(layer, tokens, start, start + 10, **usual | columns)
 
@@ -70,17 +70,17 @@ def chat() -> HandPlayed:
                     layer, experts, tokens=tokens, wait_ns=wait * MS, compute_ns=MS, tier="host"
                 )
                 played.now += MS // 2
-        played.now += 1000 * MS  # somebody types
+        played.now += 1000 * MS  # the user types
     return played
 
 
-def same(one: Trace, other: Trace) -> bool:
+def same(first: Trace, second: Trace) -> bool:
     return (
-        one.events.dtype == other.events.dtype
-        and one.states.dtype == other.states.dtype
-        and np.array_equal(one.events, other.events)
-        and np.array_equal(one.states, other.states)
-        and json.dumps(one.provenance) == json.dumps(other.provenance)
+        first.events.dtype == second.events.dtype
+        and first.states.dtype == second.states.dtype
+        and np.array_equal(first.events, second.events)
+        and np.array_equal(first.states, second.states)
+        and json.dumps(first.provenance) == json.dumps(second.provenance)
     )
 
 
@@ -93,17 +93,17 @@ def test_a_step_begins_where_the_layer_is_not_later_than_before(layers):
     for place, layer in enumerate(layers):
         step += place > 0 and layer <= layers[place - 1]
         steps.append(step)
-    assert finished(*map(told, layers)).demands().step.tolist() == steps
+    assert finished(*map(demanded, layers)).demands().step.tolist() == steps
 
 
 def test_more_than_one_token_is_prefill():
-    trace = finished(told(0, tokens=2), told(0, tokens=1))
+    trace = finished(demanded(0, tokens=2), demanded(0, tokens=1))
     assert rows(trace, "demand", "phase", "tokens") == [["prefill", 2], ["decode", 1]]
 
 
 def test_a_demand_is_followed_by_its_hits_misses_and_evictions():
     missed = [Missed(4, "disk", 7, 3, 5), Missed(1, "staged", 7, 2, 0)]
-    demand = told(2, hits=(0, 3), misses=(1, 4), arrivals=missed, evictions=((1, None), (4, 2)))
+    demand = demanded(2, hits=(0, 3), misses=(1, 4), arrivals=missed, evictions=((1, None), (4, 2)))
     frame = finished(demand).to_frame()
     assert frame["kind"].tolist() == ["demand", "hit", "hit", "miss", "miss", "eviction"]
     assert frame["expert"].tolist()[1:] == [0, 3, 4, 1, 2]
@@ -112,14 +112,14 @@ def test_a_demand_is_followed_by_its_hits_misses_and_evictions():
     assert set(frame["layer"]) == {2}
 
 
-def test_an_expert_that_was_let_pass_was_not_evicted():
+def test_an_expert_that_passed_by_was_not_evicted():
     missed = Missed(1, "disk", 7, 0, 0)
-    trace = finished(told(0, misses=(1,), arrivals=(missed,), evictions=((1, 1),)))
+    trace = finished(demanded(0, misses=(1,), arrivals=(missed,), evictions=((1, 1),)))
     assert rows(trace, "eviction", "expert") == []
 
 
-def test_a_demand_that_was_cut_keeps_what_it_missed():
-    demand = told(
+def test_an_interrupted_demand_keeps_its_misses():
+    demand = demanded(
         1, hits=(0,), misses=(1, 2), arrivals=[Missed(1, "host", 7, 0, 0)], complete=False
     )
     trace = finished(demand)
@@ -129,19 +129,19 @@ def test_a_demand_that_was_cut_keeps_what_it_missed():
     assert rows(trace, "miss", "nbytes") == [[7], [0]]
 
 
-def test_a_device_is_asked_for_its_times_when_the_recording_ends():
-    asked = []
+def test_times_are_read_from_a_device_when_the_recording_ends():
+    reads = []
 
     def span() -> tuple[int, int]:
-        asked.append("device")
+        reads.append("device")
         return 40, 2
 
     recorder = Recorder(clock=lambda: 30)
-    recorder.demand(told(0, misses=(1,), arrivals=[Missed(1, "host", 7, 99, 99, span)]))
+    recorder.demand(demanded(0, misses=(1,), arrivals=[Missed(1, "host", 7, 99, 99, span)]))
     recorder.copy(Copy(0, 1, "host", "device", 7, 99, 99, False, span))
-    assert not asked
+    assert not reads
     trace = recorder.finish(provenance=FACTS)
-    assert asked == ["device"] * 2
+    assert reads == ["device"] * 2
     assert rows(trace, "miss", "start_ms", "wait_ms") == [[10e-6, 2e-6]]
     assert rows(trace, "demand", "wait_ms") == [[2e-6]]
     assert rows(trace, "copy", "start_ms", "duration_ms") == [[10e-6, 2e-6]]
@@ -151,7 +151,11 @@ def test_a_device_is_asked_for_its_times_when_the_recording_ends():
     ("start", "step"), [(0, 0), (99, 0), (100, 0), (149, 0), (150, 1), (999, 1)]
 )
 def test_a_copy_belongs_to_the_step_that_it_began_in(start, step):
-    demands = (told(0, start=100, tokens=3), told(1, start=120, tokens=3), told(0, start=150))
+    demands = (
+        demanded(0, start=100, tokens=3),
+        demanded(1, start=120, tokens=3),
+        demanded(0, start=150),
+    )
     trace = finished(
         *demands,
         copies=[Copy(1, 2, "disk", "host", 7, start, 5, True)],
@@ -161,9 +165,9 @@ def test_a_copy_belongs_to_the_step_that_it_began_in(start, step):
     assert trace.events[-2:]["tokens"].tolist() == [1 if step else 3] * 2
 
 
-def test_copies_and_guesses_keep_what_was_told_of_them():
+def test_copies_and_guesses_keep_all_that_was_reported():
     trace = finished(
-        told(0),
+        demanded(0),
         copies=[Copy(1, 2, "disk", "host", 7, 3, 5, True)],
         guesses=[Guess(1, 2, 4, 3, 8, 7, "late")],
     )
@@ -178,7 +182,7 @@ def test_a_trace_is_empty_until_its_recording_fills_it():
     trace.provenance.update(prompt="hello", policy="guessed")
     assert repr(trace) == "Trace(empty)"
     recorder = Recorder()
-    recorder.demand(told(0))
+    recorder.demand(demanded(0))
     assert recorder.finish(into=trace, provenance=FACTS | {"policy": "lfu"}) is trace
     assert len(trace.events) == 1
     kept = {name: trace.provenance[name] for name in ("prompt", "policy", "mixoff")}
@@ -232,14 +236,14 @@ def refused(path: Path, match: str) -> None:
 
 
 def rewritten(path: Path, *, metadata: dict[str, str | None] = {}, **columns: Any) -> Path:  # noqa: B006
-    """Write a file anew with other columns and metadata; None leaves one out."""
+    """Write a file with changed columns and metadata, without those that are None."""
     from safetensors import safe_open
 
     with safe_open(path, "numpy") as file:
-        told = file.metadata() | metadata
+        changed = file.metadata() | metadata
     tensors = load_file(path) | {name.replace("_", ".", 1): new for name, new in columns.items()}
     kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    save_file(kept, path, {name: text for name, text in told.items() if text is not None})
+    save_file(kept, path, {name: text for name, text in changed.items() if text is not None})
     return path
 
 
@@ -373,7 +377,7 @@ def test_an_empty_trace_is_not_saved(tmp_path):
         Trace().save(tmp_path / "a.trace")
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path):
+def test_a_missing_folder_is_refused(tmp_path):
     trace = Trace.synthetic("uniform", tokens=2, layers=1, experts=2, top_k=1, seed=0)
     for write in (trace.save, trace.to_chrome):
         with pytest.raises(TraceError, match="can't be written"):
@@ -392,7 +396,7 @@ def test_a_token_lasts_until_the_next_one_begins():
     assert table["duration_ms"].tolist()[:4] == expected
 
 
-def test_the_last_token_of_a_reply_does_not_last_while_somebody_types():
+def test_the_last_token_of_a_reply_does_not_last_while_the_user_types():
     assert chat().trace().per_token()["duration_ms"].max() < 1000
 
 
@@ -412,12 +416,12 @@ def test_tokens_and_layers_add_up_to_the_demands(forward):
     assert layers["duration_ms"].sum() == hits + 2 * misses
 
 
-def test_guesses_are_counted_by_their_fate_and_step():
+def test_guesses_are_counted_by_their_outcome_and_step():
     played = chat()
     for outcome in ("used", "used", "late", "wasted", "open"):
         played.guessed(1, 2, outcome)
     last = played.trace().per_token().iloc[-1]
-    assert [last[f"prefetch_{fate}"] for fate in ("used", "late", "wasted")] == [2, 1, 1]
+    assert [last[f"prefetch_{outcome}"] for outcome in ("used", "late", "wasted")] == [2, 1, 1]
 
 
 def test_the_slowest_steps_come_longest_first():
