@@ -94,11 +94,6 @@ class MixtralOffloadingCheckpoint:
             experts=self._read_off_all(self._expert_matrices()),
         )
 
-    def first_scheme(self) -> Scheme:
-        """Return how the first matrices are stored; the files of others needn't be known."""
-        attention, experts = next(self._attention_matrices()), next(self._expert_matrices())
-        return Scheme(self._read_off(*attention), self._read_off(*experts))
-
     def expert_layouts(self) -> list[list[RecordLayout]]:
         """Return where the tensors of each record lie in it, ``[layer][expert]``."""
         return [[layout for layout, _ in layer] for layer in self._experts]
@@ -301,7 +296,9 @@ def first_scheme(folder: CheckpointFolder, header: Callable[[str], Shard]) -> Sc
     headers = {file: header(file) for file in files_beside(folder.index_path, files.values())}
     shards = {name: headers[file] for name, file in files.items()}
     checkpoint = MixtralOffloadingCheckpoint(folder.path, folder.config, architecture, shards)
-    return checkpoint.first_scheme()
+    attention = next(checkpoint._attention_matrices())
+    expert = next(checkpoint._expert_matrices())
+    return Scheme(checkpoint._read_off(*attention), checkpoint._read_off(*expert))
 
 
 def _name_in_file(name: str) -> str:

@@ -102,7 +102,7 @@ class MemoryPlan:
 
     @property
     def host_nbytes(self) -> int:
-        """Bytes in host memory, beside those on a device that is the CPU."""
+        """Bytes in host memory, without those of a device that is the CPU."""
         return self.host + self.bounce
 
     @property

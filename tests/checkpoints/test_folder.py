@@ -1,4 +1,4 @@
-"""A checkpoint's settings and index are read once on the way to a model."""
+"""A checkpoint's settings and index are read once to build a model."""
 
 import json
 import subprocess
@@ -8,8 +8,8 @@ import pytest
 
 from mixoff import demo_path
 
-# Counts who opens which file. Of the frames below an open, the innermost that is of mixoff or of
-# transformers is the reader: mixoff reads a file itself, or calls transformers, which does.
+# Counts the reads of each file, by reader. Of an open's stack of frames the innermost one of mixoff
+# or of transformers is the reader: mixoff reads a file itself, or calls transformers, which does.
 COUNT = """
 import json, os, sys
 from collections import Counter
@@ -70,6 +70,6 @@ def counts() -> dict[str, dict[str, int]]:
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
 @pytest.mark.parametrize("function", ["build_model", "load_chat", "chat"])
-def test_a_file_is_read_once_on_the_way_to_a_model(counts, function, name):
+def test_a_file_is_read_once_to_build_a_model(counts, function, name):
     assert counts[function][f"mixoff {name}"] == 1
     assert counts["build_model"]["transformers model.safetensors.index.json"] >= 1  # are told apart

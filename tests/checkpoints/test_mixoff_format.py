@@ -42,7 +42,7 @@ SMALL = {
 }
 
 # Settings that the files' records don't depend on: building the model finds a change of some of
-# them, by the non-expert parameters' shapes, and nobody can tell that others changed.
+# them, by the non-expert parameters' shapes, and changes of others can't be found.
 FREE_SETTINGS = {
     "architectures",
     "attention_dropout",
@@ -116,7 +116,7 @@ def shard_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
-def test_a_checkpoint_tells_what_it_holds(folder):
+def test_an_opened_checkpoint_has_the_sizes_and_the_scheme_of_its_files(folder):
     checkpoint = open_checkpoint(folder)
     assert (checkpoint.num_layers, checkpoint.num_experts) == (2, 2)
     assert checkpoint.scheme == MIXED
@@ -264,9 +264,9 @@ def test_layer_files_that_changed_places_are_refused(folder):
 
 
 def test_a_layer_file_of_another_model_of_the_same_shapes_is_refused(folder, quantized):
-    other = quantized(experts=2, seed=1) / layer_file(1)
+    replacement = quantized(experts=2, seed=1) / layer_file(1)
     with (
-        changed(folder / layer_file(1), other.read_bytes()),
+        changed(folder / layer_file(1), replacement.read_bytes()),
         pytest.raises(
             CheckpointError, match=r"layer-00001\.safetensors: its header is damaged or of"
         ),
@@ -275,11 +275,11 @@ def test_a_layer_file_of_another_model_of_the_same_shapes_is_refused(folder, qua
 
 
 def test_records_that_changed_places_inside_a_file_are_refused(folder):
-    one, other = open_checkpoint(folder).expert_locations()[0]
-    content = one.file.read_bytes()
-    head, tail = content[: one.offset], content[other.offset + other.nbytes :]
-    records = content[one.offset : other.offset], content[other.offset :][: other.nbytes]
-    one.file.write_bytes(head + records[1] + records[0] + tail)
+    first, second = open_checkpoint(folder).expert_locations()[0]
+    content = first.file.read_bytes()
+    head, tail = content[: first.offset], content[second.offset + second.nbytes :]
+    records = content[first.offset : second.offset], content[second.offset :][: second.nbytes]
+    first.file.write_bytes(head + records[1] + records[0] + tail)
     with pytest.raises(CheckpointError, match="expert 0 of layer 0 is damaged"):
         read_experts(open_checkpoint(folder))
 
@@ -361,7 +361,7 @@ def test_a_file_is_no_folder(folder):
         open_checkpoint(folder / NON_EXPERT_FILE)
 
 
-def test_an_unquantized_model_is_told_apart_and_how_to_convert_it(tiny_mixtral):
+def test_an_unquantized_model_is_refused_with_how_to_convert_it(tiny_mixtral):
     with pytest.raises(CheckpointError, match=r"has no quantization.*mixoff\.quantize_checkpoint"):
         open_checkpoint(tiny_mixtral(experts=2))
 

@@ -66,7 +66,7 @@ WRITTEN: dict[str, dict[str, Any]] = {
 def build(
     folder: Path = FOLDER, offload: int = 4, kernels: str = "torch"
 ) -> tuple[PreTrainedModel, ExpertCache]:
-    """Return a model whose weights are dequantized, or that multiplies with other kernels."""
+    """Return a model whose weights are dequantized, or that uses other kernels."""
     return build_model(folder, OffloadConfig(offload_per_layer=offload), kernels=kernels)
 
 
@@ -136,8 +136,8 @@ def test_hits_and_misses_are_those_that_the_original_cache_counted():
 @pytest.mark.parametrize("kernels", ["torch", "auto"])
 @pytest.mark.parametrize("offload", range(8))
 def test_logits_do_not_depend_on_how_many_experts_are_outside(offload, kernels):
-    found, expected = (logits_of(build(FOLDER, n, kernels)[0]) for n in (offload, 0))
-    assert torch.equal(found, expected)
+    logits, expected = (logits_of(build(FOLDER, n, kernels)[0]) for n in (offload, 0))
+    assert torch.equal(logits, expected)
 
 
 # ---- what another writer of this layout wrote
@@ -154,14 +154,14 @@ def test_logits_are_stocks_with_the_weights_that_were_written(written, outside):
 
 def test_bits_and_groups_are_read_off_the_shapes(written, request):
     attention, experts = WRITTEN[request.node.callspec.params["written"]]["bits"]
-    found = open_checkpoint(written[1]).scheme
-    assert found == Scheme(*(HQQAxis0(**vars(bits)) for bits in (attention, experts)))
+    scheme = open_checkpoint(written[1]).scheme
+    assert scheme == Scheme(*(HQQAxis0(**vars(bits)) for bits in (attention, experts)))
 
 
 # ---- what is read, and how
 
 
-def test_the_kind_of_a_checkpoint_is_told_by_its_folder(quantized):
+def test_the_format_of_a_checkpoint_is_recognized_by_its_folder(quantized):
     assert isinstance(open_checkpoint(FOLDER), MixtralOffloadingCheckpoint)
     assert isinstance(open_checkpoint(quantized()), MixoffCheckpoint)
 
@@ -212,7 +212,7 @@ def test_the_plan_has_every_expert_on_disk_and_slots_for_some():
     assert 2 * 2 * plan.expert_nbytes <= plan.slots < plan.disk
 
 
-def test_the_models_settings_tell_how_it_is_quantized():
+def test_the_models_settings_have_its_quantization():
     written = json.loads(build()[0].config.to_json_string(use_diff=False))["quantization_config"]
     assert written["experts"] == HQQAxis0(2, 16, 128).to_dict()
 

@@ -82,12 +82,12 @@ def test_what_was_written_passes_its_checksums(shard):
 
 
 def test_every_flipped_bit_of_a_tensor_is_found_by_its_checksum(shard):
-    found = read_shard(shard)
-    for name, tensor in found.tensors.items():
+    opened = read_shard(shard)
+    for name, tensor in opened.tensors.items():
         where = range(tensor.offset, tensor.offset + tensor.nbytes)
         for _ in each_flip(shard, where) if where else ():
             with pytest.raises(CheckpointError, match=f"{name} is damaged"):
-                found.verify([name])
+                opened.verify([name])
 
 
 def test_every_flipped_bit_of_a_header_is_an_error_or_another_checksum(shard):
@@ -113,9 +113,9 @@ def test_a_file_that_goes_on_after_its_last_tensor_is_an_error(shard):
 
 
 def test_a_file_that_was_cut_off_since_it_was_opened_is_an_error(shard):
-    found = read_shard(shard)
-    last = next(name for name in reversed(found.tensors) if found.tensors[name].nbytes)
-    for use in (found.read, lambda name: found.verify([name])):
+    opened = read_shard(shard)
+    last = next(name for name in reversed(opened.tensors) if opened.tensors[name].nbytes)
+    for use in (opened.read, lambda name: opened.verify([name])):
         with (
             changed(shard, shard.read_bytes()[:-1]),
             pytest.raises(CheckpointError, match=f"the file ends inside {last}"),
@@ -154,7 +154,7 @@ MALFORMED = {
     "an entry without a type": ({"a": {"shape": [4], "data_offsets": [0, 4]}}, bytes(4)),
     "one offset": ({"a": entry(offsets=[0])}, bytes(4)),
     "offsets that are text": ({"a": entry(offsets=["0", "4"])}, bytes(4)),
-    "offsets the wrong way round": ({"a": entry(offsets=[4, 0])}, bytes(4)),
+    "offsets in the wrong order": ({"a": entry(offsets=[4, 0])}, bytes(4)),
     "a negative offset": ({"a": entry(offsets=[-4, 0])}, bytes(4)),
     "an offset behind the end": ({"a": entry(offsets=[0, HUGE], shape=[HUGE])}, bytes(4)),
     "a gap before the first tensor": ({"a": entry(offsets=[1, 5])}, bytes(5)),
@@ -184,14 +184,14 @@ MALFORMED = {
 
 @pytest.mark.parametrize(("header", "payload"), MALFORMED.values(), ids=MALFORMED)
 def test_a_malformed_file_is_one_clear_error(tmp_path, header, payload):
-    path = write(tmp_path / "strange.safetensors", header, payload)
-    with pytest.raises(CheckpointError, match=r"strange\.safetensors: "):
+    path = write(tmp_path / "malformed.safetensors", header, payload)
+    with pytest.raises(CheckpointError, match=r"malformed\.safetensors: "):
         read_shard(path)
 
 
 @pytest.mark.parametrize("length", [0, 1, 2**32, 2**63, 2**64 - 1])
 def test_a_header_length_that_cannot_be_is_an_error(tmp_path, length):
-    path = write(tmp_path / "strange.safetensors", {"a": entry()}, bytes(4), length)
+    path = write(tmp_path / "malformed.safetensors", {"a": entry()}, bytes(4), length)
     with pytest.raises(CheckpointError, match="no safetensors file, or cut off"):
         read_shard(path)
 

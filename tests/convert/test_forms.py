@@ -115,15 +115,15 @@ def test_quantized_logits_are_stocks_with_the_dequantized_weights(name, tiny_mix
     source = tiny_mixtral(experts=2)
     model = converted(source, tmp_path / "model", SCHEMES[name])
     reference = with_dequantized_weights(stock(source), tmp_path / "model")
-    found, expected = logits_both_ways(model), logits_both_ways(reference)
+    logits, expected = logits_both_ways(model), logits_both_ways(reference)
     if name == "axis 0":  # gate and up are multiplied one after the other
-        assert torch.allclose(found, expected, rtol=0, atol=1e-5)
+        assert torch.allclose(logits, expected, rtol=0, atol=1e-5)
     else:
-        assert torch.equal(found, expected)
+        assert torch.equal(logits, expected)
     assert open_checkpoint(tmp_path / "model").scheme == SCHEMES[name]
 
 
-def test_a_layer_that_is_not_there_is_refused(tiny_mixtral, tmp_path):
+def test_an_unknown_layer_is_refused(tiny_mixtral, tmp_path):
     scheme = Scheme(layer_experts={2: HQQ(4, 16)})
     with pytest.raises(ConfigError, match="layer 2: the model has 2, 0 to 1"):
         quantize_checkpoint(tiny_mixtral(experts=2), tmp_path / "model", scheme)
@@ -174,10 +174,10 @@ def test_repacking_changes_no_logit(tiny_mixtral, tmp_path, attention, experts, 
     write_released(model, tmp_path / "released", attention=attention, experts=experts)
     quantize_checkpoint(tmp_path / "released", tmp_path / "ours", progress=False)
     ids, offload = torch.arange(24).view(2, 12), OffloadConfig(offload_per_layer=2)
-    found, expected = (
+    logits, expected = (
         build_model(tmp_path / name, offload)[0](ids).logits for name in ("ours", "released")
     )
-    assert torch.equal(found, expected)
+    assert torch.equal(logits, expected)
     scheme = open_checkpoint(tmp_path / "ours").scheme
     assert scheme == open_checkpoint(tmp_path / "released").scheme
 

@@ -64,7 +64,7 @@ def test_the_same_seed_makes_the_same_bytes(source, tmp_path):
         assert file.read_bytes() == (tmp_path / "second" / file.name).read_bytes()
 
 
-def test_a_target_that_is_there_is_left_alone(source, tmp_path):
+def test_an_existing_target_is_left_alone(source, tmp_path):
     with pytest.raises(ConfigError, match="exists already"):
         inflate_checkpoint(source, tmp_path, intermediate_size=INNER)
 

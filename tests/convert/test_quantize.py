@@ -22,6 +22,7 @@ from mixoff.convert import Conversion, quantize_checkpoint
 from mixoff.convert.conversion import RUNNING
 from mixoff.errors import CheckpointError, ConfigError
 from mixoff.quantization import HQQ, QuantizedTensor, Scheme, Unquantized
+from support.tiers import diagonal
 from support.tiny import EXACT, MIXED, random_mixtral, stack_experts
 
 HALF = Scheme(attention=Unquantized("float16"), experts=Unquantized("float16"))
@@ -36,7 +37,7 @@ def source(tiny_mixtral: Callable[..., Path], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
-    """Return a folder that isn't there yet, in one that is and is empty."""
+    """Return a folder that doesn't exist, in an empty one."""
     (tmp_path / "out").mkdir()
     return tmp_path / "out" / "model"
 
@@ -83,9 +84,9 @@ def expert_matrices(folder: Path, layer: int, expert: int) -> dict[str, Tensor]:
 def test_an_experts_record_holds_its_gate_over_its_up_and_its_down(source, target):
     convert(source, target)
     weights = random_mixtral(experts=2).model.layers[1].mlp.experts
-    found = expert_matrices(target, layer=1, expert=1)
-    assert torch.equal(found["gate_up_proj"], weights.gate_up_proj[1])
-    assert torch.equal(found["down_proj"], weights.down_proj[1])
+    matrices = expert_matrices(target, layer=1, expert=1)
+    assert torch.equal(matrices["gate_up_proj"], weights.gate_up_proj[1])
+    assert torch.equal(matrices["down_proj"], weights.down_proj[1])
 
 
 def test_a_quantized_expert_is_the_quantized_matrix(source, target):
@@ -116,16 +117,16 @@ def test_the_same_source_gives_the_same_bytes_again(source, tmp_path):
 @pytest.mark.parametrize("name", DTYPES)
 def test_non_expert_parameters_keep_their_type(tiny_mixtral, target, name):
     convert(tiny_mixtral(experts=2, dtype=DTYPES[name]), target, HALF)
-    found = read_shard(target / NON_EXPERT_FILE).tensors
-    assert {entry.dtype for entry in found.values()} == {name}
+    entries = read_shard(target / NON_EXPERT_FILE).tensors
+    assert {entry.dtype for entry in entries.values()} == {name}
 
 
 @pytest.mark.parametrize("name", DTYPES)
 def test_experts_of_any_type_are_converted_to_the_schemes(tiny_mixtral, target, name):
     convert(tiny_mixtral(experts=2, dtype=DTYPES[name]), target, HALF)
     weights = random_mixtral(experts=2, dtype=DTYPES[name]).model.layers[0].mlp.experts
-    found = expert_matrices(target, layer=0, expert=0)["down_proj"]
-    assert torch.equal(found, weights.down_proj[0].half().float())
+    down = expert_matrices(target, layer=0, expert=0)["down_proj"]
+    assert torch.equal(down, weights.down_proj[0].half().float())
 
 
 def test_a_tied_head_is_stored_once(tiny_mixtral, target):
@@ -144,7 +145,7 @@ def test_settings_are_kept_and_say_how_it_is_quantized(source, target):
     assert after == before
 
 
-def test_the_tokenizer_comes_along_and_code_and_pickles_do_not(source, target):
+def test_the_tokenizer_is_copied_and_code_and_pickles_are_not(source, target):
     for name in ("tokenizer.json", "chat_template.jinja", "modeling.py", "pytorch_model.bin"):
         (source / name).write_text("{}")
     names = {*convert(source, target)}
@@ -251,7 +252,7 @@ def test_a_missing_stacked_tensor_is_named(source, target):
 
 
 @pytest.mark.parametrize(
-    ("tensor", "found"),
+    ("tensor", "stored"),
     [
         (torch.zeros(96, 64, dtype=torch.int8), r"I8 \(96, 64\)"),
         (torch.zeros(96, 64, dtype=torch.float8_e4m3fn), r"F8_E4M3 \(96, 64\)"),
@@ -260,15 +261,15 @@ def test_a_missing_stacked_tensor_is_named(source, target):
         (torch.zeros(1), r"F32 \(1,\)"),
     ],
 )
-def test_a_tensor_of_another_type_or_shape_is_named_with_both(source, target, tensor, found):
+def test_a_tensor_of_another_type_or_shape_is_named_with_both(source, target, tensor, stored):
     change_tensor(source, W1, tensor)
-    with pytest.raises(CheckpointError, match=rf"1\.w1\.weight is {found}; .* \(96, 64\), unqu"):
+    with pytest.raises(CheckpointError, match=rf"1\.w1\.weight is {stored}; .* \(96, 64\), unqu"):
         convert(source, target)
     assert not left_behind(target)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
-def test_weights_that_are_no_numbers_are_refused_and_what_was_done_is_left(source, target, value):
+def test_non_finite_weights_are_refused_and_finished_files_are_kept(source, target, value):
     weight = load_file(source / "model.safetensors")[W1]
     weight[3, 5] = value
     change_tensor(source, W1, weight)
@@ -382,7 +383,7 @@ def test_a_folder_that_cannot_be_made_is_named(source, target):
 
 
 def watch_memory() -> Callable[[], int]:
-    """Return a function that tells how far memory rose above what it is now."""
+    """Return a function that returns how far memory rose above its present size."""
 
     def memory(field: str) -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -404,14 +405,16 @@ def test_memory_stays_below_two_layers_of_ten(tmp_path, target):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("experts", [HQQ(2, 16, 8), HQQ(8), Unquantized("float32")])
-def test_memory_stays_below_what_is_told_before(tmp_path, target, dtype, experts):
+@pytest.mark.parametrize(
+    ("dtype", "experts"),
+    diagonal([torch.bfloat16, torch.float32], [HQQ(2, 16, 8), HQQ(8), Unquantized("float32")]),
+)
+def test_memory_stays_below_the_estimate(tmp_path, target, dtype, experts):
     sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 1}
     random_mixtral(experts=2, dtype=dtype, **sizes).save_pretrained(tmp_path / "wide")
     scheme = Scheme(attention=HQQ(4), experts=experts)
     conversion = Conversion(FolderFiles(tmp_path / "wide"), target, scheme)
     rise = watch_memory()
     conversion.run(progress=False)
-    told = conversion.memory_nbytes - RUNNING  # which this process takes already
-    assert rise() < told + (64 << 20)  # what the heap keeps beside, after the tests before
+    estimate = conversion.memory_nbytes - RUNNING  # which this process takes already
+    assert rise() < estimate + (64 << 20)  # what the heap keeps beside, after the tests before

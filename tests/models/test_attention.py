@@ -14,6 +14,7 @@ from torch import nn
 from transformers import DynamicCache, StaticCache
 from transformers.models.mixtral.modeling_mixtral import MixtralAttention
 
+from support.tiers import diagonal
 from support.tiny import MIXED
 
 pytest.importorskip("llvmlite", reason="kernels are compiled by it")
@@ -27,6 +28,7 @@ from mixoff.quantization import HQQ, HQQAxis0, Scheme
 
 HEADS_OF_32 = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
 IDS = torch.arange(3, 11)[None]
+SCHEMES = {"groups of 16": MIXED, "groups of 64": Scheme(HQQ(4, 64), MIXED.experts)}
 
 
 @pytest.fixture
@@ -51,15 +53,15 @@ def attentions(model: Any) -> list[Any]:
 
 @contextmanager
 def noting(model: Any) -> Iterator[list[str]]:
-    """Note who attends: kernels ("together"), or transformers' module ("own")."""
+    """Note what computes attention: kernels ("together"), or transformers' module ("own")."""
     noted: list[str] = []
 
     def note(name: str, do: Callable[..., Any]) -> Callable[..., Any]:
         def noting(*args: Any, **settings: Any) -> Any:
-            found = do(*args, **settings)
-            if found is not None:
+            output = do(*args, **settings)
+            if output is not None:
                 noted.append(name)
-            return found
+            return output
 
         return noting
 
@@ -93,39 +95,38 @@ def caches(model: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("kind", ["growing", "dynamic", "plain"])
-@pytest.mark.parametrize("scheme", [MIXED, Scheme(HQQ(4, 64), MIXED.experts)], ids=str)
-def test_tokens_one_by_one_are_attended_together_and_right(build, kind, scheme):
-    model = build(scheme)
+@pytest.mark.parametrize(("kind", "scheme"), diagonal(["growing", "dynamic", "plain"], SCHEMES))
+def test_single_tokens_are_attended_by_kernels_and_right(build, kind, scheme):
+    model = build(SCHEMES[scheme])
     with noting(model) as noted:
-        found = decoded(model, caches(model)[kind])
+        logits = decoded(model, caches(model)[kind])
     assert noted == ["own"] * 2 + ["together"] * 10
-    assert torch.allclose(found, read(model), atol=2e-3)
-    plain = build(scheme, kernels="torch")
-    assert torch.allclose(found, decoded(plain, DynamicCache()), atol=2e-3)
+    assert torch.allclose(logits, read(model), atol=2e-3)
+    plain = build(SCHEMES[scheme], kernels="torch")
+    assert torch.allclose(logits, decoded(plain, DynamicCache()), atol=2e-3)
 
 
 def test_a_single_token_without_a_cache_attends_to_itself(build):
     model = build()
     with torch.no_grad(), noting(model) as noted:
-        found = model(IDS[:, :1], use_cache=False).logits
+        logits = model(IDS[:, :1], use_cache=False).logits
     assert noted == ["together"] * 2
     with torch.no_grad():
-        assert torch.allclose(found, model(IDS[:, :2]).logits[:, :1], atol=2e-3)
+        assert torch.allclose(logits, model(IDS[:, :2]).logits[:, :1], atol=2e-3)
 
 
 def test_bfloat16_is_close(quantized):
     folder = quantized(MIXED, **HEADS_OF_32)
     model, cache = build_model(folder, dtype=torch.bfloat16)
     with noting(model) as noted:
-        found = decoded(model, growing_cache(model.config))
-    exact, other = build_model(folder)
+        logits = decoded(model, growing_cache(model.config))
+    exact, exact_cache = build_model(folder)
     expected = decoded(exact, growing_cache(exact.config))
     cache.close()
-    other.close()
+    exact_cache.close()
     assert noted.count("together") == 10
-    assert found.dtype is torch.bfloat16
-    assert (found - expected).abs().mean() < 0.05 * expected.abs().mean()
+    assert logits.dtype is torch.bfloat16
+    assert (logits - expected).abs().mean() < 0.05 * expected.abs().mean()
 
 
 # ---- what is left to the model's own modules
@@ -169,9 +170,9 @@ def test_a_layer_whose_parts_were_changed_goes_through_them(build, change):
     expected = read(model) if change is not with_another_matrix else None
     change(model)
     with noting(model) as noted:
-        found = decoded(model, growing_cache(model.config))
+        logits = decoded(model, growing_cache(model.config))
     assert noted == ["own"] * 2 + ["own", "together"] * 5
-    assert torch.allclose(found, read(model) if expected is None else expected, atol=2e-3)
+    assert torch.allclose(logits, read(model) if expected is None else expected, atol=2e-3)
 
 
 @pytest.mark.parametrize("name", ["eager", "sdpa"])
@@ -179,9 +180,9 @@ def test_another_implementation_of_attention_is_used_if_it_is_set(build, name):
     model = build()
     model.set_attn_implementation(name)
     with noting(model) as noted:
-        found = decoded(model, DynamicCache())
+        logits = decoded(model, DynamicCache())
     assert {*noted} == {"own"}
-    assert torch.allclose(found, read(model), atol=2e-3)
+    assert torch.allclose(logits, read(model), atol=2e-3)
 
 
 @torch.no_grad()
@@ -192,46 +193,46 @@ def test_masks_and_several_replies_are_left_to_the_modules(build):
     past = growing_cache(model.config)
     with noting(model) as noted:
         model(IDS[:, :7], attention_mask=mask[:, :7], past_key_values=past)
-        found = model(IDS[:, 7:], attention_mask=mask, past_key_values=past).logits
+        logits = model(IDS[:, 7:], attention_mask=mask, past_key_values=past).logits
         model(IDS[:, :2].T, use_cache=False)
     assert {*noted} == {"own"}
-    assert torch.allclose(found, model(IDS, attention_mask=mask).logits[:, 7:], atol=2e-3)
+    assert torch.allclose(logits, model(IDS, attention_mask=mask).logits[:, 7:], atol=2e-3)
 
 
 def test_matrices_without_these_kernels_are_taken_one_by_one(build):
     model = build(Scheme(HQQAxis0(4, 64), MIXED.experts))
     with noting(model) as noted:
-        found = decoded(model, growing_cache(model.config))
+        logits = decoded(model, growing_cache(model.config))
     assert {*noted} == {"own"}
-    assert torch.allclose(found, read(model), atol=2e-3)
+    assert torch.allclose(logits, read(model), atol=2e-3)
 
 
 def test_small_heads_are_left_to_the_modules(build):
     model = build(num_attention_heads=8, num_key_value_heads=8)  # of 16
     with noting(model) as noted:
-        found = decoded(model, growing_cache(model.config))
+        logits = decoded(model, growing_cache(model.config))
     assert {*noted} == {"own"}
-    assert torch.allclose(found, read(model), atol=2e-3)
+    assert torch.allclose(logits, read(model), atol=2e-3)
 
 
 def test_a_cache_of_a_fixed_length_is_read_through_its_mask(build):
     model = build()
     past = StaticCache(config=model.config, max_cache_len=12)
-    found = decoded(model, past)
-    assert torch.allclose(found, read(model), atol=2e-3)
+    logits = decoded(model, past)
+    assert torch.allclose(logits, read(model), atol=2e-3)
 
 
 def test_a_sliding_window_is_kept(build):
     model = build(sliding_window=4)
-    found = decoded(model, DynamicCache(config=model.config))
-    assert torch.allclose(found, read(model), atol=2e-3)
+    logits = decoded(model, DynamicCache(config=model.config))
+    assert torch.allclose(logits, read(model), atol=2e-3)
 
 
 def test_keys_and_values_of_another_type_are_attended_to(build):
     class Doubles(DynamicCache):
         def update(self, *args: Any, **settings: Any) -> tuple[torch.Tensor, torch.Tensor]:
-            found = super().update(*args, **settings)
-            return tuple(part.double() for part in found)  # which kernels don't read
+            states = super().update(*args, **settings)
+            return tuple(part.double() for part in states)  # which kernels don't read
 
     model = build()
     with torch.no_grad():
@@ -239,8 +240,8 @@ def test_keys_and_values_of_another_type_are_attended_to(build):
         prompt = DynamicCache()
         model(IDS[:, :3], past_key_values=prompt)
         past.layers = prompt.layers
-        found = model(IDS[:, 3:4], past_key_values=past).logits
-    assert torch.allclose(found, read(model)[:, :1], atol=2e-3)
+        logits = model(IDS[:, 3:4], past_key_values=past).logits
+    assert torch.allclose(logits, read(model)[:, :1], atol=2e-3)
 
 
 def attended(attention: Any) -> float:
@@ -248,8 +249,8 @@ def attended(attention: Any) -> float:
     x = torch.randn(1, 1, 128, generator=torch.Generator().manual_seed(0))
     angles = torch.zeros(1, 1, 32)
     with torch.no_grad():
-        found, _ = attention(x, (angles.cos(), angles.sin()), attention_mask=None)
-    return float(found.abs().max())
+        output, _ = attention(x, (angles.cos(), angles.sin()), attention_mask=None)
+    return float(output.abs().max())
 
 
 def test_modules_for_one_token_are_transformers_own_with_the_same_parameters(build):
@@ -288,12 +289,12 @@ def test_a_copied_module_attends_with_its_own_matrices(build):
     attention = attentions(model)[0]
     attention.o_proj.kernels.reserved_threads = int  # the cache's own would come along, and refuses
     assert attended(attention) > 0  # plans are made, and aren't the copy's
-    other = copy.deepcopy(attention)
-    assert isinstance(other, OneTokenAttention)
+    copied = copy.deepcopy(attention)
+    assert isinstance(copied, OneTokenAttention)
     for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-        getattr(other, name).weight.data.zero_()
+        getattr(copied, name).weight.data.zero_()
     assert attended(attention) > 0
-    assert attended(other) == 0
+    assert attended(copied) == 0
 
 
 @pytest.mark.parametrize("name", ["q_proj", "k_proj", "v_proj", "o_proj"])
@@ -302,7 +303,7 @@ def test_a_record_that_is_put_in_place_of_another_is_attended_with(build, name):
     before, part = attended(attention), getattr(attention, name)
     record = part.weight.data
     part.weight.data = torch.zeros_like(record)
-    if name in ("v_proj", "o_proj"):  # a token that attends to itself alone knows no others
+    if name in ("v_proj", "o_proj"):  # of a single token scores are 1 whatever its query
         assert attended(attention) == 0
     part.weight.data = record
     assert attended(attention) == before
@@ -324,7 +325,7 @@ def test_angles_of_another_size_are_refused_as_transformers_does(build):
         attention(torch.ones(1, 1, 128), (angles.cos(), angles.sin()), attention_mask=None)
 
 
-def test_a_model_that_goes_leaves_nothing_to_the_garbage_collector(quantized):
+def test_a_deleted_model_is_freed_without_the_garbage_collector(quantized):
     model, cache = build_model(quantized(MIXED, **HEADS_OF_32))
     decoded(model, growing_cache(model.config))
     cache.close()
@@ -342,16 +343,16 @@ def test_a_model_that_goes_leaves_nothing_to_the_garbage_collector(quantized):
 def test_hooks_of_an_experts_activation_are_called(build):
     model, seen = build(), []
     activation = model.model.layers[0].mlp.experts.experts.act_fn
-    activation.register_forward_hook(lambda module, args, found: seen.append(found.shape[0]))
+    activation.register_forward_hook(lambda module, args, output: seen.append(output.shape[0]))
     expected = read(model)
     seen.clear()
-    found = decoded(model, growing_cache(model.config))
+    logits = decoded(model, growing_cache(model.config))
     assert seen.count(1) >= 2 * 5
-    assert torch.allclose(found, expected, atol=2e-3)
+    assert torch.allclose(logits, expected, atol=2e-3)
 
 
 def test_hooks_of_the_whole_module_are_called(build):
     model, seen = build(), []
-    attentions(model)[0].register_forward_hook(lambda module, args, found: seen.append(found[0]))
+    attentions(model)[0].register_forward_hook(lambda module, args, output: seen.append(output[0]))
     decoded(model, growing_cache(model.config))
     assert [part.shape[1] for part in seen] == [3, 1, 1, 1, 1, 1]

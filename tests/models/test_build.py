@@ -31,6 +31,7 @@ from mixoff.models.quantizer import register
 from mixoff.planning.plan import plan_memory
 from mixoff.quantization import HQQ, Scheme, Unquantized
 from support.models import logits_both_ways, prompt, with_dequantized_weights
+from support.tiers import diagonal
 from support.tiny import EXACT, MIXED
 
 REFERENCES: dict[str, dict[str, Any]] = {
@@ -41,18 +42,14 @@ REFERENCES: dict[str, dict[str, Any]] = {
     "top-4": {"top_k": 4},
     "16 experts": {"experts": 16},
 }
+SCHEMES = {"2 bits": MIXED, "3 bits": Scheme(attention=HQQ(8, 64), experts=HQQ(3, 32))}
+# The fast tier has the diagonals: each model once, with as many experts outside as its number.
 EVERY_OFFLOAD = [
-    pytest.param(settings, offload, id=f"{name}, {offload} outside")
-    for name, settings in REFERENCES.items()
+    pytest.param(name, offload, marks=() if offload == number else pytest.mark.full)
+    for number, (name, settings) in enumerate(REFERENCES.items())
     for offload in range(settings.get("experts", 8))
 ]
-SOME_OFFLOADS = [
-    pytest.param(settings, offload, id=f"{name}, {offload} outside")
-    for name, settings in REFERENCES.items()
-    for offload in (0, settings.get("experts", 8) - 1)
-]
 HALF = Scheme(attention=Unquantized("float16"), experts=Unquantized("float16"))
-THREE_BITS = Scheme(attention=HQQ(8, 64), experts=HQQ(3, 32))
 
 
 @pytest.fixture(scope="module")
@@ -90,25 +87,29 @@ def build(folder: Path, offload: int = 4, **options: Any) -> tuple[PreTrainedMod
     return build_model(folder, OffloadConfig(offload_per_layer=offload), **options)
 
 
-@pytest.mark.parametrize(("settings", "offload"), EVERY_OFFLOAD)
+@pytest.mark.parametrize(("name", "offload"), EVERY_OFFLOAD)
 def test_unquantized_logits_are_stocks_to_the_bit_however_many_experts_are_outside(
-    quantized, expected, settings, offload
+    quantized, expected, name, offload
 ):
+    settings = REFERENCES[name]
     model, cache = build(quantized(EXACT, **settings), offload)
 
     def no_more_residents_than_slots() -> None:
         slots = settings.get("experts", 8) - offload
         assert all(len(cache.residents(layer)) <= slots for layer in (0, 1))
 
-    found = logits_both_ways(model, after_each=no_more_residents_than_slots)
-    assert torch.equal(found, expected(**settings))
+    logits = logits_both_ways(model, after_each=no_more_residents_than_slots)
+    assert torch.equal(logits, expected(**settings))
 
 
-@pytest.mark.parametrize("scheme", [MIXED, THREE_BITS], ids=["2 bits", "3 bits"])
-@pytest.mark.parametrize(("settings", "offload"), SOME_OFFLOADS)
+@pytest.mark.parametrize(
+    ("name", "scheme", "outside"), diagonal(REFERENCES, SCHEMES, ["none", "all but one"])
+)
 def test_quantized_logits_are_stocks_with_the_dequantized_weights_to_the_bit(
-    quantized, expected_of, settings, offload, scheme
+    quantized, expected_of, name, scheme, outside
 ):
+    settings, scheme = REFERENCES[name], SCHEMES[scheme]
+    offload = settings.get("experts", 8) - 1 if outside == "all but one" else 0
     model, _ = build(quantized(scheme, **settings), offload, kernels="torch")
     expected = expected_of(scheme, **settings)
     assert torch.equal(logits_both_ways(model), expected)
@@ -120,8 +121,8 @@ def test_quantized_logits_are_stocks_with_the_dequantized_weights_to_the_bit(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("scheme", [EXACT, MIXED], ids=["unquantized", "2 bits"])
 def test_on_a_gpu_too_logits_do_not_depend_on_how_many_experts_are_outside(quantized, scheme):
-    one, other = (build(quantized(scheme), offload, device="cuda")[0] for offload in (0, 7))
-    assert torch.equal(logits_both_ways(one), logits_both_ways(other))
+    models = [build(quantized(scheme), offload, device="cuda")[0] for offload in (0, 7)]
+    assert torch.equal(*map(logits_both_ways, models))
 
 
 def test_the_skewed_model_sends_nearly_every_token_to_one_expert(quantized):
@@ -133,8 +134,8 @@ def test_the_skewed_model_sends_nearly_every_token_to_one_expert(quantized):
     assert before.hits == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_type_that_was_asked_for_is_computed_in(quantized, stock, dtype):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_model_computes_in_the_type_that_was_asked_for(quantized, stock, dtype):
     scheme = Scheme(EXACT.attention, Unquantized(str(dtype).removeprefix("torch.")))
     model, _ = build(quantized(scheme), dtype=dtype)
     assert model.dtype == dtype
@@ -163,7 +164,7 @@ def test_a_tied_head_computes_as_stocks_does(quantized, expected):
     assert torch.equal(logits_both_ways(model), expected(**settings))
 
 
-@pytest.mark.parametrize("scheme", [EXACT, MIXED])
+@pytest.mark.parametrize("scheme", [EXACT, MIXED], ids=["unquantized", "2 bits"])
 def test_from_pretrained_gives_the_same_model_once_mixoff_is_registered(quantized, scheme):
     mixoff.register()
     plain = AutoModelForCausalLM.from_pretrained(quantized(scheme))
@@ -175,8 +176,8 @@ def test_a_model_without_its_head_is_built_too(quantized, stock):
     register()
     model = AutoModel.from_pretrained(quantized(EXACT))
     with torch.no_grad():
-        found = model(prompt).last_hidden_state
-        assert torch.equal(found, stock().model(prompt).last_hidden_state)
+        states = model(prompt).last_hidden_state
+        assert torch.equal(states, stock().model(prompt).last_hidden_state)
 
 
 UNREGISTERED = """
@@ -214,7 +215,7 @@ def test_the_cache_is_found_in_the_model(quantized):
     assert cache_of(model) is cache
 
 
-def test_the_offload_that_was_asked_for_is_the_models(quantized):
+def test_a_model_starts_with_the_experts_outside_that_were_asked_for(quantized):
     _, cache = build(quantized(EXACT), offload=6)
     assert cache.slots_per_layer == 2
     assert cache.residents(1) == {6, 7}
@@ -243,11 +244,11 @@ def test_bytes_moved_are_a_record_for_each_miss(quantized):
 
 
 def test_two_models_in_one_process_are_both_right(quantized, expected):
-    one, _ = build(quantized(EXACT), offload=6)
-    other, _ = build(quantized(EXACT, top_k=4), offload=2)
-    assert torch.equal(logits_both_ways(one), expected())
-    assert torch.equal(logits_both_ways(other), expected(top_k=4))
-    assert torch.equal(logits_both_ways(one), expected())
+    first, _ = build(quantized(EXACT), offload=6)
+    second, _ = build(quantized(EXACT, top_k=4), offload=2)
+    assert torch.equal(logits_both_ways(first), expected())
+    assert torch.equal(logits_both_ways(second), expected(top_k=4))
+    assert torch.equal(logits_both_ways(first), expected())
 
 
 def test_a_step_that_failed_does_not_change_the_next(quantized, expected, tmp_path):
@@ -270,7 +271,7 @@ def test_a_forward_pass_keeps_nothing_for_a_backward_one(quantized):
 
 
 def traces() -> tuple[list[str], int, int]:
-    """Return what a process holds: open files, threads, and bytes of tensors."""
+    """Return a process's open files, threads, and bytes of tensors."""
     gc.collect()
     files = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.exists()]
     nbytes = sum(o.nbytes for o in gc.get_objects() if issubclass(type(o), Tensor))
@@ -278,7 +279,7 @@ def traces() -> tuple[list[str], int, int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_model_that_goes_gives_back_its_files_threads_and_memory(quantized):
+def test_a_deleted_model_frees_its_files_threads_and_memory(quantized):
     folder = quantized(MIXED)
     build(folder)  # what transformers keeps from its first model
     before = traces()
@@ -315,7 +316,11 @@ def test_saving_a_model_says_what_to_do_instead_and_writes_nothing(quantized, tm
     assert not (tmp_path / "saved").exists()
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: torch.save(model, "/dev/null")])
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy, lambda model: torch.save(model, "/dev/null")],
+    ids=["copied", "saved"],
+)
 def test_copying_a_model_says_what_to_do_instead(quantized, duplicate):
     model, _ = build(quantized(EXACT))
     with pytest.raises(MixoffError, match="build the model again"):
@@ -363,7 +368,7 @@ def test_a_budget_that_is_too_small_is_refused_before_anything_is_loaded(quantiz
     ("device", "reason"),
     [("nonsense", "Expected one of"), ("cuda:99", "."), (torch.device("hpu"), ".")],
 )
-def test_a_device_that_is_not_there_is_refused_with_those_that_may_be(quantized, device, reason):
+def test_a_missing_device_is_refused_with_those_that_may_be(quantized, device, reason):
     with pytest.raises(ConfigError, match=rf"device='{device}': {reason}.*; give cpu, or cuda"):
         build(quantized(EXACT), device=device)
 
@@ -387,7 +392,7 @@ def test_a_missing_folder_is_named(path):
         build_model(path)
 
 
-def test_an_unquantized_model_is_told_apart_and_how_to_convert_it(tiny_mixtral):
+def test_an_unquantized_model_is_refused_with_how_to_convert_it(tiny_mixtral):
     with pytest.raises(
         CheckpointError, match=r"no mixoff checkpoint .*mixoff\.quantize_checkpoint"
     ):

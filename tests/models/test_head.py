@@ -1,4 +1,4 @@
-"""One token of bfloat16 goes without oneDNN, and leaves the process as it was."""
+"""One token of bfloat16 is computed without oneDNN, and the process stays as it was."""
 
 import threading
 
@@ -23,22 +23,23 @@ def _onednn():
 
 @pytest.fixture
 def module(monkeypatch):
-    """Return a head that tells whether oneDNN was on while it was called."""
+    """Return a head that returns whether oneDNN was on while it was called."""
 
-    def tell(self: nn.Linear, x: torch.Tensor) -> bool:
+    def report(self: nn.Linear, x: torch.Tensor) -> bool:
         do = self.__dict__.get("do", lambda: None)
         do()
         return torch.backends.mkldnn.enabled
 
-    monkeypatch.setattr(nn.Linear, "forward", tell)
+    monkeypatch.setattr(nn.Linear, "forward", report)
     return HeadWithoutOneDNN(8, 8)
 
 
 @pytest.mark.parametrize(
     ("x", "on"),
     [(ONE, False), (ONE[0, 0], False), (MANY, True), (ONE.float(), True), (ONE.to("meta"), True)],
+    ids=["one token", "a vector", "many tokens", "float32", "another device"],
 )
-def test_only_one_token_of_bfloat16_on_a_cpu_goes_without(module, x, on):
+def test_only_one_token_of_bfloat16_on_a_cpu_is_computed_without_onednn(module, x, on):
     assert module(x) is on
     assert torch.backends.mkldnn.enabled
 
@@ -74,21 +75,24 @@ def test_the_last_thread_to_end_turns_it_on_again(module):
 
     waiting = HeadWithoutOneDNN(8, 8)
     waiting.do = wait
-    other = threading.Thread(target=waiting, args=(ONE,))
-    other.start()
+    thread = threading.Thread(target=waiting, args=(ONE,))
+    thread.start()
     assert inside.wait(60)
     assert not module(ONE)
     assert not torch.backends.mkldnn.enabled
     go_on.set()
-    other.join()
+    thread.join()
     assert torch.backends.mkldnn.enabled
 
 
 @pytest.mark.parametrize(
     ("kernels", "scheme", "without"),
     [("cpu", MIXED, True), ("cpu", EXACT, False), ("torch", MIXED, False)],
+    ids=["cpu, 2 bits", "cpu, unquantized", "torch, 2 bits"],
 )
-def test_a_models_head_goes_without_where_kernels_compute(quantized, kernels, scheme, without):
+def test_a_models_head_does_without_onednn_where_kernels_compute(
+    quantized, kernels, scheme, without
+):
     if kernels == "cpu":
         pytest.importorskip("llvmlite", reason="kernels are compiled by it")
     model, cache = build_model(quantized(scheme), kernels=kernels)

@@ -52,6 +52,6 @@ def test_a_record_that_is_put_in_place_of_another_is_the_new_matrix(layer):
 
 def test_a_copied_layer_has_a_record_of_its_own(layer):
     layer(X)
-    other = copy.deepcopy(layer)
+    copied = copy.deepcopy(layer)
     layer.weight.data.zero_()
-    assert torch.allclose(other(X), torch.full((1, 8), 64.0))
+    assert torch.allclose(copied(X), torch.full((1, 8), 64.0))

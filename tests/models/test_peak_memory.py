@@ -24,6 +24,7 @@ from mixoff.kernels import kernels_named
 from mixoff.planning.plan import plan_memory
 from mixoff.quantization import HQQ, Scheme
 from mixoff.tiers.record import RecordLayout
+from support.tiers import tiered
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -120,7 +121,7 @@ def non_expert_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).half()
 
 
-@pytest.mark.parametrize("kernels", ["auto", "torch"])
+@pytest.mark.parametrize("kernels", tiered(["auto", "torch"], fast=["auto"]))
 def test_peak_memory_is_the_planned_one_within_15_percent(checkpoint, kernels):
     offload, chosen = OffloadConfig(offload_per_layer=12, staging=2), kernels_named(kernels)
     plan = plan_memory(checkpoint, offload, context=PROMPT + REPLY, kernels=chosen)

@@ -44,11 +44,11 @@ def test_results_are_those_of_transformers(batch, groups, share, tokens, more, m
         heads = 1 if masked == "one for all heads" else groups * share
         mask = torch.rand(batch, heads, tokens, length) < 0.7
         mask[..., 0] = True
-    given = {"scaling": 0.3, "dropout": 0.0, "sliding_window": None}
-    expected, _ = sdpa_attention_forward(module(share), q, k, v, mask, **given)
-    found, weights = attend(module(share), q, k, v, mask, **given)
-    assert found.shape == expected.shape
-    assert torch.allclose(found, expected, atol=1e-5)
+    options = {"scaling": 0.3, "dropout": 0.0, "sliding_window": None}
+    expected, _ = sdpa_attention_forward(module(share), q, k, v, mask, **options)
+    attended, weights = attend(module(share), q, k, v, mask, **options)
+    assert attended.shape == expected.shape
+    assert torch.allclose(attended, expected, atol=1e-5)
     assert weights is None
 
 
@@ -59,9 +59,11 @@ def test_one_token_is_not_left_to_transformers(monkeypatch):
         attend(module(4), *inputs(1, 2, 4, 2, 30), None)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    ("batch", "masked", "by_kernel"), [(1, False, True), (1, True, False), (2, False, False)]
+    ("batch", "masked", "by_kernel"),
+    [(1, False, True), (1, True, False), (2, False, False)],
+    ids=["plain", "masked", "two replies"],
 )
 def test_a_kernel_takes_one_token_without_a_mask(monkeypatch, batch, masked, by_kernel, dtype):
     cpu = pytest.importorskip("mixoff.kernels.cpu.operations", exc_type=ImportError)
@@ -75,11 +77,11 @@ def test_a_kernel_takes_one_token_without_a_mask(monkeypatch, batch, masked, by_
     monkeypatch.setattr(attention, "attention_operations", lambda: noting)
     q, k, v = (part.to(dtype) for part in inputs(batch, 2, 4, 1, 30))
     mask = torch.ones(batch, 1, 1, 30, dtype=torch.bool) if masked else None
-    found, _ = attend(module(4), q, k, v, mask, scaling=0.3)
+    attended, _ = attend(module(4), q, k, v, mask, scaling=0.3)
     expected, _ = sdpa_attention_forward(module(4), q, k, v, mask, scaling=0.3)
     assert bool(taken) is by_kernel
-    assert found.dtype is dtype
-    assert torch.allclose(found, expected, atol=1e-5 if dtype is torch.float32 else 2e-2)
+    assert attended.dtype is dtype
+    assert torch.allclose(attended, expected, atol=1e-5 if dtype is torch.float32 else 2e-2)
 
 
 @pytest.mark.parametrize(
@@ -90,9 +92,10 @@ def test_a_kernel_takes_one_token_without_a_mask(monkeypatch, batch, masked, by_
         ("cpu", EXACT, "sdpa", "sdpa"),
         ("torch", MIXED, "sdpa", "sdpa"),
     ],
+    ids=["cpu", "cpu, eager", "cpu, unquantized", "torch"],
 )
 @torch.no_grad()
-def test_kernels_of_quantized_models_come_with_it_unless_another_was_asked_for(
+def test_kernels_of_quantized_models_bring_it_unless_another_was_asked_for(
     quantized, monkeypatch, kernels, scheme, asked, used
 ):
     if kernels == "cpu":
