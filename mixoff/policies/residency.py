@@ -103,8 +103,8 @@ class Residency:
             entering[list(computed)] = False
         self.usage.touch(needed, entering)
         self._ranking.demanded(hits, entering)
-        evictions = self._let_in(needed, entering) if entering.any() else ()
         hit, miss = np.flatnonzero(hits).tolist(), np.flatnonzero(missed).tolist()
+        evictions = self._let_in(needed, entering) if len(miss) > len(computed) else ()
         return Decision(tuple(hit), tuple(miss), evictions)
 
     def _let_in(self, needed: Array, entering: Array) -> tuple[tuple[int, int | None], ...]:
