@@ -1,9 +1,13 @@
-# `make check` says yes or no. The Python is the clone's own where it has one.
+# `make check` says yes or no in minutes; `make check-all` runs everything that needs no browser.
+# The Python is the clone's own where it has one.
 PYTHON ?= $(or $(wildcard .venv/bin/python),python3)
+PYTEST = $(PYTHON) -m pytest -q -n logical --dist loadfile
 
-.PHONY: check lint test notebooks browser pictures badges lab demo-model
+.PHONY: check check-all lint test test-all notebooks browser pictures badges lab demo-model
 
 check: lint test
+
+check-all: lint test-all notebooks
 
 lint:
 	$(PYTHON) -m ruff format --check .
@@ -11,7 +15,11 @@ lint:
 	$(PYTHON) -m mypy
 
 test:
-	$(PYTHON) -m pytest -q
+	$(PYTEST)
+
+# Every instruction set, all drawn examples, whole products.
+test-all:
+	$(PYTEST) --everything --durations=10
 
 # Opens JupyterLab on the notebooks; makes .venv and installs into it first where that is to do.
 lab: .venv/installed

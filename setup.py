@@ -60,6 +60,7 @@ setup(
     extras_require={
         "test": [
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "hqq>=0.2.8",
             "mypy>=1.15",

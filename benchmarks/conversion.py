@@ -1,7 +1,7 @@
-"""Converts a random model of Mixtral-8x7B's width: memory at its peak, time for each layer, sizes.
+"""Converts a random model of Mixtral-8x7B's width: peak memory, seconds a layer, and sizes.
 
-The source is written in a stream, in files as large as the hub's, and removed at the end. The
-conversion runs in a process of its own, whose peak of resident memory the system tells.
+The source is written as a stream, in files as large as the hub's, and removed at the end. The
+conversion runs in its own process, whose peak resident memory is read from the system.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -41,13 +42,13 @@ def tensors_of(model: Mixtral) -> Iterator[tuple[str, tuple[int, ...]]]:
         for name in [name for name in rest if name.startswith(prefix)]:
             yield name.replace(".mlp.", ".block_sparse_moe."), rest.pop(name)
         for expert in range(model.num_experts):
-            for matrix, shape in model.expert_shapes().items():
-                yield f"{prefix}block_sparse_moe.experts.{expert}.{matrix}.weight", shape
+            for name, shape in chain(*model.expert_tensors(layer, expert).values()):
+                yield name.replace(".mlp.", ".block_sparse_moe."), shape
     yield from rest.items()
 
 
 def new_tensor(shape: tuple[int, ...], block: torch.Tensor) -> NewTensor:
-    """Return a tensor whose weights are the block's, over and over."""
+    """Return a tensor that repeats the weights of a block."""
     count = torch.Size(shape).numel()
 
     def chunks() -> Iterator[torch.Tensor]:
@@ -82,7 +83,7 @@ def size_of(folder: Path) -> int:
 
 
 def finish_times(model: Path, process: "subprocess.Popen[str]") -> list[float]:
-    """Return when each layer's file got its name."""
+    """Return the times at which the files of layers were finished."""
     seen: dict[str, float] = {}
     while process.poll() is None:
         for path in model.glob("layer-*.safetensors"):
@@ -92,25 +93,27 @@ def finish_times(model: Path, process: "subprocess.Popen[str]") -> list[float]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--layers", type=int, default=8)
-    options.add_argument("--hidden", type=int, default=4096)
-    options.add_argument("--inner", type=int, default=14336)
-    options.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
-    given = options.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--hidden", type=int, default=4096)
+    parser.add_argument("--inner", type=int, default=14336)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    options = parser.parse_args()
     config = MixtralConfig(
-        hidden_size=given.hidden,
-        intermediate_size=given.inner,
-        num_hidden_layers=given.layers,
-        num_attention_heads=max(1, given.hidden // 128),
-        num_key_value_heads=max(1, given.hidden // 512),
+        hidden_size=options.hidden,
+        intermediate_size=options.inner,
+        num_hidden_layers=options.layers,
+        num_attention_heads=max(1, options.hidden // 128),
+        num_key_value_heads=max(1, options.hidden // 512),
     )
-    layer_weights = 24 * given.hidden * given.inner + 3 * given.hidden**2
-    needed = 3 * (given.layers * layer_weights + 2 * 32000 * given.hidden)
-    free = shutil.disk_usage(given.folder).free
+    layer_weights = 24 * options.hidden * options.inner + 3 * options.hidden**2
+    needed = 3 * (options.layers * layer_weights + 2 * 32000 * options.hidden)
+    free = shutil.disk_usage(options.folder).free
     if needed > free:
-        sys.exit(f"needs about {needed / 1e9:.0f} GB in {given.folder}; {free / 1e9:.0f} are free")
-    with tempfile.TemporaryDirectory(dir=given.folder) as temporary:
+        sys.exit(
+            f"needs about {needed / 1e9:.0f} GB in {options.folder}; {free / 1e9:.0f} are free"
+        )
+    with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         measure(Path(temporary), config)
 
 
@@ -126,12 +129,12 @@ def measure(folder: Path, config: MixtralConfig) -> None:
         times = finish_times(folder / ".model.partial" / "model", process)
         seconds = time.perf_counter() - started
         assert process.stdout
-        told = process.stdout.read()
+        peak_kb = process.stdout.read()
     if process.returncode:
         sys.exit(f"the conversion ended with {process.returncode}")
     gaps = [after - before for before, after in zip([started, *times], times, strict=False)]
     layer = statistics.median(gaps)
-    print(f"peak resident memory: {int(told) / 2**20:.2f} GiB")
+    print(f"peak resident memory: {int(peak_kb) / 2**20:.2f} GiB")
     print(f"a layer: {layer:.1f} s (median of {len(gaps)}); 32 layers: {32 * layer / 60:.0f} min")
     print(f"all of it, verified: {seconds:.0f} s, {nbytes / seconds / 1e6:.0f} MB/s of the source")
     print(f"checkpoint: {size_of(target) / 1e9:.3f} GB")

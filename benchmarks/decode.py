@@ -1,21 +1,21 @@
-"""Decoding and reading a prompt with all of a model in memory, beside llama.cpp and transformers.
+"""Decoding, and reading a prompt, with the whole model in memory: mixoff, llama.cpp, transformers.
 
-Run it from the root of a clone, after ``benchmarks/environments.py transformers llama``, on a
-machine that does nothing else: ``.venv/bin/python benchmarks/decode.py``. It takes 22 GB of disk in
+Run it from the root of a clone, after ``benchmarks/environments.py transformers llama``, on an
+otherwise idle machine: ``.venv/bin/python benchmarks/decode.py``. It takes 22 GB of disk in
 ``--folder`` while it makes its models, and 8 after that, unless ``--stock`` keeps the original for
-transformers. Models stay there for the next run, until ``--remove``.
+transformers. Models are kept for the next run, until ``--remove``.
 
 The model has Mixtral-8x7B's width (hidden 4096, inner 14336, 8 experts, top-2), random weights and
-few layers: what a layer takes is the difference of two depths, over their difference in layers. All
-layers have the same experts, each with bytes of its own, so that they are quantized once.
-Each arm runs in a process of its own, and arms take turns, round by round. All read a prompt of
-``--prompt`` tokens (once to warm up, then timed), and decode ``--tokens`` tokens after it, the same
-for all; a token's time is the median of a turn. *mixoff* has attention in 4 bits and experts in 2,
-in groups of 16 (3.06 bits a weight with their scales); llama.cpp's files are Q2_K throughout (2.6
-bits), with the weights that it arranges anew at loading (*repacked*) and as they are; the head has
-16 bits for both. *transformers* computes in bfloat16. Loading is from disk: files are dropped from
-the page cache before each turn. *loaded* and *peak* are the most resident memory until the model
-was there, and until the end.
+few layers: the time of a layer is the difference between two depths, divided by their difference in
+layers. All layers have the same experts, each stored separately, so that they are quantized once.
+Each arm runs in its own process, and every round runs all arms. All read a prompt of ``--prompt``
+tokens (once to warm up, then timed), and decode the same ``--tokens`` tokens after it; a token's
+time is the median of a run. *mixoff* has attention in 4 bits and experts in 2, in groups of 16
+(3.06 bits a weight with their scales); llama.cpp's files are Q2_K throughout (2.6 bits), with
+weights that it repacks at loading (*repacked*) and with weights as they are; the head has 16 bits
+for both. *transformers* computes in bfloat16. Models are loaded from disk: their files are dropped
+from the page cache before each run. *loaded* and *peak* are the peak resident memory until the
+model is loaded, and until the end.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from pathlib import Path
 
 from environments import python_of
 from peers.models import Models, four_and_two, refuse_without_room
-from peers.turns import Arm, machine, nbytes_of, print_table, run_rounds, spread
+from peers.rounds import Arm, machine, nbytes_of, print_table, run_rounds, spread
 from peers.weights import Shape
 
 WIDE = Shape(hidden=4096, inner=14336, layers=5, vocab=4096, repeats=True)
@@ -37,84 +37,84 @@ MIXOFF, REPACKED, AS_IT_IS = "mixoff 4/2", "llama.cpp Q2_K, repacked", "llama.cp
 STOCK = "transformers bfloat16"
 
 
-def settings(given: argparse.Namespace, shape: Shape, path: Path, **more: object) -> dict:
+def settings(options: argparse.Namespace, shape: Shape, path: Path, **more: object) -> dict:
     """Return a worker's settings."""
-    count = given.prompt + given.tokens + 2
+    count = options.prompt + options.tokens + 2
     return {
         "path": str(path),
         "ids": random.Random(0).choices(range(3, shape.vocab), k=count),
-        "prompt": given.prompt,
-        "tokens": given.tokens,
-        "threads": given.threads,
-        "scratch": str(given.folder),
+        "prompt": options.prompt,
+        "tokens": options.tokens,
+        "threads": options.threads,
+        "scratch": str(options.folder),
         **more,
     }
 
 
-def arms(given: argparse.Namespace, models: Models) -> Iterator[tuple[str, int, Arm]]:
-    """Yield name, layers and arm of all that is compared."""
+def arms(options: argparse.Namespace, models: Models) -> Iterator[tuple[str, int, Arm]]:
+    """Yield the name, the layers and the arm of everything that is compared."""
     shape = models.shape
-    everything = {"offload_per_layer": 0, "prefetch": 0}
+    all_in_memory = {"offload_per_layer": 0, "prefetch": 0}
     for layers in DEPTHS:
         path = models.mixoff("4-2", four_and_two(), layers)
-        told = settings(given, shape, path, offload=everything, dtype=given.dtype)
-        arm = Arm(f"{MIXOFF}, {layers}", Path(sys.executable), "mixoff_decode.py", told, path)
+        worker = settings(options, shape, path, offload=all_in_memory, dtype=options.dtype)
+        arm = Arm(f"{MIXOFF}, {layers}", Path(sys.executable), "mixoff_decode.py", worker, path)
         yield MIXOFF, layers, arm
     for name, repack in ((REPACKED, True), (AS_IT_IS, False)):
         for layers in DEPTHS:
             python = python_of("llama")
             path = models.gguf("Q2_K", layers) if python.exists() else models.folder
-            told = settings(given, shape, path, how="memory", repack=repack)
-            yield name, layers, Arm(f"{name}, {layers}", python, "llama_decode.py", told, path)
-    if not given.stock:
-        models.forget_original()
+            worker = settings(options, shape, path, how="memory", repack=repack)
+            yield name, layers, Arm(f"{name}, {layers}", python, "llama_decode.py", worker, path)
+    if not options.stock:
+        models.remove_original()
         return
     for layers in STOCK_DEPTHS:
         path = models.original(layers)
-        told = settings(given, shape, path, how="memory")
-        python = python_of("transformers")
-        yield STOCK, layers, Arm(f"{STOCK}, {layers}", python, "transformers_decode.py", told, path)
+        worker = settings(options, shape, path, how="memory")
+        name, python = f"{STOCK}, {layers}", python_of("transformers")
+        yield STOCK, layers, Arm(name, python, "transformers_decode.py", worker, path)
 
 
-def token_ms(found: dict) -> float:
-    return 1e3 * statistics.median(found["token_s"])
+def token_ms(result: dict) -> float:
+    return 1e3 * statistics.median(result["token_s"])
 
 
-def prompt_ms(found: dict) -> float:
-    return 1e3 * float(found.get("prefill_s", "nan"))
+def prompt_ms(result: dict) -> float:
+    return 1e3 * float(result.get("prefill_s", "nan"))
 
 
 def layer_ms(few: Arm, many: Arm, layers: int, of: Callable[[dict], float]) -> list[float]:
-    """Return what a layer takes, round by round."""
-    pairs = zip(few.found, many.found, strict=False)
+    """Return the milliseconds of one layer in each round."""
+    pairs = zip(few.results, many.results, strict=False)
     return [(of(after) - of(before)) / layers for before, after in pairs]
 
 
-def rows(found: dict[str, dict[int, Arm]]) -> Iterator[list[str]]:
+def rows(measured: dict[str, dict[int, Arm]]) -> Iterator[list[str]]:
     """Yield a row for each arm: both depths, and a layer."""
-    for name, depths in found.items():
+    for name, depths in measured.items():
         (few, first), (many, last) = sorted(depths.items())
-        if not (first.found and last.found):
+        if not (first.results and last.results):
             yield [name, f"{few}, {many}", first.failure or last.failure, *["-"] * 6]
             continue
         yield [
             name,
             f"{few}, {many}",
-            spread(map(token_ms, last.found), 1),
+            spread(map(token_ms, last.results), 1),
             spread(layer_ms(first, last, many - few, token_ms), 1),
-            spread(map(prompt_ms, last.found), 0),
+            spread(map(prompt_ms, last.results), 0),
             spread(layer_ms(first, last, many - few, prompt_ms), 0),
-            spread([one["load_s"] for one in last.found], 1),
-            f"{max(one['load_peak_kb'] for one in last.found) / 1e6:.2f}",
-            f"{max(one['peak_kb'] for one in last.found) / 1e6:.2f}",
+            spread([result["load_s"] for result in last.results], 1),
+            f"{max(result['load_peak_kb'] for result in last.results) / 1e6:.2f}",
+            f"{max(result['peak_kb'] for result in last.results) / 1e6:.2f}",
         ]
 
 
-def report(found: dict[str, dict[int, Arm]], given: argparse.Namespace) -> None:
-    """Print the table, and mixoff's ratios."""
+def report(measured: dict[str, dict[int, Arm]], options: argparse.Namespace) -> None:
+    """Print the table, and mixoff's ratios to the other arms."""
     print(
-        f"\n{machine()}; {given.threads} thread(s), {given.rounds} rounds, a prompt of "
-        f"{given.prompt} tokens, {given.tokens} decoded; what isn't of a layer is of all layers"
+        f"\n{machine()}; {options.threads} thread(s), {options.rounds} rounds, a prompt of "
+        f"{options.prompt} tokens, {options.tokens} decoded; times are of all layers unless said"
     )
     print_table(
         [
@@ -128,12 +128,12 @@ def report(found: dict[str, dict[int, Arm]], given: argparse.Namespace) -> None:
             "loaded GB",
             "peak GB",
         ],
-        [*rows(found)],
+        [*rows(measured)],
     )
-    for name, depths in found.items():
+    for name, depths in measured.items():
         (few, first), (many, last) = sorted(depths.items())
-        own = found[MIXOFF]
-        if name == MIXOFF or not (first.found and last.found and own[DEPTHS[0]].found):
+        own = measured[MIXOFF]
+        if name == MIXOFF or not (first.results and last.results and own[DEPTHS[0]].results):
             continue
         for what, of in (("decodes a layer", token_ms), ("reads a layer's prompt", prompt_ms)):
             ours = layer_ms(own[DEPTHS[0]], own[DEPTHS[1]], DEPTHS[1] - DEPTHS[0], of)
@@ -153,20 +153,20 @@ def main() -> None:
     parser.add_argument("--stock", action="store_true", help="add transformers in bfloat16")
     parser.add_argument("--tiny", action="store_true", help="small models, to try the script")
     parser.add_argument("--remove", action="store_true", help="remove the models at the end")
-    given = parser.parse_args()
+    options = parser.parse_args()
     models = Models(
-        given.folder, "wide-tiny" if given.tiny else "wide", TINY if given.tiny else WIDE
+        options.folder, "wide-tiny" if options.tiny else "wide", TINY if options.tiny else WIDE
     )
-    if not given.tiny:
-        refuse_without_room(given.folder, 23e9)
-    found: dict[str, dict[int, Arm]] = {}
-    for name, layers, arm in arms(given, models):
-        found.setdefault(name, {})[layers] = arm
-    everything = [arm for depths in found.values() for arm in depths.values()]
+    if not options.tiny:
+        refuse_without_room(options.folder, 23e9)
+    measured: dict[str, dict[int, Arm]] = {}
+    for name, layers, arm in arms(options, models):
+        measured.setdefault(name, {})[layers] = arm
+    everything = [arm for depths in measured.values() for arm in depths.values()]
     print(f"files: {', '.join(f'{a.name} {nbytes_of(a.files) / 1e9:.2f} GB' for a in everything)}")
-    run_rounds(everything, given.threads, given.rounds)
-    report(found, given)
-    if given.remove:
+    run_rounds(everything, options.threads, options.rounds)
+    report(measured, options)
+    if options.remove:
         models.remove()
 
 

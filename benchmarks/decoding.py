@@ -1,4 +1,4 @@
-"""A loaded model that decodes, and where its time goes. What benchmarks share."""
+"""A loaded model that decodes, and the time that its parts take. Shared by several benchmarks."""
 
 import itertools
 import math
@@ -19,11 +19,11 @@ from mixoff.chat.kv_cache import growing_cache
 from mixoff.kernels import GatedActivation, Kernels
 from mixoff.models.layers.experts import OffloadedExperts
 
-WARM_UP = 2  # tokens of each turn that aren't timed
+WARM_UP = 2  # tokens of each run that are not timed
 
 
 class Stopwatch:
-    """How long what was watched took in all."""
+    """The total time between calls of `start` and `stop`."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -37,7 +37,7 @@ class Stopwatch:
 
 
 class TimedKernels(Kernels):
-    """The same kernels of experts, watched."""
+    """Kernels whose products of experts are timed."""
 
     def __init__(self, kernels: Kernels, watch: Stopwatch) -> None:
         self._kernels, self._watch = kernels, watch
@@ -56,13 +56,13 @@ class TimedKernels(Kernels):
 
 
 class Run:
-    """A loaded model that decodes given tokens, and what is watched of it."""
+    """A loaded model that decodes tokens, and stopwatches of its parts."""
 
     def __init__(self, folder: Path, offload: OffloadConfig, kernels: str) -> None:
         began = time.perf_counter()
         self.model, self.cache = build_model(folder, offload, kernels=kernels)
         self.load_seconds = time.perf_counter() - began
-        self.forget()
+        self.reset()
         self.watches = {name: Stopwatch() for name in ("experts", "attention", "head")}
         self.chosen: list[list[Tensor]] = [[] for _ in range(self.cache.num_layers)]
         for module in self.model.modules():
@@ -75,44 +75,44 @@ class Run:
         self.model.lm_head.register_forward_pre_hook(self.watches["head"].start)
         self.model.lm_head.register_forward_hook(self.watches["head"].stop)
 
-    def _note(self, module: Any, given: tuple[Tensor, ...]) -> None:
-        self.chosen[module.layer].append(given[1])
+    def _note(self, module: Any, inputs: tuple[Tensor, ...]) -> None:
+        self.chosen[module.layer].append(inputs[1])
 
     @torch.inference_mode()
     def read(self, tokens: list[int]) -> int:
-        """Read tokens, all at once, and return the likeliest next one."""
-        found = self.model(input_ids=torch.tensor([tokens]), past_key_values=self.past)
-        return int(found.logits[0, -1].argmax())
+        """Read tokens, all at once, and return the most probable next one."""
+        output = self.model(input_ids=torch.tensor([tokens]), past_key_values=self.past)
+        return int(output.logits[0, -1].argmax())
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Begin a new context."""
         self.past = growing_cache(self.model.config)
 
     def empty(self, slots: int) -> None:
-        """Begin with so many slots, and with the residents that a new cache has."""
+        """Set the number of slots, with the residents of a new cache."""
         self.cache.resize(0)
         self.cache.resize(slots)
 
     def verify(self) -> None:
-        """Have each expert read once, so that no checksum is left to be compared later."""
+        """Read each expert once, so that no checksum is verified during the measurement."""
         for layer in range(self.cache.num_layers):
             for _ in self.cache.acquire(layer, range(self.cache.num_experts)):
                 pass
 
     def forced(self, tokens: list[int]) -> dict[str, float]:
-        """Return what decoding given tokens took, per token, after a few to warm up."""
+        """Return the measurements of decoding these tokens, per token, after a few to warm up."""
         for token in tokens[:WARM_UP]:
             self.read([token])
-        return self._watched([token] for token in tokens[WARM_UP:])
+        return self._timed([token] for token in tokens[WARM_UP:])
 
     def greedy(self, prompt: list[int], count: int) -> tuple[list[int], dict[str, float]]:
-        """Return the likeliest tokens after a prompt, and what each but the first took."""
-        self.forget()
+        """Return the greedy reply to a prompt, and measurements per token, of all but the first."""
+        self.reset()
         reply = [self.read(prompt)]
-        told = self._watched(([reply[-1]] for _ in range(count - 1)), reply)
-        return reply, told
+        measured = self._timed(([reply[-1]] for _ in range(count - 1)), reply)
+        return reply, measured
 
-    def _watched(self, steps: Iterable[list[int]], into: list[int] | None = None) -> dict[str, Any]:
+    def _timed(self, steps: Iterable[list[int]], into: list[int] | None = None) -> dict[str, Any]:
         for watch in self.watches.values():
             watch.seconds = 0.0
         for layer in self.chosen:
@@ -123,23 +123,23 @@ class Run:
             if into is not None:
                 into.append(following)
         seconds = (time.perf_counter() - began) / count
-        found, read = self.cache.stats() - before, bytes_read() - read
+        stats, read = self.cache.stats() - before, bytes_read() - read
         parts = {name: watch.seconds / count for name, watch in self.watches.items()}
-        parts["wait"] = found.wait_ns / 1e9 / count
+        parts["wait"] = stats.wait_ns / 1e9 / count
         parts["rest"] = seconds - sum(parts.values())
-        guessed = found.prefetch_used + found.prefetch_late
+        guessed = stats.prefetch_used + stats.prefetch_late
         return {
             "tokens_per_s": 1 / seconds,
-            "hit_rate": found.hit_rate,
+            "hit_rate": stats.hit_rate,
             "alike": self._alike(),
-            "guessed": guessed / found.misses if found.misses else math.nan,
-            "MB": (found.bytes_moved + found.bytes_wasted) / count / 1e6,
+            "guessed": guessed / stats.misses if stats.misses else math.nan,
+            "MB": (stats.bytes_moved + stats.bytes_wasted) / count / 1e6,
             "MB_read": read / count / 1e6,
             **{f"{name}_ms": 1e3 * part for name, part in parts.items()},
         }
 
     def _alike(self) -> float:
-        """Return the share of a token's experts that the token before had chosen, too."""
+        """Return the share of a token's experts that the previous token chose, too."""
         shares = []
         for layer in self.chosen:
             sets = [set(choice.flatten().tolist()) for choice in layer]
@@ -148,26 +148,26 @@ class Run:
 
 
 def bytes_read() -> int:
-    """Return the bytes that this process had read from disks; 0 where nobody counts."""
+    """Return the bytes read from disks for this process; 0 where the system doesn't count."""
     path = Path("/proc/self/io")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((int(line.split()[1]) for line in lines if line.startswith("read_bytes")), 0)
 
 
 def status(name: str) -> int:
-    """Return a number of bytes from this process's status; 0 where there is none."""
+    """Return a number of bytes in this process's status file; 0 where there is none."""
     path = Path("/proc/self/status")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((int(line.split()[1]) << 10 for line in lines if line.startswith(name)), 0)
 
 
 def guess(run: Run, experts: int) -> None:
-    """Set how many experts of the next layer are guessed, 0 for none."""
+    """Set the number of experts that are guessed for the next layer, 0 for none."""
     prefetcher_of(run.model).experts = experts
 
 
 def summary(rows: list[dict[str, Any]], by: list[str]) -> pd.DataFrame:
-    """Return medians of the rounds, an arm a column, and the least and most tokens a second."""
+    """Return medians over the rounds, an arm a column, and the least and most tokens a second."""
     arms = pd.DataFrame(rows).groupby(by, sort=False)
     speed = arms["tokens_per_s"].agg(["median", "min", "max"]).round(3)
     speed.columns = pd.Index(["tokens/s", "min", "max"])

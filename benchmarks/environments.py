@@ -1,11 +1,11 @@
-"""Makes an environment for each peer that the benchmarks compare with, from pinned packages.
+"""Makes an environment for each library that the benchmarks compare with, from pinned packages.
 
 Run it from the root of a clone: ``python3 benchmarks/environments.py`` for all, or with names.
-Each becomes ``.venv-peers/NAME``, which git ignores; one that is complete is left as it is, so a
-folder of that name may also be a link to an environment made elsewhere. ``llama`` compiles
-llama.cpp for this processor, which took 14 minutes on two cores and needs a compiler and CMake's
-wheel; the others are downloads. On Linux, PyPI's torch brings several GB of CUDA libraries: with
-``--index URL`` pip looks for packages at PyTorch's own index of CPU builds first.
+Each becomes ``.venv-peers/NAME``, which git ignores; a complete one is not changed, so a folder of
+that name may also be a link to an environment made elsewhere. ``llama`` compiles llama.cpp for this
+processor, which took 14 minutes on two cores and needs a compiler and CMake's wheel; the others are
+downloads. On Linux, PyPI's torch brings several GB of CUDA libraries: with ``--index URL`` pip
+looks for packages at PyTorch's own index of CPU builds first.
 """
 
 import argparse
@@ -29,12 +29,12 @@ _PROBES = {"bitsandbytes": "bitsandbytes", "llama": "llama_cpp, gguf"}  # else t
 
 
 def python_of(name: str) -> Path:
-    """Return the Python of a peer's environment, which may not be there."""
+    """Return the path of Python in a peer's environment, which may not exist yet."""
     return FOLDER / name / "bin" / "python"
 
 
 def is_complete(name: str) -> bool:
-    """Return whether a peer's environment can import what it is for."""
+    """Return whether a peer's environment can import the peer."""
     if not python_of(name).exists():
         return False
     words = [str(python_of(name)), "-c", f"import {_PROBES.get(name, name)}"]
@@ -42,29 +42,29 @@ def is_complete(name: str) -> bool:
 
 
 def make(name: str, index: str | None) -> None:
-    """Make an environment, and install what it is for."""
+    """Make an environment, and install the peer's packages."""
     venv.create(FOLDER / name, with_pip=True)
     words = [str(python_of(name)), "-m", "pip", "install", "-q", *PINS[name]]
     if index:
         words += ["--index-url", index, "--extra-index-url", "https://pypi.org/simple"]
-    # ggml takes every instruction that this processor has, as its own documentation advises.
-    options = {"CMAKE_ARGS": "-DGGML_NATIVE=ON", **os.environ}
-    subprocess.run(words, check=True, env=options)
+    # ggml is compiled for all instructions of this processor, as its documentation advises.
+    env = {"CMAKE_ARGS": "-DGGML_NATIVE=ON", **os.environ}
+    subprocess.run(words, check=True, env=env)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PINS))
     parser.add_argument("--index", help="where torch's CPU builds are")
-    given = parser.parse_args()
-    if unknown := [name for name in given.names if name not in PINS]:
+    options = parser.parse_args()
+    if unknown := [name for name in options.names if name not in PINS]:
         sys.exit(f"{unknown[0]}: there are {', '.join(PINS)}")
-    for name in given.names or PINS:
+    for name in options.names or PINS:
         if is_complete(name):
             print(f"{name}: there")
             continue
         print(f"{name}: installs {', '.join(PINS[name])}", flush=True)
-        make(name, given.index)
+        make(name, options.index)
 
 
 if __name__ == "__main__":

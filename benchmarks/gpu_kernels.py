@@ -1,18 +1,18 @@
-"""How long one Mixtral expert takes on this GPU, straight from packed weights and otherwise.
+"""The time of one Mixtral expert on this GPU, from packed weights and with other libraries.
 
-Run it from the root of a clone, on a GPU that does nothing else:
+Run it from the root of a clone, on an otherwise idle GPU:
 ``.venv/bin/python benchmarks/gpu_kernels.py``. It needs a GPU that CUDA can use, with 8 GB free.
 
 An expert is three matrices of 4096 x 14336 weights: gate, up and down. Weights are random codes and
-scales: what they are changes no time. Inputs are float16. All arms take turns, round by round, and
-each goes through so many copies of its expert that their bytes are several times the GPU's L2
-cache. Times are those between CUDA events around ``--repeats`` experts after a warm-up: what the
-GPU needs, unless the host is slower at launching. Printed: median, least and most of the rounds in
-microseconds an expert, bytes of packed weights over the median, and that as a share of what a copy
-from device to device moves (bytes read and written). Errors are the largest one beside the largest
-result, against float64 products of the same dequantized weights, on a slice of a matrix. hqq is its
-PYTORCH backend in float16. gemlite is measured where it can be imported, for 8, 4 and 2 bits in
-groups of 64: it has no 3 bits and no 8-bit scales.
+scales, since times don't depend on them. Inputs are float16. Every round runs all arms, and each
+arm uses so many copies of its expert that their bytes are several times the GPU's L2 cache. Times
+are those between CUDA events around ``--repeats`` experts after a warm-up: the GPU's time, unless
+the host is slower at launching. Printed are median, least and most of the rounds in microseconds an
+expert, bytes of packed weights over the median, and that rate as a share of a copy from device to
+device (bytes read and written). Errors are the largest error over the largest result, against
+float64 products of the same dequantized weights, on a slice of a matrix. hqq is its PYTORCH backend
+in float16. gemlite is measured where it can be imported, for 8, 4 and 2 bits in groups of 64: it
+has no 3 bits and no 8-bit scales.
 """
 
 import argparse
@@ -30,12 +30,12 @@ from mixoff.quantization import HQQ, QuantizedTensor
 HIDDEN, INNER = 4096, 14336
 SHAPES = ((INNER, HIDDEN), (INNER, HIDDEN), (HIDDEN, INNER))
 SCHEMES = (HQQ(2, 16, 8), HQQ(3, 64), HQQ(4, 64), HQQ(8, 64))
-Work = Callable[[int], object]  # is given the number of the copy
+Work = Callable[[int], object]  # its argument is the number of the copy
 
 
 @dataclass
 class Arm:
-    """One way to compute an expert."""
+    """An implementation of an expert, and its times."""
 
     name: str
     nbytes: int  # of an expert's weights
@@ -45,7 +45,7 @@ class Arm:
 
 
 def random_matrix(scheme: HQQ, shape: tuple[int, int], seed: int) -> QuantizedTensor:
-    """Return random codes and scales, with weights of about 0.01 in size."""
+    """Return a matrix of random codes and scales, whose weights are about 0.01 in size."""
     generator = torch.Generator("cuda").manual_seed(seed)
     parts = {}
     for name, (dtype, part) in scheme.part_specs(shape).items():
@@ -67,20 +67,20 @@ def inputs(tokens: int) -> list[torch.Tensor]:
 
 
 def copies_of(nbytes: int) -> int:
-    """Return how many experts are several times the L2 cache."""
+    """Return the number of experts whose bytes are several times the L2 cache."""
     l2 = torch.cuda.get_device_properties(0).L2_cache_size
     return max(2, -(-4 * l2 // nbytes))
 
 
 def copy_arm() -> Arm:
-    """Return a copy from device to device; its bytes are those read and written."""
+    """Return an arm that copies on the device; its bytes are those read and written."""
     source = torch.ones(1 << 30, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     return Arm("copy 1 GiB on the device", 2 * source.nbytes, 1, lambda n: target.copy_(source))
 
 
 def matrix_arm(name: str, nbytes: int, make: Callable[[int], Sequence[Work]]) -> Arm:
-    """Return an arm; `make(seed)` gives what computes with an expert's three matrices."""
+    """Return an arm; `make(seed)` returns the products with an expert's three matrices."""
     copies = copies_of(nbytes)
     experts = [make(seed) for seed in range(copies)]
 
@@ -92,7 +92,7 @@ def matrix_arm(name: str, nbytes: int, make: Callable[[int], Sequence[Work]]) ->
 
 
 def ours(scheme: HQQ, kernels_name: str, tokens: int) -> Arm:
-    """Return mixoff's kernels of a name."""
+    """Return the arm of mixoff's kernels of a name."""
     kernels, x = kernels_named(kernels_name, "cuda"), inputs(tokens)
     expert = [random_matrix(scheme, s, 0) for s in SHAPES]
 
@@ -106,7 +106,7 @@ def ours(scheme: HQQ, kernels_name: str, tokens: int) -> Arm:
 
 
 def hqq_arm(scheme: HQQ, tokens: int) -> Arm:
-    """Return hqq's own layer in float16, of random weights that it quantized without its solver."""
+    """Return the arm of hqq's layer in float16, whose random weights are quantized unsolved."""
     from hqq.core.quantize import BaseQuantizeConfig, HQQBackend, HQQLinear
 
     HQQLinear.set_backend(HQQBackend.PYTORCH)
@@ -124,7 +124,7 @@ def hqq_arm(scheme: HQQ, tokens: int) -> Arm:
 
 
 def float16_arm(tokens: int) -> Arm:
-    """Return a plain product with float16 weights."""
+    """Return the arm of a product with float16 weights."""
     x = inputs(tokens)
 
     def make(seed: int) -> list[Work]:
@@ -136,7 +136,7 @@ def float16_arm(tokens: int) -> Arm:
 
 
 def gemlite_arm(nbits: int, tokens: int) -> Arm:
-    """Return gemlite's layer: groups of 64, float16."""
+    """Return the arm of gemlite's layer: groups of 64, float16."""
     from gemlite.core import DType, GemLiteLinear
 
     x = inputs(tokens)
@@ -164,22 +164,22 @@ def gemlite_arm(nbits: int, tokens: int) -> Arm:
 
 
 def arms(tokens: int) -> list[Arm]:
-    """Return everything that is compared."""
-    found = [copy_arm(), float16_arm(tokens)]
+    """Return all arms, the copy first."""
+    listed = [copy_arm(), float16_arm(tokens)]
     for scheme in SCHEMES:
-        found += [ours(scheme, name, tokens) for name in ("triton", "torch")]
+        listed += [ours(scheme, name, tokens) for name in ("triton", "torch")]
         if find_spec("hqq"):
-            found.append(hqq_arm(scheme, tokens))
+            listed.append(hqq_arm(scheme, tokens))
         if find_spec("gemlite") and scheme.nbits != 3:
-            found.append(gemlite_arm(scheme.nbits, tokens))
-    return found
+            listed.append(gemlite_arm(scheme.nbits, tokens))
+    return listed
 
 
-def measure(found: list[Arm], rounds: int, repeats: int) -> None:
-    """Let arms take turns; the first round warms them up."""
+def measure(compared: list[Arm], rounds: int, repeats: int) -> None:
+    """Run all arms in every round; the first round warms up and isn't counted."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     for number in range(-1, rounds):
-        for arm in found:
+        for arm in compared:
             start.record()
             for repeat in range(repeats):
                 arm.run(number * repeats + repeat)
@@ -189,12 +189,12 @@ def measure(found: list[Arm], rounds: int, repeats: int) -> None:
                 arm.microseconds.append(1e3 * start.elapsed_time(end) / repeats)
 
 
-def report(found: list[Arm], tokens: int) -> None:
+def report(compared: list[Arm], tokens: int) -> None:
     """Print a table."""
-    medians = {arm.name: statistics.median(arm.microseconds) for arm in found}
-    copied = found[0].nbytes / medians[found[0].name]  # bytes a microsecond
+    medians = {arm.name: statistics.median(arm.microseconds) for arm in compared}
+    copied = compared[0].nbytes / medians[compared[0].name]  # bytes a microsecond
     print(f"\n{tokens} token(s); microseconds an expert: median (min - max)")
-    for arm in found:
+    for arm in compared:
         median, rate = medians[arm.name], arm.nbytes / medians[arm.name]
         print(
             f"{arm.name:28} {median:8.1f} ({min(arm.microseconds):.1f} - "
@@ -210,8 +210,8 @@ def error(scheme: HQQ, tokens: int) -> float:
     matrix = random_matrix(scheme, (512, HIDDEN), 3)
     x = torch.randn(tokens, HIDDEN, device="cuda")
     expected = x.double() @ matrix.dequantize().double().T
-    found = multiply(as_packed(matrix), x).double()
-    return float((found - expected).abs().max() / expected.abs().max())
+    product = multiply(as_packed(matrix), x).double()
+    return float((product - expected).abs().max() / expected.abs().max())
 
 
 def main() -> None:
@@ -227,11 +227,11 @@ def main() -> None:
     for scheme in SCHEMES:
         print(f"error in float32, {scheme}: {error(scheme, 4):.1e}")
     for tokens in options.tokens:
-        found = arms(tokens)
+        compared = arms(tokens)
         with torch.inference_mode():
-            measure(found, options.rounds, options.repeats)
-        report(found, tokens)
-        del found
+            measure(compared, options.rounds, options.repeats)
+        report(compared, tokens)
+        del compared
         torch.cuda.empty_cache()
 
 

@@ -1,24 +1,24 @@
 """Offloading with the demo model's own routing and experts of tens of megabytes: bytes and speed.
 
-Run it from the root of a clone, on a machine that does nothing else:
+Run it from the root of a clone, on an otherwise idle machine:
 ``.venv/bin/python benchmarks/inflated.py``. It writes 1.6 GB into ``--folder`` (25 MB an expert)
 and deletes them at the end.
 
 `mixoff.convert.inflate_checkpoint` appends weights to the demo model's experts whose products are
-multiplied by nothing: routing, logits and text stay the demo model's, which is checked of every
-reply, while bytes and work of an expert grow. Experts are float32 then, which torch multiplies
-whichever kernels are chosen; kernels differ in attention alone, and in the demo model as it is.
+multiplied by zero: routing, logits and text stay the demo model's, which is checked for every
+reply, while the bytes and the work of an expert grow. These experts are float32, which torch
+multiplies under any kernels; kernels differ in attention alone, and in the demo model as it is.
 
-Replies to ``--message`` of ``--tokens`` tokens are made, always the likeliest token, with no cache
-(each expert is read when it is needed, and let go), with LRU at several numbers of slots, with
-guesses of the next layer's experts, with the other policies, and with all in memory. The process
-runs in a control group whose memory is capped where one can be made, page cache included, and reads
-with direct I/O. Settings take turns, round by round, each with a cache that begins empty and sees
-the prompt first; medians of the rounds are printed, with the least and most tokens a second.
+The arms decode replies of ``--tokens`` tokens to ``--message``, greedily: with no cache (each
+expert is read when it is needed, and freed), with LRU at several numbers of slots, with prefetch
+for the next layer, with the other policies, and with all experts in memory. The process runs in a
+control group whose memory is capped where one can be made, page cache included, and reads with
+direct I/O. Every round runs all arms, each with a cache that begins empty and reads the prompt
+first; printed are medians over the rounds, with the least and most tokens a second.
 
-Columns are those of `benchmarks/whole_mixtral.py`. Then follows the demo model as it is, with half
-of its experts outside, whose records of 86 KB cost next to nothing to read: its kernels side by
-side, in turns, too.
+Columns are those of `benchmarks/whole_mixtral.py`. The second table is the demo model as it is,
+with half of its experts outside, whose records of 86 KB take next to no time to read, with both
+kernels.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 from decoding import Run, guess, status, summary
-from memory_cap import evict, run_capped
+from memory_cap import Finished, evict, run_capped
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
@@ -46,7 +46,7 @@ EXPERTS = 8
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to serve experts."""
+    """A cache's settings, and the kernels."""
 
     policy: str
     slots: int
@@ -61,115 +61,121 @@ class Arm:
         return name + (f", {self.prefetch} guessed" if self.prefetch else "")
 
 
-def arms(given: argparse.Namespace) -> list[Arm]:
-    """Return all ways: LRU of all sizes, then others and torch's kernels at the middle one."""
-    middle, guesses = given.slots[len(given.slots) // 2], given.prefetch
-    found = [Arm("lru", slots) for slots in (0, *given.slots, EXPERTS)]
-    found += [Arm("lru", slots, guesses) for slots in given.slots]
-    found += [Arm(policy, middle) for policy in given.policies if policy != "lru"]
-    return found + [Arm("lru", slots, kernels="torch") for slots in (0, middle)]
+def arms(options: argparse.Namespace) -> list[Arm]:
+    """Return LRU of all sizes, then other policies and torch's kernels at the middle size."""
+    middle, guesses = options.slots[len(options.slots) // 2], options.prefetch
+    listed = [Arm("lru", slots) for slots in (0, *options.slots, EXPERTS)]
+    listed += [Arm("lru", slots, guesses) for slots in options.slots]
+    listed += [Arm(policy, middle) for policy in options.policies if policy != "lru"]
+    return listed + [Arm("lru", slots, kernels="torch") for slots in (0, middle)]
 
 
-def prompt_of(given: argparse.Namespace) -> list[int]:
-    """Return the message as ids, as a chat has them."""
-    turns = [{"role": "user", "content": given.message}]
+def prompt_of(options: argparse.Namespace) -> list[int]:
+    """Return the message's token ids in the chat template."""
+    messages = [{"role": "user", "content": options.message}]
     tokenizer = AutoTokenizer.from_pretrained(demo_path())
-    text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 
 
-def demo_rows(given: argparse.Namespace) -> tuple[list[int], list[dict[str, Any]]]:
-    """Return the demo model's reply with torch's kernels, and what its replies took."""
+def demo_rows(options: argparse.Namespace) -> tuple[list[int], list[dict[str, Any]]]:
+    """Return the demo model's reply with torch's kernels, and the measurements of its replies."""
     runs = {name: Run(demo_path(), OffloadConfig(), name) for name in ("torch", "cpu")}
     replies, rows = {}, []
-    for turn in range(-1, given.rounds):  # the first one warms up
+    for number in range(-1, options.rounds):  # the first round warms up
         for name, run in runs.items():
             run.empty(EXPERTS // 2)
-            replies[name], told = run.greedy(prompt_of(given), given.tokens)
-            if turn >= 0:
+            replies[name], measured = run.greedy(prompt_of(options), options.tokens)
+            if number >= 0:
                 same = replies[name] == replies["torch"]
-                rows.append({"kernels": name, "same text": same, **told})
+                rows.append({"kernels": name, "same text": same, **measured})
     for run in runs.values():
         run.cache.close()
     return replies["torch"], rows
 
 
-def inflated_rows(given: argparse.Namespace, expected: list[int]) -> list[dict[str, Any]]:
-    """Return what the inflated model's replies took, in each way."""
+def inflated_rows(options: argparse.Namespace, expected: list[int]) -> list[dict[str, Any]]:
+    """Return the measurements of the inflated model's replies, for each arm."""
     rows, runs = [], {}
-    for _ in range(given.rounds):
-        for arm in arms(given):
-            which = (arm.policy, arm.kernels)
-            if which not in runs:
+    for _ in range(options.rounds):
+        for arm in arms(options):
+            key = (arm.policy, arm.kernels)
+            if key not in runs:
                 offload = OffloadConfig(offload_per_layer=EXPERTS, policy=arm.policy, io="direct")
-                runs[which] = Run(given.checkpoint, offload, arm.kernels)
-                runs[which].verify()
-            run = runs[which]
+                runs[key] = Run(options.checkpoint, offload, arm.kernels)
+                runs[key].verify()
+            run = runs[key]
             run.empty(arm.slots)
             guess(run, arm.prefetch)
-            reply, told = run.greedy(prompt_of(given), given.tokens)
-            run.empty(0)  # others need the memory
+            reply, measured = run.greedy(prompt_of(options), options.tokens)
+            run.empty(0)  # frees memory for the other arms
             same = reply == expected
-            rows.append({"kernels": arm.kernels, "way": str(arm), "same text": same, **told})
+            rows.append(
+                {"kernels": arm.kernels, "setting": str(arm), "same text": same, **measured}
+            )
     return rows
 
 
-def inside(given: argparse.Namespace) -> None:
-    """Measure, in a process of its own; print JSON."""
+def inside(options: argparse.Namespace) -> None:
+    """Measure, in a process with capped memory, and print JSON."""
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    torch.set_num_threads(given.threads)
-    expected, demo = demo_rows(given)
-    inflated = inflated_rows(given, expected)
+    torch.set_num_threads(options.threads)
+    expected, demo = demo_rows(options)
+    inflated = inflated_rows(options, expected)
     text = AutoTokenizer.from_pretrained(demo_path()).decode(expected)
-    found = {"demo": demo, "inflated": inflated, "text": text, "peak": status("VmHWM")}
-    print(json.dumps(found))
+    results = {"demo": demo, "inflated": inflated, "text": text, "peak": status("VmHWM")}
+    print(json.dumps(results))
 
 
-def report(found: dict[str, Any], told: Any, given: argparse.Namespace) -> None:
-    group = "unknown" if told.peak_nbytes is None else format_nbytes(told.peak_nbytes)
-    print(f"memory: cap {told.cap}; peak: process {format_nbytes(found['peak'])}, group {group}")
-    print(f"text: {found['text']!r}")
-    different = [row for row in found["inflated"] if not row["same text"]]
-    print(f"{len(found['inflated'])} replies, {len(different)} with another text")
-    print(f"\ninflated; {given.rounds} rounds, {given.threads} threads; medians")
-    print(summary(found["inflated"], ["kernels", "way"]).T.to_string())
+def report(results: dict[str, Any], finished: Finished, options: argparse.Namespace) -> None:
+    peak = finished.peak_nbytes
+    group = "unknown" if peak is None else format_nbytes(peak)
+    process = format_nbytes(results["peak"])
+    print(f"memory: cap {finished.cap}; peak: process {process}, group {group}")
+    print(f"text: {results['text']!r}")
+    different = [row for row in results["inflated"] if not row["same text"]]
+    print(f"{len(results['inflated'])} replies, {len(different)} with another text")
+    print(f"\ninflated; {options.rounds} rounds, {options.threads} threads; medians")
+    print(summary(results["inflated"], ["kernels", "setting"]).T.to_string())
     print("\nthe demo model as it is")
-    print(summary(found["demo"], ["kernels"]).T.to_string())
+    print(summary(results["demo"], ["kernels"]).T.to_string())
 
 
-def options() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    found.add_argument("--folder", type=Path, default=Path(), help="where to write")
-    found.add_argument("--inner", type=int, default=8192, help="rows of gate and up (8192)")
-    found.add_argument("--cap", type=parse_nbytes, default=5 << 29, help="of memory (2.5GiB)")
-    found.add_argument("--message", default="Tell me a story about a fox.")
-    found.add_argument("--tokens", type=int, default=24)
-    found.add_argument("--slots", type=int, nargs="*", default=[2, 4, 6])
-    found.add_argument("--policies", nargs="*", default=[*LIVE_POLICIES])
-    found.add_argument("--prefetch", type=int, default=2)
-    found.add_argument("--rounds", type=int, default=3)
-    found.add_argument("--threads", type=int, default=os.cpu_count(), help="that compute")
-    found.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)  # it measures then
-    return found
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path(), help="where to write")
+    parser.add_argument("--inner", type=int, default=8192, help="rows of gate and up (8192)")
+    parser.add_argument("--cap", type=parse_nbytes, default=5 << 29, help="of memory (2.5GiB)")
+    parser.add_argument("--message", default="Tell me a story about a fox.")
+    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--slots", type=int, nargs="*", default=[2, 4, 6])
+    parser.add_argument("--policies", nargs="*", default=[*LIVE_POLICIES])
+    parser.add_argument("--prefetch", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="that compute")
+    parser.add_argument(
+        "--checkpoint", type=Path, help=argparse.SUPPRESS
+    )  # of the measuring process
+    return parser
 
 
 def main() -> None:
-    given = options().parse_args()
-    if given.checkpoint is not None:
-        inside(given)
+    options = parser().parse_args()
+    if options.checkpoint is not None:
+        inside(options)
         return
-    with tempfile.TemporaryDirectory(dir=given.folder) as place:
-        folder = Path(place) / "heavy"
-        inflate_checkpoint(demo_path(), folder, intermediate_size=given.inner)
-        print(f"an expert: {format_nbytes(12 * 256 * given.inner)}, 64 of them")
+    with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
+        folder = Path(temporary) / "heavy"
+        inflate_checkpoint(demo_path(), folder, intermediate_size=options.inner)
+        print(f"an expert: {format_nbytes(12 * 256 * options.inner)}, 64 of them")
         evict(folder)
         words = [sys.executable, __file__, *sys.argv[1:], "--checkpoint", str(folder)]
-        told = run_capped(words, given.cap)
-        if told.returncode:
-            kills = f"{told.kills} killed for memory"
-            sys.exit(f"the process ended with {told.returncode}; cap {told.cap}, {kills}")
-        report(json.loads(told.output.splitlines()[-1]), told, given)
+        finished = run_capped(words, options.cap)
+        if finished.returncode:
+            kills = f"{finished.kills} killed for memory"
+            sys.exit(f"the process ended with {finished.returncode}; cap {finished.cap}, {kills}")
+        report(json.loads(finished.output.splitlines()[-1]), finished, options)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,26 @@
-"""How long one Mixtral expert takes for one token on this CPU, straight from packed weights.
+"""The time of one Mixtral expert for one token on this CPU, with mixoff and other libraries.
 
-Run it from the root of a clone, on a machine that does nothing else:
+Run it from the root of a clone, on an otherwise idle machine:
 ``.venv/bin/python benchmarks/kernels.py``. It takes about 4 GB of memory and two minutes.
 
 An expert is three matrices of 4096 x 14336 weights: gate and up as one, and down. Weights are
-random codes and scales: what they are changes no time. Both products are computed in one go, by
-ggml as by mixoff, whose one token goes through the gate between them, too; others take two. Axis 0
-is the layout that mixtral-offloading released, with its 2 bits of experts and 4 of attention. All
-arms take turns, round by round, in an order that changes, with a pause before each, after which no
-other arm's threads wait for work; a turn goes through ``--copies`` experts one after the other,
-more than a CPU's cache holds, as decoding does. Printed: median, least and most of an expert, bytes
-read over the median, that as a share of the read bandwidth measured in the same rounds, and the
-time over hqq's at the same bits. The error is the largest one beside the largest result, against
-float64 products of the same dequantized weights, on a slice of a matrix. hqq is its default
-(PYTORCH) backend in float32; it and mixoff's plain torch take one copy and one expert a turn, since
-they are far from the bus. ``--tokens`` above 128, or 32 for axis 0, measures what dequantizes
-first.
+random codes and scales, since times don't depend on them. ggml and mixoff compute both products in
+one call (for one token, mixoff's includes the gated activation between them); other libraries take
+two calls. Axis 0 is the layout that mixtral-offloading released, with its 2 bits for experts and 4
+for attention. Every round runs all arms, in an order that changes, with a pause before each, after
+which no threads of another arm spin. A run computes ``--copies`` experts one after the other, more
+than a CPU's cache holds, as decoding does. Printed are median, least and most of an expert's time,
+bytes read over the median, that rate as a share of the read bandwidth measured in the same rounds,
+and the time over hqq's at the same bits. The error is the largest error over the largest result,
+against float64 products of the same dequantized weights, on a slice of a matrix. hqq is its default
+(PYTORCH) backend in float32; hqq and mixoff's plain torch compute one copy, one expert a run, since
+memory bandwidth doesn't limit them. ``--tokens`` above 128, or 32 for axis 0, measures kernels that
+dequantize first.
 
-``--peers`` adds ggml, as its libraries compute it from a file's weights and from those that it
-arranges anew, and bitsandbytes: each waits in a process of its own for its turn, and tells what it
-took there. Their environments are made by ``benchmarks/environments.py bitsandbytes llama``; an arm
-that can't be had here is named with the reason.
+``--peers`` adds ggml, with weights as they are in a file and with weights that it repacks, and
+bitsandbytes. Each runs in its own process, waits there for its next run, and returns its times.
+Their environments are made by ``benchmarks/environments.py bitsandbytes llama``; an arm that isn't
+available is named with the reason.
 """
 
 import argparse
@@ -39,6 +39,7 @@ from mixoff.kernels import kernels_named
 from mixoff.kernels.cpu.compile import usable_isas
 from mixoff.kernels.cpu.one_token import FeedForward
 from mixoff.kernels.cpu.operations import most_tokens, multiply, multiply_dequantized
+from mixoff.kernels.layout import PackedLocation
 from mixoff.kernels.plans import as_packed
 from mixoff.quantization import HQQ, HQQAxis0, PackedMatrix, QuantizedTensor
 from mixoff.tiers.aligned import aligned_buffer
@@ -54,16 +55,16 @@ PAUSE = 0.05  # seconds
 
 @dataclass
 class Arm:
-    """One way to compute an expert."""
+    """An implementation of an expert, and its times."""
 
     name: str
     nbytes: int
-    turn: Callable[[int, int], list[float]]  # from a number on some experts: seconds of each
+    run: Callable[[int, int], list[float]]  # first expert and count: the seconds of each
     seconds: list[float]
 
 
 def random_matrix(scheme: HQQ | HQQAxis0, shape: tuple[int, int], seed: int) -> QuantizedTensor:
-    """Return random codes and scales, with weights of about 1 in size."""
+    """Return a matrix of random codes and scales, whose weights are about 1 in size."""
     generator = torch.Generator().manual_seed(seed)
     parts = {}
     for name, (dtype, part) in scheme.part_specs(shape).items():
@@ -82,18 +83,18 @@ def random_matrix(scheme: HQQ | HQQAxis0, shape: tuple[int, int], seed: int) -> 
 
 
 def label(scheme: HQQ | HQQAxis0) -> str:
-    """Return how a scheme is named in the table."""
+    """Return the name of a scheme in the table."""
     return f"{scheme.nbits} bits" + (" axis 0" if isinstance(scheme, HQQAxis0) else "")
 
 
 def read_bandwidth(nbytes: int) -> Arm:
-    """Return an arm that sums numbers, which is as fast as memory is read."""
+    """Return an arm that sums numbers, whose speed is that of reading memory."""
     numbers = torch.ones(nbytes // 8, dtype=torch.int64)
     return Arm("read memory", numbers.nbytes, timed(lambda number: numbers.sum()), [])
 
 
 def resident(scheme: HQQ | HQQAxis0, seed: int) -> list[PackedMatrix]:
-    """Return an expert's matrices as they lie in a slot of the cache."""
+    """Return an expert's matrices in the memory layout of a slot of the cache."""
     layout = RecordLayout(scheme, tuple((str(number), s) for number, s in enumerate(SHAPES)))
     record = aligned_buffer(layout.nbytes)
     record.copy_(layout.pack({name: random_matrix(scheme, s, seed) for name, s in layout.shapes}))
@@ -101,7 +102,7 @@ def resident(scheme: HQQ | HQQAxis0, seed: int) -> list[PackedMatrix]:
 
 
 def ours(scheme: HQQ | HQQAxis0, copies: int, tokens: int) -> Iterator[Arm]:
-    """Yield our kernels on each instruction set."""
+    """Yield the arm of mixoff's kernels on each instruction set."""
     experts = [resident(scheme, 7 * n) for n in range(copies)]
     inputs = [torch.randn(tokens, s[1]) for s in SHAPES]
     most = most_tokens(torch.float32, type(as_packed(experts[0][0])))
@@ -109,7 +110,8 @@ def ours(scheme: HQQ | HQQAxis0, copies: int, tokens: int) -> Iterator[Arm]:
 
     plans: dict[str, list[FeedForward]] = {isa: [] for isa in usable_isas()}
     if tokens == 1 and isinstance(scheme, HQQ):
-        pairs = [(as_packed(above), as_packed(below)) for above, below in experts]
+        # Plans hold addresses alone; the experts are kept.
+        pairs = [[PackedLocation.of(as_packed(m)) for m in expert] for expert in experts]
         for isa, planned in plans.items():
             planned += [FeedForward([a], b, torch.float32, isa) for a, b in pairs]
 
@@ -127,7 +129,7 @@ def ours(scheme: HQQ | HQQAxis0, copies: int, tokens: int) -> Iterator[Arm]:
 
 
 def torch_path(scheme: HQQ | HQQAxis0, tokens: int) -> Arm:
-    """Return plain torch on the same bytes."""
+    """Return the arm of mixoff's plain torch kernels on the same bytes."""
     kernels, expert = kernels_named("torch"), [random_matrix(scheme, s, 0) for s in SHAPES]
     inputs = [torch.randn(tokens, s[1]) for s in SHAPES]
 
@@ -139,7 +141,7 @@ def torch_path(scheme: HQQ | HQQAxis0, tokens: int) -> Arm:
 
 
 def hqq_path(scheme: HQQ | HQQAxis0, tokens: int) -> Arm:
-    """Return hqq's own layer, of random weights that it quantized without its solver."""
+    """Return the arm of hqq's layer, whose random weights are quantized without its solver."""
     from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
 
     axis = 0 if isinstance(scheme, HQQAxis0) else 1
@@ -161,7 +163,7 @@ def hqq_path(scheme: HQQ | HQQAxis0, tokens: int) -> Arm:
 
 
 def torch_int4(tokens: int, copies: int) -> Arm:
-    """Return torch's own product with 4-bit weights in bfloat16, groups of 64."""
+    """Return the arm of torch's product with 4-bit weights in bfloat16, groups of 64."""
     ops, expert = torch.ops.aten, []
     for rows, columns in SHAPES:
         codes = torch.randint(16, (rows, columns), dtype=torch.int32)
@@ -180,8 +182,8 @@ def torch_int4(tokens: int, copies: int) -> Arm:
 
 
 def peer_arm(peer: Peer) -> Arm:
-    """Return a peer's worker, which takes its own time."""
-    return Arm(peer.name, peer.nbytes, peer.worker.turn, [])
+    """Return the arm of a peer's worker, which measures its own time."""
+    return Arm(peer.name, peer.nbytes, peer.worker.run, [])
 
 
 def error(scheme: HQQ | HQQAxis0, isa: str) -> float:
@@ -189,23 +191,23 @@ def error(scheme: HQQ | HQQAxis0, isa: str) -> float:
     matrix = random_matrix(scheme, (512, HIDDEN), 3)
     x = torch.randn(4, HIDDEN, generator=torch.Generator().manual_seed(3))
     expected = x.double() @ matrix.dequantize().double().T
-    found = multiply(as_packed(matrix), x, isa=isa).double()
-    return float((found - expected).abs().max() / expected.abs().max())
+    product = multiply(as_packed(matrix), x, isa=isa).double()
+    return float((product - expected).abs().max() / expected.abs().max())
 
 
 def arms(tokens: int, copies: int) -> list[Arm]:
-    """Return everything that is compared."""
-    found = [read_bandwidth(1 << 29)]
+    """Return all arms but those of peers, read bandwidth first."""
+    listed = [read_bandwidth(1 << 29)]
     for scheme in SCHEMES:
-        found += ours(scheme, copies, tokens)
-        found += [torch_path(scheme, tokens), hqq_path(scheme, tokens)]
-    return [*found, torch_int4(tokens, copies)]
+        listed += ours(scheme, copies, tokens)
+        listed += [torch_path(scheme, tokens), hqq_path(scheme, tokens)]
+    return [*listed, torch_int4(tokens, copies)]
 
 
 def timed(run: Callable[[int], object]) -> Callable[[int, int], list[float]]:
-    """Return what computes some experts one after the other, and takes the time of each."""
+    """Return a function that runs experts one after the other and returns the seconds of each."""
 
-    def turn(first: int, count: int) -> list[float]:
+    def run_experts(first: int, count: int) -> list[float]:
         seconds = []
         for number in range(first, first + count):
             start = time.perf_counter()
@@ -213,18 +215,18 @@ def timed(run: Callable[[int], object]) -> Callable[[int, int], list[float]]:
             seconds.append(time.perf_counter() - start)
         return seconds
 
-    return turn
+    return run_experts
 
 
 def measure(measured: list[Arm], rounds: int, copies: int) -> None:
-    """Let all arms take turns, in another order each round; the first round warms up."""
+    """Run all arms in every round, in random order; the first round warms up."""
     for number in range(-1, rounds):
         for arm in random.Random(number).sample(measured, len(measured)):
             slow = "hqq" in arm.name or "mixoff torch" in arm.name
             if slow and number % 5:
-                continue  # far slower, and steadier
+                continue  # they are far slower, and vary less
             time.sleep(PAUSE)
-            seconds = arm.turn(number * copies, 1 if slow else copies)
+            seconds = arm.run(number * copies, 1 if slow else copies)
             if number >= 0:
                 arm.seconds += seconds
 
@@ -237,11 +239,11 @@ def report(measured: list[Arm], tokens: int) -> None:
     for arm in measured:
         rate = arm.nbytes / medians[arm.name]
         bits = arm.name.split(",")[0]
-        beside = medians.get(f"{bits}, hqq")
+        hqq = medians.get(f"{bits}, hqq")
         print(
             f"{arm.name:34} {1e3 * medians[arm.name]:8.2f} ({1e3 * min(arm.seconds):.2f} - "
             f"{1e3 * max(arm.seconds):.2f}) {rate / 1e9:6.1f} GB/s {rate / bandwidth:6.0%}"
-            + (f"  hqq / this {beside / medians[arm.name]:.1f}" if beside else "")
+            + (f"  hqq / this {hqq / medians[arm.name]:.1f}" if hqq else "")
         )
 
 
@@ -255,8 +257,8 @@ def main() -> None:
     parser.add_argument("--peers", action="store_true", help="add bitsandbytes and ggml")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    given = {"tokens": options.tokens, "copies": options.copies, "threads": options.threads}
-    with expert_peers(HIDDEN, INNER, **given) if options.peers else nullcontext([]) as peers:
+    sizes = {"tokens": options.tokens, "copies": options.copies, "threads": options.threads}
+    with expert_peers(HIDDEN, INNER, **sizes) if options.peers else nullcontext([]) as peers:
         measured = [*arms(options.tokens, options.copies), *map(peer_arm, peers)]
         measure(measured, options.rounds, options.copies)
     report(measured, options.tokens)

@@ -1,15 +1,16 @@
-"""Runs a command in a control group whose memory is capped, and tells the most that it held.
+"""Runs a command in a control group whose memory is capped, and reports its peak memory.
 
     .venv/bin/python benchmarks/memory_cap.py 1600MiB COMMAND ...
 
 A control group counts what a process allocates and the page cache of what it reads: a model that is
-mapped from its file is capped, too, which limits of address space (`ulimit -v`) don't do. Both
+mapped from its file is capped, too, unlike with limits of address space (`ulimit -v`). Both
 versions of Linux's control groups are tried. A group is made below this process's own, or beside it
-where version 2 allows none below, and removed at the end; it never allows more than the own one.
-Where none can be made (no Linux, no rights), commands run without a cap and `Cap.name` says why.
+where version 2 allows none below, and removed at the end; its limit is never above that of the own
+group. Where none can be made (no Linux, no rights), commands run without a cap and `Cap.name` says
+why.
 
-Version 1 was run; of version 2, only that it is passed over where memory isn't its to control.
-Pages that were in the page cache before are free for a group's processes: `evict` drops them first.
+Version 1 was tested; of version 2, only that it is skipped where it doesn't control memory. Pages
+that were in the page cache before are not charged to a group: `evict` drops them first.
 """
 
 import os
@@ -28,7 +29,7 @@ _JOIN = 'echo $$ > "$0" && exec "$@"'  # a shell's own process joins, and become
 
 @dataclass(frozen=True)
 class Files:
-    """What a version of control groups calls its files."""
+    """The file names of one version of control groups."""
 
     version: int
     limit: str
@@ -53,7 +54,7 @@ class Cap:
     group
         The group's folder; None without a cap.
     files
-        What its files are called.
+        The names of its files.
     """
 
     name: str
@@ -68,20 +69,20 @@ class Cap:
 
     @property
     def peak_nbytes(self) -> int | None:
-        """The most bytes that the group held, page cache included; None if nobody counted."""
+        """The group's peak in bytes, page cache included; None if it isn't known."""
         text = _text(self.group / self.files.peak) if self.group else ""
         return int(text) if text.isdecimal() else None
 
     @property
     def kills(self) -> int:
-        """How many of the group's processes were killed since they wanted more."""
+        """The number of the group's processes that were killed for memory."""
         lines = _text(self.group / self.files.events).splitlines() if self.group else []
         return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
 
 
 @dataclass(frozen=True)
 class Finished:
-    """What a capped command left: its exit code, what it printed, and `Cap`'s facts."""
+    """The result of a capped command: its exit code, its output, and the facts of its `Cap`."""
 
     returncode: int
     output: str
@@ -93,9 +94,9 @@ class Finished:
 def run_capped(
     words: Sequence[str], limit_nbytes: int | None, *, env: Mapping[str, str] | None = None
 ) -> Finished:
-    """Run a command under a cap, or without one for None, and return what came of it.
+    """Run a command under a cap, or without one for None, and return its result.
 
-    Its errors go where this process's go. A return code that isn't 0 is returned, not raised.
+    Its stderr is this process's. A return code other than 0 is returned, not raised.
     """
     with memory_cap(limit_nbytes) as cap:
         done = subprocess.run(cap.command(words), stdout=subprocess.PIPE, text=True, env=env)
@@ -104,7 +105,7 @@ def run_capped(
 
 @contextmanager
 def memory_cap(limit_nbytes: int | None) -> Iterator[Cap]:
-    """Make a control group with a limit in bytes for as long as a block; None for no limit."""
+    """Make a control group with a limit in bytes, for the ``with`` block; None is no limit."""
     if limit_nbytes is None:
         yield Cap("no cap (none was asked for)")
         return
@@ -129,19 +130,19 @@ def memory_cap(limit_nbytes: int | None) -> Iterator[Cap]:
 
 
 def evict(*paths: Path) -> None:
-    """Drop files, or all files of folders, from the page cache, where the system can be told to."""
+    """Drop files, or all files of folders, from the page cache, where the system supports it."""
     files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*"))]
     for file in files:
         if file.is_file() and hasattr(os, "posix_fadvise"):
             descriptor = os.open(file, os.O_RDONLY)
             with suppress(OSError):
-                os.fsync(descriptor)  # pages that aren't on the disk yet can't be dropped
+                os.fsync(descriptor)  # dirty pages can't be dropped
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(descriptor)
 
 
 def _parents() -> Iterator[tuple[Files, Path]]:
-    """Yield the folders in which a group could be made, this process's own first."""
+    """Yield the folders in which a group can be made, this process's own first."""
     for line in _text(Path("/proc/self/cgroup")).splitlines():
         _, controllers, path = line.split(":", 2)
         if "memory" in controllers.split(","):
@@ -156,8 +157,8 @@ def _parents() -> Iterator[tuple[Files, Path]]:
 
 
 def _limit(group: Path, files: Files, nbytes: int) -> str | None:
-    """Set a group's limit, its parent's or its sibling's at most, and return what went wrong."""
-    if not (group / files.limit).exists():  # version 2, whose parent doesn't hand memory down
+    """Set a group's limit, at most that of this process's group; return what failed, or None."""
+    if not (group / files.limit).exists():  # version 2, in a parent that doesn't delegate memory
         return "memory isn't controlled here"
     own = [_text(folder / files.limit) for folder in _own(files)]
     least = min([nbytes, *(int(limit) for limit in own if limit.isdecimal())])
@@ -165,7 +166,7 @@ def _limit(group: Path, files: Files, nbytes: int) -> str | None:
         return f"the own group allows {format_nbytes(least)}"
     try:
         (group / files.limit).write_text(str(nbytes))
-        with suppress(OSError):  # where there is swap, what is swapped out must not escape
+        with suppress(OSError):  # memory that is swapped out would escape the limit
             (group / "memory.swap.max").write_text("0")
     except OSError as error:
         return error.strerror or "refused"
@@ -175,17 +176,17 @@ def _limit(group: Path, files: Files, nbytes: int) -> str | None:
 
 
 def _own(files: Files) -> list[Path]:
-    return [parent for found, parent in _parents() if found is files][:1]
+    return [parent for version, parent in _parents() if version is files][:1]
 
 
 def _remove(group: Path) -> None:
     with suppress(OSError):
-        (group / "memory.force_empty").write_text("0")  # version 1: the page cache goes, too
+        (group / "memory.force_empty").write_text("0")  # version 1: frees the page cache
     for _ in range(50):
         with suppress(OSError):
             group.rmdir()
             return
-        time.sleep(0.1)  # its last process is just ending
+        time.sleep(0.1)  # its last process may just be ending
     print(f"{group}: can't be removed", file=sys.stderr)
 
 

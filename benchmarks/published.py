@@ -1,15 +1,16 @@
-"""How well the latency model tells the rows of a published table apart, printed as it comes out.
+"""The latency model's predictions of a published table, row by row, beside the published numbers.
 
 Run it from the root of a clone: ``.venv/bin/python benchmarks/published.py``. The table is Table 2
-of arXiv 2312.17238, in ``tests/data``. Nothing is fitted to the rows that are predicted. For each
-GPU and number of bits, the row without LRU cache and pre-loading fixes what a token computes: its
-time less 64 copies of an expert over that GPU's bus. The other rows are predicted from that, with
-hits of *chance* (uniform routing, k of 8 experts resident) and with those of the *demo* model's
-reply, whose recall guesses have, too. Assumed are 24 GB/s for the two GPUs on PCIe 4 and 12 GB/s
-for the two on PCIe 3, experts as large as in the released files, and copies that compute doesn't
-slow. Naive offloading is taken to copy all experts, which it didn't: some layers stayed resident.
+of arXiv 2312.17238, in ``data``. Nothing is fitted to the rows that are predicted. For each GPU and
+number of bits, the row without LRU cache and pre-loading determines the compute time of a token:
+its time less 64 copies of an expert over that GPU's bus. The other rows are predicted from that,
+with hits of *chance* (uniform routing, k of 8 experts resident) and with those of the *demo*
+model's reply, whose recall is also used for guesses. Assumptions: 24 GB/s for the two GPUs on PCIe
+4 and 12 GB/s for the two on PCIe 3, experts as large as in the released files, and copies that
+don't slow compute. Naive offloading is assumed to copy all experts, which overestimates it: some
+layers stayed resident.
 
-The second table asks the other way round which bandwidth two measured rows imply.
+The second table is the reverse: the bandwidth that two measured rows imply.
 """
 
 from collections.abc import Iterator
@@ -53,16 +54,16 @@ def chance_routing() -> tuple[Trace, float]:
 def token_s(
     trace: Trace, machine: Machine, nbytes: int, slots: int, guessing: PrefetchAccuracy | None
 ) -> float:
-    """Return seconds of a token of 32 layers that route as those of a trace do."""
+    """Return the seconds of a token in 32 layers with the routing of a trace."""
     trace.provenance["record_nbytes"] = [nbytes] * trace.num_layers
-    found = predict_speed(trace, machine, policies="lru", slots=slots, guessing=guessing)
-    return float(found["token_ms"].iloc[0]) / 1e3 * LAYERS / trace.num_layers
+    predicted = predict_speed(trace, machine, policies="lru", slots=slots, guessing=guessing)
+    return float(predicted["token_ms"].iloc[0]) / 1e3 * LAYERS / trace.num_layers
 
 
 def predictions(
     rows: pd.DataFrame, bits: int, gpu: str, routings: dict[str, tuple[Trace, float]]
 ) -> Iterator[tuple[str, str, float]]:
-    """Yield algorithm, routing, and predicted tokens a second of one GPU's rows."""
+    """Yield algorithm, routing, and predicted tokens a second for the rows of one GPU."""
     rate = next(rate for name, rate in BYTES_PER_S.items() if gpu.startswith(name))
     link = LinkModel(0.0, rate)
     copy_s = link.seconds(NBYTES[bits])

@@ -1,12 +1,12 @@
-"""What quantization costs: loss and KL divergence over schemes, smallest files first.
+"""The cost of quantization: loss and KL divergence of several schemes, smallest files first.
 
 Run it from the root of a clone: ``.venv/bin/python benchmarks/quality.py``. It takes the demo model
 before quantization and ``data/heldout.txt``; another Mixtral in Hugging Face's form and another
-text can be named. Each scheme is quantized into a temporary folder, measured and removed. A
-scheme's name is bits of attention / bits of experts. ``first and last at 4`` stores the experts of
-the first and the last layer in 4 bits, the others as the name says. KL divergence and agreement are
-those of `mixoff.measure.kl_divergence`, against the unquantized model in float32; ``+-`` is the
-standard error of the mean, as if tokens were independent.
+text can be given. For each scheme the model is quantized into a temporary folder, measured and
+removed. A scheme's name is bits of attention / bits of experts. ``first and last at 4`` stores the
+experts of the first and the last layer in 4 bits, the others as the name says. KL divergence and
+agreement are those of `mixoff.measure.kl_divergence`, against the unquantized model in float32;
+``+-`` is the standard error of the mean, as if tokens were independent.
 """
 
 import argparse
@@ -28,7 +28,7 @@ PAIRS = ("16/16", "8/8", "4/8", "4/4", "4/3", "4/2", "3/3", "3/2", "2/2")
 
 
 def schemes(dtype: str, layers: int) -> dict[str, Scheme]:
-    """Return schemes by their names; `dtype` is what 16 bits keep."""
+    """Return schemes by their names; `dtype` is the type of 16 bits."""
     pairs = schemes_of_bits((16, 8, 4, 3, 2), (16, 8, 4, 3, 2), dtype=dtype)
     four, two = pairs["4/4"].experts, pairs["4/2"].experts
     outer = {0: four, layers - 1: four}
@@ -38,9 +38,9 @@ def schemes(dtype: str, layers: int) -> dict[str, Scheme]:
     }
 
 
-def lines(found: pd.DataFrame) -> Iterator[str]:
+def lines(table: pd.DataFrame) -> Iterator[str]:
     """Yield the rows of the table, in Markdown."""
-    for row in found.sort_values("nbytes", kind="stable").itertuples():
+    for row in table.sort_values("nbytes", kind="stable").itertuples():
         yield (
             f"| {row.scheme} | {row.bits_per_weight:.2f} | {row.nbytes / 1e6:,.1f} "
             f"| {row.loss:.4f} | {row.rise:+.4f} +- {row.rise_error:.4f} "
@@ -54,13 +54,13 @@ def main() -> None:
     parser.add_argument("--original", type=Path, default=DATA / "demo-mixtral-float16")
     parser.add_argument("--text", type=Path, default=DATA / "heldout.txt")
     parser.add_argument("--tokens", type=int, default=16_384)
-    given = parser.parse_args()
+    options = parser.parse_args()
     logging.disable_progress_bar()
     torch.set_num_threads(1)  # other work may share the cores
-    tokenizer = AutoTokenizer.from_pretrained(given.original)
-    text = given.text.read_text(encoding="utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(options.original)
+    text = options.text.read_text(encoding="utf-8")
     began = time.perf_counter()
-    reference = compute_reference(given.original, tokenizer, text, tokens=given.tokens)
+    reference = compute_reference(options.original, tokenizer, text, tokens=options.tokens)
     print(f"unquantized, {reference.windows.predicted} tokens: {time.perf_counter() - began:.0f} s")
     config = reference.original.config
     wanted = schemes(str(config.get("dtype") or "float16"), config["num_hidden_layers"])

@@ -1,9 +1,10 @@
-"""How long a sweep takes, and whether replays hit what is known of uniform routing.
+"""The time of a sweep, and the hit rates of uniform routing beside their known values.
 
 Run it from the root of a clone, on one core to compare with others: ``taskset -c 0
 .venv/bin/python benchmarks/replay.py``. It prints the time of five policies and eight sizes over
-10,000 tokens of 32 layers, top-2 of 8, which must stay under 5 s; and of 20,000 tokens of one layer
-the hit rates beside what chance gives (k / 8), and beside bounds that were simulated elsewhere.
+10,000 tokens of 32 layers, top-2 of 8, which must stay under 5 s; and for 20,000 tokens of one
+layer the hit rates beside those of chance (k / 8), and beside bounds from an independent
+simulation.
 """
 
 import platform
@@ -40,15 +41,15 @@ def time_sweep() -> None:
 
 def compare_uniform() -> None:
     table = sweep(uniform(20_000, 1), list(EXPECTED)).set_index(["slots", "policy"])["hit_rate"]
-    print("\nHit rates of uniform routing in percent, found and expected")
+    print("\nHit rates of uniform routing in percent, measured and (expected)")
     print("slots" + "".join(f"{policy:>18}" for policy in EXPECTED))
     furthest = 0.0
     for place in range(EXPERTS):
         cells = []
         for policy, expected in EXPECTED.items():
-            found = 100 * table[place + 1, policy]
-            furthest = max(furthest, abs(found - expected[place]))
-            cells.append(f"{found:9.1f} ({expected[place]:5.1f})")
+            measured = 100 * table[place + 1, policy]
+            furthest = max(furthest, abs(measured - expected[place]))
+            cells.append(f"{measured:9.1f} ({expected[place]:5.1f})")
         print(f"{place + 1:>5}" + "".join(f"{cell:>18}" for cell in cells))
     print(f"furthest apart: {furthest:.2f} points; at most 1 is allowed")
 

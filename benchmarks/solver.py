@@ -1,10 +1,10 @@
-"""How long the solver of half-quadratic quantization takes beside hqq's own, and how well it does.
+"""The time and the error of the HQQ solver, beside those of the package hqq.
 
 Run it from the root of a clone: ``.venv/bin/python benchmarks/solver.py``. In every round each arm
-quantizes the same float32 matrix once, the first arm of a round another one each time: *mixoff*,
-*hqq* on the whole matrix, and *hqq, 64 rows* at a time, which is kinder to the cache, and decides
+quantizes the same float32 matrix once, in an order that rotates from round to round: *mixoff*,
+*hqq* on the whole matrix, and *hqq, 64 rows* at a time, which uses the cache better, and decides
 for each 64 rows when to stop. Times are medians over rounds, with the range. Errors are the mean
-|W - W_r| and |W - W_r| / |W| (Frobenius), and how far mixoff's are from those of hqq in percent.
+|W - W_r| and |W - W_r| / |W| (Frobenius), and the difference of mixoff's from hqq's in percent.
 Normal weights have a standard deviation of 0.02; heavy tails are Student's t with 3 degrees of
 freedom, times 0.01.
 """
@@ -22,14 +22,14 @@ from mixoff.quantization.hqq_solver import solve
 
 SETTINGS = ((2, 16), (3, 64), (4, 64), (8, 64))  # nbits, group_size
 ROWS = 64
-Found = tuple[Tensor, Tensor, Tensor]
+Solution = tuple[Tensor, Tensor, Tensor]
 
 
-def mixoff_solve(weight: Tensor, nbits: int, group_size: int) -> Found:
+def mixoff_solve(weight: Tensor, nbits: int, group_size: int) -> Solution:
     return solve(weight, nbits, group_size, axis=1)
 
 
-def hqq_solve(weight: Tensor, nbits: int, group_size: int) -> Found:
+def hqq_solve(weight: Tensor, nbits: int, group_size: int) -> Solution:
     codes, meta = Quantizer.quantize(
         weight,
         nbits=nbits,
@@ -42,21 +42,21 @@ def hqq_solve(weight: Tensor, nbits: int, group_size: int) -> Found:
     return codes, meta["scale"], meta["zero"]
 
 
-def hqq_solve_by_rows(weight: Tensor, nbits: int, group_size: int) -> Found:
-    found = [hqq_solve(rows, nbits, group_size) for rows in weight.split(ROWS)]
-    codes, scale, zero = (torch.cat(parts) for parts in zip(*found, strict=True))
+def hqq_solve_by_rows(weight: Tensor, nbits: int, group_size: int) -> Solution:
+    parts = [hqq_solve(rows, nbits, group_size) for rows in weight.split(ROWS)]
+    codes, scale, zero = (torch.cat(part) for part in zip(*parts, strict=True))
     return codes, scale, zero
 
 
-ARMS: dict[str, Callable[[Tensor, int, int], Found]] = {
+ARMS: dict[str, Callable[[Tensor, int, int], Solution]] = {
     "mixoff": mixoff_solve,
     "hqq": hqq_solve,
     f"hqq, {ROWS} rows": hqq_solve_by_rows,
 }
 
 
-def errors(weight: Tensor, found: Found) -> tuple[float, float]:
-    codes, scale, zero = found
+def errors(weight: Tensor, solution: Solution) -> tuple[float, float]:
+    codes, scale, zero = solution
     error = ((codes.float() - zero) * scale).view_as(weight) - weight
     return error.abs().mean().item(), (error.norm() / weight.norm()).item()
 
@@ -71,7 +71,7 @@ def matrices(size: int) -> dict[str, Tensor]:
 
 
 def measure(weight: Tensor, nbits: int, group_size: int, rounds: int) -> dict[str, list[float]]:
-    """Return the seconds that every arm took in each round."""
+    """Return the seconds of each arm in each round."""
     seconds: dict[str, list[float]] = {name: [] for name in ARMS}
     names = list(ARMS)
     for at in range(rounds):
@@ -93,9 +93,9 @@ def print_times(seconds: dict[str, list[float]]) -> None:
 def print_errors(weight: Tensor, nbits: int, group_size: int) -> None:
     ours = errors(weight, mixoff_solve(weight, nbits, group_size))
     theirs = errors(weight, hqq_solve(weight, nbits, group_size))
-    for name, found, expected in zip(("mean", "Frobenius"), ours, theirs, strict=True):
-        apart = 100 * (found / expected - 1)
-        print(f"  {name} error {found:.6g}, hqq's {expected:.6g}: {apart:+.5f} %")
+    for name, error, expected in zip(("mean", "Frobenius"), ours, theirs, strict=True):
+        apart = 100 * (error / expected - 1)
+        print(f"  {name} error {error:.6g}, hqq's {expected:.6g}: {apart:+.5f} %")
 
 
 def main() -> None:

@@ -1,21 +1,21 @@
-"""Writes a Mixtral of any size straight in packed form, with weights that nobody trained.
+"""Writes a Mixtral of any size directly in packed form, with random weights.
 
-No weight exists in floating point at any time but those of embeddings, gates, norms and head: codes
-and bytes of scales are random, so a layer of Mixtral-8x7B takes a second or two instead of half a
-minute of quantizing. Files are mixoff's own, with checksums, written by what `mixoff quantize`
-writes with; a record at a time is in memory.
+No weight exists in floating point at any time, except embeddings, gates, norms and head: codes and
+bytes of scales are random, so a layer of Mixtral-8x7B takes a second or two instead of half a
+minute of quantizing. Files are in mixoff's format, with checksums, and are written by the code of
+`mixoff quantize`; one record at a time is in memory.
 
-What is random, and what is chosen. Codes are uniform, and so are scales (0.6 to 1.4 of their
-mean) and zeros (within 15 % of the middle): weights have mean 0. Their size is chosen by the
-matrix. Embeddings have size 1; query, key, value, gate and up return numbers of size 1 from
-normalized inputs; o_proj and down return what adds `ATTENTION` and `EXPERTS` to the variance of the
-residual stream in each layer. After 32 layers the stream is 3 times as large as before, and no
-layer's part in it is negligible or dominates. Router weights are random directions of size 1: over
-many tokens, all experts of a layer are chosen about equally often.
+Codes are uniformly random, and so are scales (0.6 to 1.4 of their mean) and zeros (within 15 % of
+the middle), so weights have mean 0. Their size is chosen for each matrix. Embeddings have size 1;
+query, key, value, gate and up return numbers of size 1 from normalized inputs; o_proj and down
+return what adds `ATTENTION` and `EXPERTS` to the variance of the residual stream in each layer.
+After 32 layers the stream is 3 times as large as before, and no layer's part in it is negligible or
+dominates. Router weights are random directions of size 1: over many tokens, all experts of a layer
+are chosen about equally often.
 
-A token decides which experts it takes, and what came before it has little to say. So tokens drawn
-at random route almost independently of each other, less alike than neighbours do in trained models,
-and a token that comes again mostly takes its experts again.
+The routing of a token depends on the token itself and little on those before it. So random tokens
+are routed almost independently of each other, with less overlap between neighbours than in trained
+models, and a token that is repeated mostly chooses the same experts again.
 """
 
 import math
@@ -44,7 +44,7 @@ _LEAST = -(1 << 63)  # of an int64
 
 @dataclass(frozen=True)
 class Shape:
-    """What is chosen of a Mixtral; the defaults are Mixtral-8x7B's."""
+    """The sizes of a Mixtral; the defaults are Mixtral-8x7B's."""
 
     layers: int = 32
     hidden: int = 4096
@@ -55,7 +55,7 @@ class Shape:
     vocab: int = 32000
 
     def config(self) -> dict[str, Any]:
-        """Return what ``config.json`` says."""
+        """Return the content of ``config.json``."""
         return {
             "architectures": ["MixtralForCausalLM"],
             "model_type": "mixtral",
@@ -82,45 +82,45 @@ class Shape:
         return Mixtral(self.config(), Path("config.json"))
 
     def num_weights(self) -> int:
-        """Return how many weights there are, counted tensor by tensor."""
+        """Return the number of weights, counted tensor by tensor."""
         model = self.model()
         non_expert = sum(math.prod(shape) for _, shape in model.non_expert_shapes())
-        expert = sum(math.prod(shape) for shape in model.expert_shapes().values())
+        expert = 3 * model.intermediate_size * model.hidden_size
         return non_expert + model.num_layers * model.num_experts * expert
 
 
 class Random:
-    """A model's matrices, made up as they are asked for.
+    """A model's matrices, generated on demand.
 
     Parameters
     ----------
     shape
-        Of the model.
+        The sizes of the model.
     scheme
-        How attention and experts are stored: `HQQ` of both.
+        The scheme of attention and experts: `HQQ` for both.
     folder
-        Where the checkpoint will be.
+        The folder of the checkpoint.
     """
 
     def __init__(self, shape: Shape, scheme: Scheme, folder: Path, seed: int = 0) -> None:
         self.weights: Any = self
         self.scheme = scheme
         self.config: Mapping[str, Any] = shape.config()
-        self.model = shape.model()
-        self.files = SimpleNamespace(settings=folder)  # no tokenizer there
-        self._chance = torch.Generator().manual_seed(seed)
-        self._shapes = dict(self.model.non_expert_shapes())
+        self.architecture = shape.model()
+        self.files = SimpleNamespace(settings=folder)  # it has no tokenizer
+        self._generator = torch.Generator().manual_seed(seed)
+        self._shapes = dict(self.architecture.non_expert_shapes())
 
     def dtype(self, name: str) -> torch.dtype:
         return torch.bfloat16
 
     def tensor(self, name: str) -> Tensor:
-        """Return a tensor that is no matrix of attention or of an expert."""
+        """Return a non-expert tensor that isn't a matrix of attention."""
         shape = self._shapes[name]
         if len(shape) == 1:
             return torch.ones(shape, dtype=torch.bfloat16)
         size = 1 if "embed" in name else shape[1] ** -0.5
-        return torch.empty(shape).normal_(0, size, generator=self._chance).bfloat16()
+        return torch.empty(shape).normal_(0, size, generator=self._generator).bfloat16()
 
     def attention(self, name: str) -> QuantizedTensor:
         """Return a matrix of attention."""
@@ -129,7 +129,7 @@ class Random:
 
     def expert(self, layer: int, expert: int) -> Iterator[tuple[str, QuantizedTensor]]:
         """Yield gate and up as one matrix, then down."""
-        inner, hidden = self.model.expert_shapes()["w1"]
+        inner, hidden = self.architecture.intermediate_size, self.architecture.hidden_size
         stored = self.scheme.experts_of(layer)
         yield "gate_up_proj", self._matrix(stored, (2 * inner, hidden), 1)
         gain = math.sqrt(EXPERTS) / SILU_GATED / TOP_2
@@ -159,27 +159,27 @@ class Random:
                 parts[name] = row.expand(part)
             else:
                 low, width = bounds[:2] if name == "scale" else bounds[2:]
-                share = torch.empty(part).uniform_(generator=self._chance)
+                share = torch.empty(part).uniform_(generator=self._generator)
                 parts[name] = (low + width * share).to(dtype)
         return QuantizedTensor(stored, shape, parts)
 
     def _bytes(self, shape: tuple[int, ...]) -> Tensor:
         words = torch.empty(-(-math.prod(shape) // 8), dtype=torch.int64)
-        words.random_(_LEAST, None, generator=self._chance)
+        words.random_(_LEAST, None, generator=self._generator)
         return words.view(torch.uint8)[: math.prod(shape)].view(shape)
 
 
-def write_checkpoint(shape: Shape, scheme: Scheme, folder: Path, told: Any = None) -> Path:
-    """Write a mixoff checkpoint of a shape into a folder that isn't there yet, and return it.
+def write_checkpoint(shape: Shape, scheme: Scheme, folder: Path, on_progress: Any = None) -> Path:
+    """Write a mixoff checkpoint of a shape into a new folder, and return the folder.
 
     Parameters
     ----------
-    told
-        Is called with the number of weights that are done, again and again.
+    on_progress
+        A function that is called repeatedly, with the number of weights that were written.
     """
     folder.mkdir(parents=True)
     matrices: Any = Random(shape, scheme, folder)
-    units = units_of(matrices, told or (lambda _: None))
+    units = units_of(matrices, on_progress or (lambda _: None))
     for unit in units:
         unit.write(folder / unit.name)
     crcs = {unit.name: read_shard(folder / unit.name).header_crc32 for unit in units}

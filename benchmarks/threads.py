@@ -1,22 +1,22 @@
-"""How many threads kernels should take while records come: one for each core, or one fewer.
+"""The best number of kernel threads while records arrive: one for each core, or one fewer.
 
-Run it from the root of a clone, on a machine that does nothing else:
+Run it from the root of a clone, on an otherwise idle machine:
 ``.venv/bin/python benchmarks/threads.py``. It writes 0.8 GB of records into ``--folder`` and
 deletes them at the end.
 
 A token goes through 4 layers of 8 experts and 4 slots. A layer computes a resident matrix, as
-attention does, and two experts of 4 bits straight from their packed weights, 25 MB each, with
-mixoff's kernels; its experts stay those of the token before with a probability of 0.6, and the next
-layer's are guessed rightly, so that the transfer thread has work beside compute. Records come from
-disk past the page cache ("direct"), through it, where each token begins with a file that was
-dropped ("uncached") or is there ("cached"), or are copied within host memory ("memory"); "none" has
-a slot for each, and nothing moves.
+attention does, and two experts of 4 bits from their packed weights, 25 MB each, with mixoff's
+kernels. Its experts are those of the previous token with a probability of 0.6, and the next layer's
+are guessed rightly, so that the transfer thread works beside compute. Records are read from disk
+past the page cache ("direct"), or through it, where each token begins with a file that was dropped
+from it ("uncached") or is in it ("cached"), or they are copied within host memory ("memory"); with
+"none" each record has a slot, and nothing moves.
 
 Arms: *all* threads that torch is set to (``--threads``, by default one for each core); *one fewer*;
-*while moving*, one fewer whenever a transfer is under way as an expert begins; and *mixoff*, what
-the package does: one fewer while a read through the page cache is under way. All go through
-the same demands, and take turns, round by round. Printed: milliseconds a token, median, least and
-most of the rounds, and the median of the round's ratio to *all*.
+*while moving*, one fewer if a transfer is in flight when an expert begins; and *mixoff*, what the
+package does: one fewer while a read through the page cache is in flight. Every round runs all arms,
+with the same demands. Printed are milliseconds a token, median, least and most of the rounds, and
+the median over rounds of the ratio to *all*.
 """
 
 import argparse
@@ -47,7 +47,7 @@ HIDDEN, INNER = 2048, 7168
 SCHEME = HQQ(4, 64)
 SHAPES = {"gate_up_proj": (2 * INNER, HIDDEN), "down_proj": (HIDDEN, INNER)}
 LAYOUT = RecordLayout(SCHEME, tuple(SHAPES.items()))
-WAYS = ("none", "direct", "uncached", "cached", "memory")
+SOURCES = ("none", "direct", "uncached", "cached", "memory")
 ARMS = ("all", "one fewer", "while moving", "mixoff")
 STAYS = 0.6
 
@@ -55,14 +55,14 @@ Token = list[tuple[int, ...]]  # the experts of each layer
 
 
 def demands(tokens: int) -> list[Token]:
-    """Return what each token needs of each layer."""
-    chance = random.Random(0)
+    """Return the experts that each token needs in each layer."""
+    rng = random.Random(0)
     made: list[Token] = []
     for _ in range(tokens):
         before = made[-1] if made else [()] * LAYERS
         made.append(
             [
-                old if old and chance.random() < STAYS else tuple(chance.sample(range(EXPERTS), 2))
+                old if old and rng.random() < STAYS else tuple(rng.sample(range(EXPERTS), 2))
                 for old in before
             ]
         )
@@ -70,7 +70,7 @@ def demands(tokens: int) -> list[Token]:
 
 
 def write_records(folder: Path) -> list[list[RecordLocation]]:
-    """Write a file of records for each layer, all alike."""
+    """Write a file of equal records for each layer."""
     matrices = {name: random_matrix(SCHEME, shape, 0) for name, shape in SHAPES.items()}
     record = LAYOUT.pack(matrices).numpy()
     record = np.pad(record, (0, LAYOUT.stride - len(record)))
@@ -90,15 +90,16 @@ def write_records(folder: Path) -> list[list[RecordLocation]]:
 
 
 class Run:
-    """A way for records to come, and the model that needs them."""
+    """A source of records, and the model that needs them."""
 
-    def __init__(self, locations: list[list[RecordLocation]], way: str) -> None:
-        self.way = way
-        self._files = sorted({place.file for layer in locations for place in layer})
-        self._memory = np.fromfile(self._files[0], np.uint8) if way == "memory" else None
-        reader = DiskReader("direct" if way == "direct" else "buffered", pread=self._pread(way))
+    def __init__(self, locations: list[list[RecordLocation]], source: str) -> None:
+        self.source = source
+        self._files = sorted({location.file for layer in locations for location in layer})
+        self._memory = np.fromfile(self._files[0], np.uint8) if source == "memory" else None
+        io = "direct" if source == "direct" else "buffered"
+        reader = DiskReader(io, pread=self._pread(source))
         mover = CpuMover(RecordStore(locations, reader), Transfers(), nbytes=LAYOUT.nbytes)
-        slots = EXPERTS if way == "none" else SLOTS
+        slots = EXPERTS if source == "none" else SLOTS
         layouts = [[LAYOUT] * EXPERTS] * LAYERS
         self.cache = ExpertCache(mover, layouts, slots_per_layer=slots)
         self._transfers = mover.transfers
@@ -106,21 +107,23 @@ class Run:
         self._attention = random_matrix(HQQ(4, 64), (2 * HIDDEN, HIDDEN), 1)
         self._x = torch.randn(1, HIDDEN)
 
-    def _pread(self, way: str) -> Pread | None:
-        def copied(_: int, buffers: Sequence[memoryview], offset: int) -> int:
-            found = self._memory[offset : offset + len(buffers[0])]
-            np.copyto(np.frombuffer(buffers[0], np.uint8)[: len(found)], found)
-            return len(found)
+    def _pread(self, source: str) -> Pread | None:
+        def copy(_: int, buffers: Sequence[memoryview], offset: int) -> int:
+            content = self._memory[offset : offset + len(buffers[0])]
+            np.copyto(np.frombuffer(buffers[0], np.uint8)[: len(content)], content)
+            return len(content)
 
-        return copied if way == "memory" else None
+        return copy if source == "memory" else None
 
     def seconds(self, tokens: list[Token], arm: str, threads: int) -> float:
-        """Return what all tokens took."""
+        """Return the seconds of all tokens."""
         torch.set_num_threads(threads - (arm == "one fewer"))
-        self._kernels.busy = self.cache.busy_cores if arm == "mixoff" else lambda: 0
+        self._kernels.reserved_threads = (
+            self.cache.reserved_threads if arm == "mixoff" else lambda: 0
+        )
         began = time.perf_counter()
         for token in tokens:
-            if self.way == "uncached":
+            if self.source == "uncached":
                 self._drop()
             for layer, experts in enumerate(token):
                 self._compute_layer(token, layer, experts, threads if arm == ARMS[2] else None)
@@ -129,18 +132,18 @@ class Run:
     def _compute_layer(
         self, token: Token, layer: int, experts: Sequence[int], threads: int | None
     ) -> None:
-        self._let(threads)
+        self._set_threads(threads)
         self._kernels.matmul(self._attention, self._x)
         arriving = self.cache.acquire(layer, experts)
         if layer + 1 < LAYERS:
             self.cache.prefetch(layer + 1, token[layer + 1])
         for _, tensors in arriving:
-            self._let(threads)
+            self._set_threads(threads)
             gate, up = self._kernels.matmul(tensors["gate_up_proj"], self._x).chunk(2, dim=-1)
             self._kernels.matmul(tensors["down_proj"], torch.nn.functional.silu(gate) * up)
 
-    def _let(self, threads: int | None) -> None:
-        """Let kernels have one thread fewer while something moves."""
+    def _set_threads(self, threads: int | None) -> None:
+        """Set one thread fewer while a transfer is in flight."""
         if threads is not None:
             moving = self._transfers._running or self._transfers._queue
             torch.set_num_threads(threads - 1 if moving else threads)
@@ -152,36 +155,36 @@ class Run:
             os.close(descriptor)
 
 
-def measure(folder: Path, tokens: int, rounds: int, threads: int, ways: Sequence[str]) -> None:
-    """Measure and print."""
+def measure(folder: Path, tokens: int, rounds: int, threads: int, sources: Sequence[str]) -> None:
+    """Measure and print a table."""
     locations, needed = write_records(folder), demands(tokens)
-    print("way        arm             ms/token  [least, most]   over all")
-    for way in ways:
-        run = Run(locations, way)
-        took: dict[str, list[float]] = {arm: [] for arm in ARMS}
-        for turn in range(rounds + 1):  # the first one warms up
+    print("source     arm             ms/token  [least, most]   over all")
+    for source in sources:
+        run = Run(locations, source)
+        times: dict[str, list[float]] = {arm: [] for arm in ARMS}
+        for number in range(rounds + 1):  # the first round warms up
             for arm in ARMS:
                 seconds = run.seconds(needed, arm, threads)
-                took[arm] += [1e3 * seconds / tokens] if turn else []
+                times[arm] += [1e3 * seconds / tokens] if number else []
         stats = run.cache.stats()
         run.cache.close()
-        for arm, ms in took.items():
-            ratio = statistics.median(a / b for a, b in zip(ms, took["all"], strict=True))
+        for arm, ms in times.items():
+            ratio = statistics.median(a / b for a, b in zip(ms, times["all"], strict=True))
             middle, least, most = statistics.median(ms), min(ms), max(ms)
-            print(f"{way:10} {arm:14} {middle:9.1f}  [{least:.1f}, {most:.1f}]  {ratio:9.3f}")
+            print(f"{source:10} {arm:14} {middle:9.1f}  [{least:.1f}, {most:.1f}]  {ratio:9.3f}")
         print(
             f"           hit rate {stats.hit_rate:.2f}, waited {stats.wait_ns / 1e9:.1f} s in all"
         )
 
 
 def main() -> None:
-    """Take options and measure."""
+    """Parse options and measure."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--tokens", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 2)
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--ways", nargs="+", choices=SOURCES, default=list(SOURCES))
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="mixoff-threads-", dir=options.folder))
     try:

@@ -3,28 +3,27 @@
 Run it from the root of a clone: ``.venv/bin/python benchmarks/transfers.py``. It writes 2.1 GB of
 random records into ``--folder`` and deletes them at the end; ``--part demo`` needs no disk.
 
-The first part takes records of Mixtral's size (66.4 MB) from disk with direct I/O, for 4 layers of
-8 experts and 4 slots, and the demands of layers 4 to 7 of a reply of the demo model. Every arm
-serves the same demands from the same starting residents, and arms take turns, round by round. A
-layer goes as a model's does: attention, router, `acquire` of this layer and `prefetch` of the next
-one, then the experts as they come. Attention is half of a layer's compute, each of its two experts
-a quarter. Compute is a stand-in: matrix products in one torch thread, one after the other until a
-given time is over, which let go of the interpreter as a model's do and leave the second core alone.
-The time is 0.5, 1 or 2 times what reading a layer's misses takes on average, measured anew in each
-round. *Speed* tells how many products went into it beside an arm's transfers, over those that go
-into it without: what transfers take from compute. The last of the four layers guesses for the first
-one's next token what the model's layer 3 guessed for layer 4, so that the four are a stretch of a
-longer model.
+The first part reads records of Mixtral's size (66.4 MB) from disk with direct I/O, for 4 layers of
+8 experts and 4 slots, and the demands of layers 4 to 7 of a reply of the demo model. Every round
+runs all arms with the same demands from the same initial residents. A layer has the steps of a
+model's: attention, router, `acquire` of this layer and `prefetch` of the next one, then the experts
+as they become ready. Attention is half of a layer's compute, each of its two experts a quarter.
+Compute is simulated by matrix products in one torch thread, repeated until a given time is over.
+They release the interpreter's lock as a model's products do, and leave the second core free. The
+time is 0.5, 1 or 2 times that of reading a layer's misses on average, measured again in each round.
+*Speed* is the number of products beside an arm's transfers over the number without transfers: what
+transfers take from compute. The last of the four layers guesses for the first layer and the next
+token what the model's layer 3 guessed for layer 4, so that the four are a part of a longer model.
 
 Arms: *blocking* reads misses when compute needs them, and nothing beside compute. *no prefetch*
 reads them beside the compute of the layer's hits. The others fetch guesses for the next layer:
-*next-gate* those that the demo model's next gate made, top 2; *80 % right* each needed expert with
-a probability of 0.8, else a wrong one; *perfect* what is needed; *perfect, 2 ahead* that of the two
-next layers. Stall is `CacheStats.wait_ns`. The bound is the larger of compute and of transfer,
-the time for which the blocking arm read in the same round.
+*next-gate* those of the demo model's next gate, top 2; *80 % right* each needed expert with a
+probability of 0.8, else a wrong one; *perfect* all needed experts; *perfect, 2 ahead* those of the
+two next layers. Stall is `CacheStats.wait_ns`. The bound is the larger of compute and transfer: the
+time for which the blocking arm read in the same round.
 
 The second part is a reply of the demo model as it is, computed by one thread, so that the second
-core is left to transfers.
+core is free for transfers.
 """
 
 import argparse
@@ -66,7 +65,7 @@ Token = tuple[Experts, ...]  # of each layer
 
 @dataclass(frozen=True)
 class Routing:
-    """What the layers needed, token by token, and what the layer before guessed of it."""
+    """The experts that layers needed, token by token, and the previous layer's guesses of them."""
 
     needed: list[Token]
     guessed: list[Token]
@@ -74,7 +73,7 @@ class Routing:
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to fetch: by how many threads, and what is guessed how many layers ahead."""
+    """Settings of a cache: its transfer threads, and guesses for a number of layers ahead."""
 
     name: str
     threads: int
@@ -84,7 +83,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Run:
-    """What one arm took, a token."""
+    """The measurements of one arm, per token."""
 
     total_ms: float
     stall_ms: float
@@ -96,7 +95,7 @@ class Run:
 
 
 def demo_chat(tokens: int, **offload: object) -> tuple[torch.nn.Module, ExpertCache, Chat]:
-    """Return the demo model, its cache, and a chat that always draws the most probable token."""
+    """Return the demo model, its cache, and a chat that decodes greedily."""
     torch.set_num_threads(1)
     model, cache = build_model(demo_path(), OffloadConfig(**offload))
     tokenizer = AutoTokenizer.from_pretrained(demo_path())
@@ -126,7 +125,7 @@ def demo_routing(tokens: int) -> Routing:
 
 
 def partly_right(needed: list[Token], share: float, seed: int = 0) -> list[Token]:
-    """Return guesses of which each is right with the given probability."""
+    """Return guesses of which each is right with a probability."""
     rng = random.Random(seed)
 
     def guess(experts: Experts) -> Experts:
@@ -138,7 +137,7 @@ def partly_right(needed: list[Token], share: float, seed: int = 0) -> list[Token
 
 
 def arms(routing: Routing) -> list[Arm]:
-    """Return the arms that are compared, the blocking one first."""
+    """Return all arms, the blocking one first."""
     needed = routing.needed
     return [
         Arm("blocking", 0, None),
@@ -151,7 +150,7 @@ def arms(routing: Routing) -> list[Arm]:
 
 
 def write_records(folder: Path) -> list[list[RecordLocation]]:
-    """Write a file of random bytes for each layer, past what the page cache keeps of it."""
+    """Write a file of random bytes for each layer, and drop it from the page cache."""
     generator = torch.Generator().manual_seed(0)
     for layer in range(LAYERS):
         with (folder / f"layer-{layer}").open("wb") as file:
@@ -173,9 +172,9 @@ def write_records(folder: Path) -> list[list[RecordLocation]]:
 
 @contextmanager
 def capped(nbytes: int) -> Iterator[Callable[[], str]]:
-    """Cap this process's memory, page cache included, where a cgroup (version 1) lets it.
+    """Cap this process's memory, page cache included, with a control group of version 1.
 
-    What it yields tells whether that worked, and the most that was in use.
+    It yields a function that returns a sentence: whether the cap is in force, and the peak memory.
     """
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
@@ -205,7 +204,7 @@ def capped(nbytes: int) -> Iterator[Callable[[], str]]:
 
 
 class Compute:
-    """A stand-in for a model's compute: matrix products, one after the other, for a given time."""
+    """Simulated compute: matrix products, one after the other, for a given time."""
 
     def __init__(self) -> None:
         torch.set_num_threads(1)
@@ -214,7 +213,7 @@ class Compute:
         self.products = self.spent_ns = 0
 
     def __call__(self, ms: float) -> None:
-        """Compute for so long."""
+        """Compute for this many milliseconds."""
         began = time.perf_counter_ns()
         while time.perf_counter_ns() - began < ms * NS_PER_MS:
             torch.mm(self._left, self._left, out=self._out)
@@ -222,7 +221,7 @@ class Compute:
         self.spent_ns += time.perf_counter_ns() - began
 
     def restart(self) -> None:
-        """Count from nothing."""
+        """Reset the counters."""
         self.products = self.spent_ns = 0
 
     @property
@@ -246,7 +245,7 @@ def run_arm(
     compute: Compute,
     layer_ms: float,
 ) -> Run:
-    """Serve all demands once; a layer computes for `layer_ms`."""
+    """Serve all demands once, with `layer_ms` of compute in each layer."""
     cache = open_cache(locations, arm.threads)
     before = cache.stats()
     compute.restart()
@@ -261,20 +260,20 @@ def run_arm(
                 cache.prefetch(target, arm.guesses[later][target], layers_ahead=ahead)
         for _ in arriving:
             compute(layer_ms / 4)
-    took_ns = time.perf_counter_ns() - began
-    done = cache.stats() - before
+    elapsed_ns = time.perf_counter_ns() - began
+    stats = cache.stats() - before
     cache.close()
     del cache, arriving
     gc.collect()
     tokens = len(needed)
     return Run(
-        total_ms=took_ns / tokens / NS_PER_MS,
-        stall_ms=done.wait_ns / tokens / NS_PER_MS,
+        total_ms=elapsed_ns / tokens / NS_PER_MS,
+        stall_ms=stats.wait_ns / tokens / NS_PER_MS,
         speed=compute.speed,
-        megabytes=(done.bytes_moved + done.bytes_wasted) / tokens / 1e6,
-        used=done.prefetch_used,
-        late=done.prefetch_late,
-        wasted=done.prefetch_wasted,
+        megabytes=(stats.bytes_moved + stats.bytes_wasted) / tokens / 1e6,
+        used=stats.prefetch_used,
+        late=stats.prefetch_late,
+        wasted=stats.prefetch_wasted,
     )
 
 
@@ -286,22 +285,22 @@ def spread(values: Sequence[float]) -> str:
 def compare(
     locations: list[list[RecordLocation]], routing: Routing, *, ratio: float, rounds: int
 ) -> dict[str, list[Run]]:
-    """Print a table of all arms whose compute takes `ratio` times their transfers."""
+    """Print a table of all arms, with compute that takes `ratio` times the transfers."""
     compute = Compute()
-    chosen = arms(routing)
+    compared = arms(routing)
     tokens = len(routing.needed)
-    runs: dict[str, list[Run]] = {arm.name: [] for arm in chosen}
+    runs: dict[str, list[Run]] = {arm.name: [] for arm in compared}
     speeds, computed = [], []
-    for turn in range(rounds):
+    for number in range(rounds):
         layer_ms = 0.0
         for _ in range(2):  # reads beside compute take longer than reads one after the other
-            blocked = run_arm(locations, chosen[0], routing.needed, compute, layer_ms)
+            blocked = run_arm(locations, compared[0], routing.needed, compute, layer_ms)
             layer_ms = ratio * blocked.stall_ms / LAYERS
         compute.restart()
         compute(500)
         speeds.append(compute.speed)
         computed.append(layer_ms * LAYERS)
-        for arm in chosen if turn % 2 == 0 else chosen[::-1]:
+        for arm in compared if number % 2 == 0 else compared[::-1]:
             runs[arm.name].append(run_arm(locations, arm, routing.needed, compute, layer_ms))
     read_ms = [run.stall_ms for run in runs["blocking"]]
     bounds = [max(pair) for pair in zip(computed, read_ms, strict=True)]
@@ -315,7 +314,7 @@ def compare(
 
 
 def print_arms(runs: dict[str, list[Run]], bounds: list[float], speeds: list[float]) -> None:
-    """Print a row for each arm; bounds and the stand-in's speed alone are those of each round."""
+    """Print a row for each arm; bounds and speeds without transfers are those of each round."""
     print(
         f"{'':<17}{'stall ms':>22}{'total ms':>25}{'total / bound':>19}"
         f"{'speed':>7}{'MB/token':>10}{'used/late/wasted':>18}{'stall saved':>20}"
@@ -352,15 +351,15 @@ def from_disk(folder: Path | None, *, tokens: int, rounds: int, ratios: Sequence
         f"load average {os.getloadavg()[0]:.2f}"
     )
     held = (LAYERS * SLOTS + STAGING) * (LAYOUT.stride + 8192)
-    place = Path(tempfile.mkdtemp(prefix="transfers-", dir=folder))
+    target = Path(tempfile.mkdtemp(prefix="transfers-", dir=folder))
     try:
-        locations = write_records(place)
-        with capped(held + (256 << 20)) as told:
+        locations = write_records(target)
+        with capped(held + (256 << 20)) as describe_cap:
             for ratio in ratios:
                 compare(locations, routing, ratio=ratio, rounds=rounds)
-            print(f"\n{told()}; load average {os.getloadavg()[0]:.2f}")
+            print(f"\n{describe_cap()}; load average {os.getloadavg()[0]:.2f}")
     finally:
-        shutil.rmtree(place)
+        shutil.rmtree(target)
 
 
 def demo_as_it_is(*, tokens: int, rounds: int) -> None:
@@ -373,28 +372,28 @@ def demo_as_it_is(*, tokens: int, rounds: int) -> None:
             ("next-gate, 2", 1, 2),
         ):
             model, cache, chat = demo_chat(tokens, prefetch=prefetch, io=io)
-            if not threads:  # no option of the library: it is worse
+            if not threads:  # the library has no such option, since it is slower
                 cache._mover.transfers.close()
                 cache._mover.transfers = Transfers(0)
             made[f"{name}, {io}"] = (model, cache, chat, [])
-    for turn in range(rounds + 1):
-        for _, _, chat, found in made.values():
+    for number in range(rounds + 1):
+        for _, _, chat, replies in made.values():
             chat.reset()
             for _ in chat.send(PROMPT):
                 pass
-            if turn:  # the first one warms up
-                found.append(chat.last)
+            if number:  # the first round warms up
+                replies.append(chat.last)
     drawn = sorted({own[3][0].new_tokens for own in made.values()})  # one number, or a bug
     print(
         f"\nThe demo model as it is: {drawn} tokens drawn, 4 of 8 slots, "
         f"load average {os.getloadavg()[0]:.2f}. Medians [min-max] of {rounds}, prompt included."
     )
     print(f"{'':<24}{'tokens/s':>22}{'wait ms/token':>20}{'kB/token':>10}{'used/late/wasted':>20}")
-    for name, (_, _, _, found) in made.items():
-        speed = [stats.tokens_per_second for stats in found]
-        waits = [stats.cache.wait_ns / NS_PER_MS / stats.new_tokens for stats in found]
-        last = found[-1].cache
-        moved = (last.bytes_moved + last.bytes_wasted) / found[-1].new_tokens / 1e3
+    for name, (_, _, _, replies) in made.items():
+        speed = [reply.tokens_per_second for reply in replies]
+        waits = [reply.cache.wait_ns / NS_PER_MS / reply.new_tokens for reply in replies]
+        last = replies[-1].cache
+        moved = (last.bytes_moved + last.bytes_wasted) / replies[-1].new_tokens / 1e3
         fates = f"{last.prefetch_used}/{last.prefetch_late}/{last.prefetch_wasted}"
         wait = f"{statistics.median(waits):.2f} [{min(waits):.2f}-{max(waits):.2f}]"
         print(f"{name:<24}{spread(speed):>22}{wait:>20}{moved:>10.0f}{fates:>20}")
@@ -407,11 +406,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--ratios", type=float, nargs="+", default=(0.5, 1.0, 2.0))
-    chosen = parser.parse_args()
-    if chosen.part != "demo":
-        from_disk(chosen.folder, tokens=chosen.tokens, rounds=chosen.rounds, ratios=chosen.ratios)
-    if chosen.part != "disk":
-        demo_as_it_is(tokens=60, rounds=chosen.rounds)
+    options = parser.parse_args()
+    if options.part != "demo":
+        from_disk(
+            options.folder, tokens=options.tokens, rounds=options.rounds, ratios=options.ratios
+        )
+    if options.part != "disk":
+        demo_as_it_is(tokens=60, rounds=options.rounds)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
 """Settings of a run. Knows values and their rules; knows nothing of models, files or torch."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from mixoff.errors import ConfigError
 from mixoff.policies.base import Policy
 from mixoff.policies.registry import LIVE_POLICIES
 from mixoff.predictors import PREDICTORS, Predictor
 from mixoff.units import AUTO, parse_budget
+
+HostTier = Literal["inclusive", "exclusive"]
+Io = Literal["direct", "buffered"]
+Miss = Literal["fetch", "compute", "auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +75,14 @@ class OffloadConfig:
     device_memory: int | str | None = None
     host_memory: int | str = 0
     pinned_memory: int | str = AUTO
-    host_tier: Literal["auto", "inclusive", "exclusive"] = "auto"
+    host_tier: Literal["auto"] | HostTier = "auto"
     policy: str | Policy = "lru"
     prefetch: int = 0
     layers_ahead: int = 1
     predictor: str | Predictor = "next-gate"
     staging: int = 4
-    io: Literal["auto", "direct", "buffered"] = "auto"
-    miss: Literal["fetch", "compute", "auto"] = "fetch"
+    io: Literal["auto"] | Io = "auto"
+    miss: Miss = "fetch"
 
     def __post_init__(self) -> None:
         if self.offload_per_layer is not None:
@@ -95,9 +99,9 @@ class OffloadConfig:
             parse_budget(budget)
         if self.device_memory is not None:
             parse_budget(self.device_memory)
-        _check_word(self, "io", ("auto", "direct", "buffered"))
-        _check_word(self, "host_tier", ("auto", "inclusive", "exclusive"))
-        _check_word(self, "miss", ("fetch", "compute", "auto"))
+        _check_word(self, "io", (AUTO, *get_args(Io)))
+        _check_word(self, "host_tier", (AUTO, *get_args(HostTier)))
+        _check_word(self, "miss", get_args(Miss))
         if not isinstance(self.predictor, Predictor) and self.predictor not in tuple(PREDICTORS):
             raise ConfigError(
                 f"predictor={self.predictor!r}: give one of {', '.join(PREDICTORS)}, "

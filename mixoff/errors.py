@@ -1,8 +1,8 @@
-"""What can go wrong, for a caller to catch: messages name the value, the rule and the way out."""
+"""The errors that mixoff raises. Their messages name the value, the rule and the way out."""
 
 
 class MixoffError(Exception):
-    """Whatever mixoff refuses or can't do; the base of all its errors."""
+    """An operation that mixoff refuses or can't perform; the base of all its errors."""
 
 
 class ConfigError(MixoffError, ValueError):
@@ -14,4 +14,4 @@ class CheckpointError(MixoffError):
 
 
 class TraceError(MixoffError):
-    """A recording that is empty, damaged, of another format, or can't answer what was asked."""
+    """A recording that is empty, damaged, of another format, or lacks the requested data."""

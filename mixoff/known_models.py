@@ -1,12 +1,15 @@
-"""Where known models are: the demo model's folder, published names. Knows nothing of contents."""
+"""Paths of the demo model and its data, and names of published checkpoints.
+
+Knows where they are; nothing of their contents.
+"""
 
 from pathlib import Path
 
 from mixoff.errors import MixoffError
 
-# What mixtral-offloading published, in a layout of its own; the command line's default.
-# It has no tokenizer: that is the original's.
 ORIGINAL_CHECKPOINT = "mistralai/Mixtral-8x7B-Instruct-v0.1"
+# The checkpoint that mixtral-offloading published, in a layout of its own; the command line's
+# default. It has no tokenizer, so the original's is used.
 MIXTRAL_OFFLOADING = "lavawolfiee/Mixtral-8x7B-Instruct-v0.1-offloading-demo"
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -15,7 +18,7 @@ _PACKAGE = Path(__file__).resolve().parent
 def demo_path() -> Path:
     """Return the folder of the demo model, a small trained Mixtral with quantized weights.
 
-    An installed wheel carries it inside the package, a clone of the repository under data/.
+    An installed wheel has it inside the package, a clone of the repository under data/.
 
     Raises
     ------
@@ -26,16 +29,16 @@ def demo_path() -> Path:
 
 
 def demo_data(name: str) -> Path | None:
-    """Return what a clone of the repository has under data/ by this name; None where there is none.
+    """Return the path of a file or folder under data/ of a clone; None if there is none.
 
-    An installed wheel carries the demo model alone. A notebook in a clone finds these all the same:
-    they are looked for beside the package, under the working folder, and beside that.
+    An installed wheel contains the demo model only. For a notebook in a clone, data/ is searched
+    beside the package, in the working folder, and beside the working folder.
 
     Parameters
     ----------
     name
         Such as ``"demo-mixtral-float16"``, the demo model before it was quantized, or
-        ``"heldout.txt"``, a text that it never saw: data/README.md lists all.
+        ``"heldout.txt"``, a text that it wasn't trained on: data/README.md lists all.
     """
     roots = (_PACKAGE.parent, Path.cwd(), Path.cwd().parent)
     paths = (root / "data" / name for root in roots)
@@ -43,7 +46,7 @@ def demo_data(name: str) -> Path | None:
 
 
 def first_checkpoint(*folders: Path) -> Path:
-    """Return the first of the folders that holds a config.json.
+    """Return the first folder that has a config.json.
 
     Raises
     ------
@@ -54,6 +57,6 @@ def first_checkpoint(*folders: Path) -> Path:
         if (folder / "config.json").is_file():
             return folder
     raise MixoffError(
-        f"No demo model: neither of {', '.join(map(str, folders))} has a config.json. Install "
-        "mixoff from a wheel, which carries it, or run `make demo-model` in a clone."
+        f"No demo model: none of {', '.join(map(str, folders))} has a config.json. Install mixoff "
+        "from a wheel, which contains it, or run `make demo-model` in a clone."
     )

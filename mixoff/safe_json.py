@@ -1,6 +1,6 @@
-"""JSON from strangers, read within bounds. Knows text and sizes; nothing of what it says.
+"""JSON from untrusted files, read within limits. Knows text and sizes; nothing of its meaning.
 
-What is read here takes less than a second and less than 256 MiB, whatever it holds.
+Reading takes less than a second and less than 256 MiB, whatever the file holds.
 """
 
 import json
@@ -15,25 +15,25 @@ from mixoff.errors import CheckpointError
 MAX_NBYTES = 4 << 20
 _MAX_DEPTH = 32  # objects and lists inside each other
 _MAX_NESTED = 1 << 15  # objects and lists in all: three for each tensor of a header
-_MAX_DIGITS = 20  # of a whole number: 2**64 has as many
-_MAX_SHOWN = 120  # characters of a value in a message
+_MAX_DIGITS = 20  # of an integer: 2**64 has as many
+_MAX_QUOTED = 120  # characters of a value in a message
 
 _KINDS = {
-    b"version https://git-lfs": "a pointer of git-lfs, not the file: run `git lfs pull` there",
-    b"PK\x03\x04": "a zip archive, perhaps a pickle of torch: mixoff reads safetensors alone",
-    b"\x80": "a pickle: mixoff reads safetensors alone",
-    b"GGUF": "a GGUF file: mixoff reads safetensors alone",
-    b"<": "a page of HTML or XML, perhaps an error of a server: fetch the file again",
+    b"version https://git-lfs": "a git-lfs pointer, not the file: run `git lfs pull` there",
+    b"PK\x03\x04": "a zip archive, perhaps a pickle of torch: mixoff reads safetensors only",
+    b"\x80": "a pickle: mixoff reads safetensors only",
+    b"GGUF": "a GGUF file: mixoff reads safetensors only",
+    b"<": "an HTML or XML page, perhaps a server's error: fetch the file again",
 }
 
 
 def parse(raw: bytes) -> Any:
-    """Return what a JSON document holds.
+    """Return the value of a JSON document.
 
     Raises
     ------
     ValueError
-        If it is no JSON in UTF-8, or has a key twice or a number or nesting that nobody needs.
+        If it isn't JSON in UTF-8, repeats a key, or exceeds a limit of size, digits or nesting.
     """
     if len(raw) > MAX_NBYTES:
         raise ValueError(f"{len(raw)} bytes, and mixoff reads {MAX_NBYTES} at most")
@@ -43,20 +43,20 @@ def parse(raw: bytes) -> Any:
         content = json.loads(
             raw.decode("utf-8"),
             object_pairs_hook=_object,
-            parse_int=_whole_number,
+            parse_int=_integer,
             parse_float=_finite,
             parse_constant=_finite,
         )
     except RecursionError:
         raise ValueError("nested too deep") from None
     _check_depth(content)
-    if b"\\ud" in raw or b"\\uD" in raw:  # half a character is no text that could be shown
+    if b"\\ud" in raw or b"\\uD" in raw:  # refuses a lone surrogate, which no output can encode
         json.dumps(content, ensure_ascii=False).encode("utf-8")
     return content
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object that a JSON file holds.
+    """Return the object in a JSON file.
 
     Raises
     ------
@@ -84,56 +84,56 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def file_size(path: Path) -> int:
-    """Return a file's bytes; a link counts as what it leads to, as the hub's cache has them.
+    """Return a file's size in bytes; links are followed, since the hub's cache consists of them.
 
     Raises
     ------
     CheckpointError
-        If it is a folder, a pipe or a device, which might be waited for without end.
+        If it is a folder, a pipe or a device, whose reading might never end.
     OSError
-        If it isn't there.
+        If it doesn't exist.
     """
     try:
         size = path.stat().st_size
         if path.is_file():
             return size
-    except ValueError as error:  # a null byte, or half a character
-        raise CheckpointError(f"{str(path)!r}: no name that a file can have ({error}).") from None
+    except ValueError as error:  # a null byte, or a lone surrogate
+        raise CheckpointError(f"{str(path)!r}: not a valid file name ({error}).") from None
     raise CheckpointError(f"{path}: is no file.")
 
 
 def describe_content(beginning: bytes) -> str | None:
-    """Return what a file is instead, as its first bytes tell; None if unknown."""
+    """Return the kind of an unreadable file, from its first bytes; None if it is unknown."""
     if not beginning:
         return "it is empty: fetch it again"
-    found = (kind for magic, kind in _KINDS.items() if beginning.lstrip().startswith(magic))
-    return next(found, None)
+    kinds = (kind for magic, kind in _KINDS.items() if beginning.lstrip().startswith(magic))
+    return next(kinds, None)
 
 
 def quoted(value: object) -> str:
-    """Return a value of a document as a message has it: as Python writes it, shortened."""
-    if isinstance(value, list | dict) and len(value) > _MAX_SHOWN:
+    """Return a value for a message: its `repr`, truncated."""
+    if isinstance(value, list | dict) and len(value) > _MAX_QUOTED:
         return f"a {type(value).__name__} of {len(value)} values"
     return truncated(repr(value))
 
 
 def truncated(text: str) -> str:
-    """Return a text, its middle left out where it is long."""
-    if len(text) <= _MAX_SHOWN:
+    """Return a text without its middle if it is long."""
+    if len(text) <= _MAX_QUOTED:
         return text
-    half = _MAX_SHOWN // 2
+    half = _MAX_QUOTED // 2
     return f"{text[:half]}... ({len(text)} characters) ...{text[-half:]}"
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"{quoted(twice)} stands there twice")
+        ((repeated, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{quoted(repeated)} occurs twice")
     return content
 
 
-def _whole_number(text: str) -> int:
+def _integer(text: str) -> int:
     if len(text) > _MAX_DIGITS:
         raise ValueError(f"a number of {len(text)} digits")
     return int(text)
@@ -142,7 +142,7 @@ def _whole_number(text: str) -> int:
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{truncated(text)} is no number")
+        raise ValueError(f"{truncated(text)} isn't a finite number")
     return number
 
 
@@ -156,6 +156,6 @@ def _check_depth(content: Any) -> None:
 
 
 def _inside(parent: Any) -> list[Any]:
-    """Return the objects and lists that stand in another."""
+    """Return the objects and lists that are values of another."""
     children = parent.values() if isinstance(parent, dict) else parent
     return [child for child in children if isinstance(child, list | dict)]

@@ -1,4 +1,4 @@
-"""Sizes in bytes, parsed and formatted: "10GiB", "1.50 GiB". Knows nothing of memory."""
+"""Sizes in bytes as people write and read them ("10GiB"), and the size of a transfer's step."""
 
 import re
 from decimal import Decimal
@@ -6,6 +6,7 @@ from decimal import Decimal
 from mixoff.errors import ConfigError
 
 AUTO = "auto"  # a budget: the free memory, less some headroom
+CHUNK = 8 << 20  # bytes that a transfer moves in one step: a demand waits for no more of a guess
 
 _UNITS: dict[str, int] = {"": 1, "B": 1} | {
     f"{prefix}{suffix}": base**power

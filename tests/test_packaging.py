@@ -72,10 +72,6 @@ def test_requirements_end_with_this_package_and_all_its_extras() -> None:
     assert lines[-1] == f"-e .[{','.join(setup_arguments()['extras_require'])}]"
 
 
-def test_importing_mixoff_imports_no_torch() -> None:
-    assert run_python("import mixoff, sys; print('torch' in sys.modules)") == "False\n"
-
-
 def test_the_help_of_the_command_line_imports_no_torch() -> None:
     code = """
 import sys

@@ -5,45 +5,45 @@ from typing import Any
 import torch
 from airllm.airllm_base import AirLLMBaseModel
 from transformers import DynamicCache
-from worker import decode, settings, tell
+from worker import decode, read_settings, send
 
 
 class WithoutTokenizer(AirLLMBaseModel):
     """airllm's generic model, for a folder that has no tokenizer."""
 
     def get_tokenizer(self, hf_token: str | None = None) -> None:
-        """Return none: tokens are given."""
+        """Return None: the settings have tokens instead of text."""
 
 
 class AirllmSession:
-    """A model whose layers come from disk, one after the other."""
+    """A model whose layers are read from disk one after the other."""
 
-    def __init__(self, given: dict[str, Any]) -> None:
-        torch.set_num_threads(given.get("threads", 1))
+    def __init__(self, settings: dict[str, Any]) -> None:
+        torch.set_num_threads(settings.get("threads", 1))
         self.model = WithoutTokenizer(
-            given["path"],
+            settings["path"],
             device="cpu",
             dtype=torch.bfloat16,
-            layer_shards_saving_path=given["shards"],
+            layer_shards_saving_path=settings["shards"],
         )
         self.reset()
 
     @torch.inference_mode()
     def read(self, ids: list[int]) -> int:
-        given = torch.tensor([ids])
-        found = self.model(input_ids=given, past_key_values=self.past, use_cache=True)
-        return int(found.logits[0, -1].argmax())
+        input_ids = torch.tensor([ids])
+        output = self.model(input_ids=input_ids, past_key_values=self.past, use_cache=True)
+        return int(output.logits[0, -1].argmax())
 
     def reset(self) -> None:
         self.past = DynamicCache(config=self.model.config)
 
-    def told(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         return {}
 
 
 if __name__ == "__main__":
-    if settings().get("only_split"):
-        AirllmSession(settings())
-        tell(split=True)
+    if read_settings().get("only_split"):
+        AirllmSession(read_settings())
+        send(split=True)
     else:
         decode(AirllmSession)

@@ -1,11 +1,11 @@
-"""One expert in bitsandbytes' NF4 on a CPU as a worker that takes turns."""
+"""A worker that runs one expert in bitsandbytes' NF4 on a CPU."""
 
 from copy import deepcopy
 from time import perf_counter
 
 import torch
 from bitsandbytes.nn import Linear4bit
-from worker import settings, take_turns
+from worker import read_settings, serve
 
 
 def matrix(rows: int, columns: int, dtype: torch.dtype) -> Linear4bit:
@@ -17,13 +17,13 @@ def matrix(rows: int, columns: int, dtype: torch.dtype) -> Linear4bit:
 
 @torch.inference_mode()
 def main() -> None:
-    given = settings()
-    torch.set_num_threads(given["threads"])
-    shapes = ((2 * given["inner"], given["hidden"]), (given["hidden"], given["inner"]))
-    dtype = getattr(torch, given["dtype"])
+    settings = read_settings()
+    torch.set_num_threads(settings["threads"])
+    shapes = ((2 * settings["inner"], settings["hidden"]), (settings["hidden"], settings["inner"]))
+    dtype = getattr(torch, settings["dtype"])
     first = [matrix(*shape, dtype) for shape in shapes]
-    experts = [first, *(deepcopy(first) for _ in range(given["copies"] - 1))]
-    inputs = [torch.randn(given["tokens"], columns, dtype=dtype) for _, columns in shapes]
+    experts = [first, *(deepcopy(first) for _ in range(settings["copies"] - 1))]
+    inputs = [torch.randn(settings["tokens"], columns, dtype=dtype) for _, columns in shapes]
 
     def run(number: int) -> float:
         began = perf_counter()
@@ -32,10 +32,10 @@ def main() -> None:
         return perf_counter() - began
 
     for number in range(len(experts)):
-        run(number)  # the first call packs weights anew
+        run(number)  # the first call repacks the weights
     nbytes = sum(layer.weight.nbytes for layer in first)
     scales = sum(layer.weight.quant_state.absmax.nbytes for layer in first)
-    take_turns(run, nbytes=nbytes + scales)
+    serve(run, nbytes=nbytes + scales)
 
 
 if __name__ == "__main__":

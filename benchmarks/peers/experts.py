@@ -1,4 +1,4 @@
-"""Peers' ways to compute one expert, each in a process and an environment of its own."""
+"""Workers that compute one expert with peers' libraries, each in its own environment."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from environments import python_of
-from peers.turns import Arm, Worker
+from peers.rounds import Arm, Worker
 
 GGML = (("Q2_K", "2 bits"), ("Q3_K", "3 bits"), ("Q4_K", "4 bits"))
 PATHS = ("plain", "CPU_REPACK", "AMX")
@@ -26,16 +26,16 @@ class Peer:
 def expert_peers(
     hidden: int, inner: int, *, tokens: int, copies: int, threads: int
 ) -> Iterator[Sequence[Peer]]:
-    """Start all that can be had here, say what can't and why, and end them after the block.
+    """Start all peers that run here, print why others don't, and end them after the block.
 
     Parameters
     ----------
     hidden, inner
         The expert's sizes.
     tokens
-        How many it is given at once.
+        The number of tokens in one call.
     copies
-        Experts that a worker goes through, one after the other.
+        Experts that a worker computes one after the other, so that no cache keeps one.
     """
     with TemporaryDirectory() as scratch:
         sizes = {"hidden": hidden, "inner": inner, "tokens": tokens, "copies": copies}
@@ -61,10 +61,10 @@ def expert_peers(
 def _arms(common: dict[str, object]) -> Iterator[Arm]:
     python: Path = python_of("bitsandbytes")
     for dtype in ("bfloat16", "float32"):
-        told = {**common, "dtype": dtype}
-        yield Arm(f"4 bits, bitsandbytes NF4 {dtype}", python, "bitsandbytes_expert.py", told)
+        settings = {**common, "dtype": dtype}
+        yield Arm(f"4 bits, bitsandbytes NF4 {dtype}", python, "bitsandbytes_expert.py", settings)
     for kind, bits in GGML:
         for path in PATHS:
-            told = {**common, "kind": kind, "path": path}
+            settings = {**common, "kind": kind, "path": path}
             name = f"{bits}, ggml {kind} {path}"
-            yield Arm(name, python_of("llama"), "ggml_expert.py", told)
+            yield Arm(name, python_of("llama"), "ggml_expert.py", settings)

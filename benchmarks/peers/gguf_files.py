@@ -1,8 +1,8 @@
 """Writes the models of `weights` for llama.cpp, quantized or not. Runs in llama.cpp's environment.
 
 ``python gguf_files.py SETTINGS``: shape, path, and `kind`, the type of experts and attention.
-Embeddings stay in 16 bits and the gate in 32, so that tokens take the same ways, and the head in
-16, as mixoff has it. The pool of weights is quantized once.
+Embeddings have 16 bits and the gate 32, so that tokens are routed to the same experts, and the head
+has 16, as in mixoff. The pool of weights is quantized once.
 """
 
 import ctypes
@@ -67,14 +67,14 @@ def quantized(values: np.ndarray, kind: Kind) -> np.ndarray:
 
 
 def interleaved(matrix: np.ndarray, heads: int) -> np.ndarray:
-    """Return queries' or keys' rows in the order that llama.cpp rotates them in."""
+    """Return the rows of queries or keys in the order of llama.cpp's rotary embedding."""
     rows, columns = matrix.shape
     halves = matrix.reshape(heads, 2, rows // heads // 2, columns)
     return halves.swapaxes(1, 2).reshape(rows, columns)
 
 
 class GgufFile:
-    """A file in which tensors are announced first, and written then."""
+    """A file whose tensors are all declared before the first is written."""
 
     def __init__(self, path: Path, shape: Shape, kind: Kind) -> None:
         self.shape, self.kind = shape, kind
@@ -115,7 +115,7 @@ class GgufFile:
         writer.add_vocab_size(shape.vocab)
         writer.add_tokenizer_model("none")
 
-    def _announce(self, name: str, dims: tuple[int, ...], kind: Kind) -> None:
+    def _declare(self, name: str, dims: tuple[int, ...], kind: Kind) -> None:
         block, size = gguf.GGML_QUANT_SIZES[kind]
         count = int(np.prod(dims))
         self.writer.add_tensor_info(
@@ -127,7 +127,7 @@ class GgufFile:
         )
 
     def _small(self, name: str, dims: tuple[int, ...], bits: np.ndarray) -> None:
-        """Add a tensor that is no expert."""
+        """Add a tensor of the non-expert parameters."""
         stem = name.removesuffix(".weight")
         prefix = ""
         if stem.startswith("model.layers."):
@@ -138,11 +138,11 @@ class GgufFile:
             values = interleaved(values, dims[0] // self.shape.head_dim)
         kind = Kind.F32 if len(dims) == 1 or stem == "mlp.gate" else self.kind
         kind = Kind.BF16 if stem in ("model.embed_tokens", "lm_head") else kind
-        self._announce(f"{prefix}{_NAMES[stem]}.weight", dims, kind)
+        self._declare(f"{prefix}{_NAMES[stem]}.weight", dims, kind)
         self.data.append(iter([values if kind == Kind.F32 else quantized(values, kind)]))
 
     def _experts(self, name: str, dims: tuple[int, ...], layer: int) -> None:
-        """Add a layer's stacked experts; gate and up, one after the other here, are two there."""
+        """Add a layer's stacked experts; the joined gate and up become two tensors."""
         count = dims[1] * dims[2]
         if name.endswith("down_proj"):
             parts = {"down": (dims, 0, count)}
@@ -150,7 +150,7 @@ class GgufFile:
             half = (dims[0], dims[1] // 2, dims[2])
             parts = {"gate": (half, 0, count // 2), "up": (half, count // 2, count // 2)}
         for part, (shape, offset, size) in parts.items():
-            self._announce(f"blk.{layer}.ffn_{part}_exps.weight", shape, self.kind)
+            self._declare(f"blk.{layer}.ffn_{part}_exps.weight", shape, self.kind)
             self.data.append(self._stretches(name, dims[0], offset, size))
 
     def _stretches(self, name: str, parts: int, offset: int, size: int) -> Iterator[np.ndarray]:
@@ -160,8 +160,9 @@ class GgufFile:
 
 
 def main() -> None:
-    given = json.loads(sys.argv[1])
-    GgufFile(Path(given["path"]), Shape(**given["shape"]), Kind[given["kind"]]).write()
+    settings = json.loads(sys.argv[1])
+    shape, kind = Shape(**settings["shape"]), Kind[settings["kind"]]
+    GgufFile(Path(settings["path"]), shape, kind).write()
 
 
 if __name__ == "__main__":

@@ -13,27 +13,27 @@ MODES = {"memory": llama_cpp.LLAMA_LOAD_MODE_NONE, "mapped": llama_cpp.LLAMA_LOA
 
 @llama_cpp.llama_log_callback
 def quiet(level: int, text: bytes, data: ctypes.c_void_p) -> None:
-    """Drop what llama.cpp tells of itself."""
+    """Drop llama.cpp's log messages."""
 
 
 class LlamaSession:
     """A model and its KV cache."""
 
-    def __init__(self, given: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any]) -> None:
         llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         options = llama_cpp.llama_model_default_params()
-        options.load_mode = MODES[given["how"]]
-        options.use_extra_bufts = given["repack"]
+        options.load_mode = MODES[settings["how"]]
+        options.use_extra_bufts = settings["repack"]
         options.n_gpu_layers = 0
-        self.model = llama_cpp.llama_model_load_from_file(given["path"].encode(), options)
+        self.model = llama_cpp.llama_model_load_from_file(settings["path"].encode(), options)
         if not self.model:
-            raise SystemExit(f"{given['path']}: llama.cpp loads it not")
-        room = llama_cpp.llama_context_default_params()
-        room.n_ctx, room.n_batch, room.n_ubatch = 2 * BATCH, BATCH, BATCH
-        room.n_threads = room.n_threads_batch = given["threads"]
-        room.n_seq_max = 1
-        self.context = llama_cpp.llama_init_from_model(self.model, room)
+            raise SystemExit(f"{settings['path']}: llama.cpp can't load it")
+        parameters = llama_cpp.llama_context_default_params()
+        parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = 2 * BATCH, BATCH, BATCH
+        parameters.n_threads = parameters.n_threads_batch = settings["threads"]
+        parameters.n_seq_max = 1
+        self.context = llama_cpp.llama_init_from_model(self.model, parameters)
         vocab = llama_cpp.llama_model_get_vocab(self.model)
         self.size = llama_cpp.llama_vocab_n_tokens(vocab)
 
@@ -48,7 +48,7 @@ class LlamaSession:
     def reset(self) -> None:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
 
-    def told(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         return {}
 
 

@@ -15,7 +15,7 @@ from mixoff.chat.kv_cache import growing_cache
 
 @dataclass
 class MixoffSession:
-    """A model behind its cache of experts."""
+    """A model and its expert cache."""
 
     model: Any
     cache: ExpertCache
@@ -24,26 +24,26 @@ class MixoffSession:
 
     @torch.inference_mode()
     def read(self, ids: list[int]) -> int:
-        given = torch.tensor([ids])
-        found = self.model(input_ids=given, past_key_values=self.past, logits_to_keep=1)
-        return int(found.logits[0, -1].argmax())
+        input_ids = torch.tensor([ids])
+        output = self.model(input_ids=input_ids, past_key_values=self.past, logits_to_keep=1)
+        return int(output.logits[0, -1].argmax())
 
     def reset(self) -> None:
         self.past = growing_cache(self.model.config)
 
-    def told(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         after = self.cache.stats()
-        done = after - (self.before or after)
+        stats = after - (self.before or after)
         self.before = after
-        return {"hit_rate": done.hit_rate if done.hits + done.misses else None}
+        return {"hit_rate": stats.hit_rate if stats.hits + stats.misses else None}
 
 
-def load(given: dict[str, Any]) -> MixoffSession:
+def load(settings: dict[str, Any]) -> MixoffSession:
     logging.disable_progress_bar()
-    torch.set_num_threads(given["threads"])
-    dtype = getattr(torch, given["dtype"]) if given.get("dtype") else None
-    offload = OffloadConfig(**given["offload"])
-    model, cache = build_model(given["path"], offload, dtype=dtype)
+    torch.set_num_threads(settings["threads"])
+    dtype = getattr(torch, settings["dtype"]) if settings.get("dtype") else None
+    offload = OffloadConfig(**settings["offload"])
+    model, cache = build_model(settings["path"], offload, dtype=dtype)
     return MixoffSession(model, cache, growing_cache(model.config))
 
 

@@ -1,6 +1,6 @@
 """Models for the comparisons, made once into a folder: original, mixoff's, and llama.cpp's.
 
-Knows how each form is made; what is in it, `peers.weights` knows.
+Knows how each form is made; `peers.weights` has the weights.
 """
 
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from environments import python_of
-from peers.turns import HERE, nbytes_of
+from peers.rounds import HERE, nbytes_of
 from peers.weights import Shape, link_original, write_original
 from torch import Tensor
 
@@ -28,13 +28,13 @@ _quantized: dict[tuple[HQQ, int, torch.Size], Parts] = {}
 
 @dataclass(frozen=True)
 class Once(HQQ):
-    """HQQ that quantizes a matrix once, and knows it again; what is stored says HQQ.
+    """HQQ that quantizes equal matrices once; the checkpoint's settings say HQQ.
 
-    A layer of Mixtral's width takes a minute or more, and these models repeat theirs.
+    A layer of Mixtral's width takes a minute or more, and these models repeat their layers.
     """
 
     def quantize(self, weight: Tensor) -> Parts:
-        """Return the parts of the matrix, or of an equal one that came before."""
+        """Return the parts of the matrix, or of an equal one that was quantized before."""
         content = weight.contiguous().view(torch.uint8).numpy().data
         key = (self, zlib.crc32(content), weight.shape)
         if key not in _quantized:
@@ -43,7 +43,7 @@ class Once(HQQ):
 
 
 def four_and_two() -> Scheme:
-    """Return the scheme that most checkpoints have: attention in 4 bits, experts in 2."""
+    """Return the scheme of attention in 4 bits and experts in 2."""
     return Scheme(HQQ(4, 64), Once(2, 16, 8))
 
 
@@ -53,9 +53,9 @@ class Models:
     Parameters
     ----------
     folder
-        Where they are made, and found again by the next run.
+        The folder in which they are made, and kept for the next run.
     name
-        What this run's are called.
+        The prefix of this run's models.
     """
 
     def __init__(self, folder: Path, name: str, shape: Shape) -> None:
@@ -63,7 +63,7 @@ class Models:
         folder.mkdir(parents=True, exist_ok=True)
 
     def original(self, layers: int | None = None) -> Path:
-        """Return a checkpoint in transformers' form; of a whole one's first layers, by links."""
+        """Return a checkpoint in transformers' form; fewer layers are links to the whole one."""
         whole = f"{self.name}-original"
         if layers is None or layers == self.shape.layers:
             return self._make(whole, lambda path: write_original(path, self.shape))
@@ -81,22 +81,24 @@ class Models:
         return self._make(name, make)
 
     def gguf(self, kind: str, layers: int | None = None) -> Path:
-        """Return llama.cpp's file of a type."""
+        """Return llama.cpp's file of a quantization type."""
         shape = replace(self.shape, layers=layers or self.shape.layers)
 
         def make(path: Path) -> None:
-            given = {"path": str(path), "shape": asdict(shape), "kind": kind}
-            words = [str(python_of("llama")), str(HERE / "gguf_files.py"), json.dumps(given)]
+            settings = {"path": str(path), "shape": asdict(shape), "kind": kind}
+            script = str(HERE / "gguf_files.py")
+            words = [str(python_of("llama")), script, json.dumps(settings)]
             subprocess.run(words, check=True)
 
         return self._make(f"{self.name}-{kind}-{shape.layers}.gguf", make)
 
     def airllm(self) -> Path:
-        """Return the folder that airllm makes for itself, of links and copies, from an original."""
+        """Return the folder that airllm makes from an original, of links and copies."""
 
         def make(path: Path) -> None:
-            given = {"path": str(self.original()), "shards": str(path), "only_split": True}
-            words = [str(python_of("airllm")), str(HERE / "airllm_decode.py"), json.dumps(given)]
+            settings = {"path": str(self.original()), "shards": str(path), "only_split": True}
+            script = str(HERE / "airllm_decode.py")
+            words = [str(python_of("airllm")), script, json.dumps(settings)]
             subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
 
         return self._make(f"{self.name}-airllm", make)
@@ -106,8 +108,8 @@ class Models:
         for path in self.folder.glob(f"{self.name}-*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def forget_original(self) -> None:
-        """Remove the original, from which all others were made."""
+    def remove_original(self) -> None:
+        """Remove the original, once all other models were made from it."""
         for path in self.folder.glob(f"{self.name}-original*"):
             shutil.rmtree(path)
 
@@ -118,14 +120,14 @@ class Models:
             with tempfile.TemporaryDirectory(prefix="partial-", dir=self.folder) as partial:
                 make(Path(partial) / name)
                 (Path(partial) / name).rename(path)
-            took = time.perf_counter() - began
-            print(f"made {name}: {nbytes_of(path) / 1e9:.2f} GB in {took:.0f} s", flush=True)
+            seconds = time.perf_counter() - began
+            print(f"made {name}: {nbytes_of(path) / 1e9:.2f} GB in {seconds:.0f} s", flush=True)
         return path
 
 
 def refuse_without_room(folder: Path, needed: float) -> None:
-    """End the script if a folder's disk has too little room for models of so many bytes."""
+    """End the script if a folder's disk has too little room for this many bytes of models."""
     folder.mkdir(parents=True, exist_ok=True)
-    needed -= nbytes_of(folder)  # what an earlier run left
+    needed -= nbytes_of(folder)  # models that an earlier run made
     if needed > (free := shutil.disk_usage(folder).free):
         sys.exit(f"needs {needed / 1e9:.0f} GB in {folder}; {free / 1e9:.0f} are free")

@@ -1,4 +1,4 @@
-"""transformers as a worker: in memory, mapped, or with experts on disk, as accelerate does it."""
+"""transformers as a worker: in memory, mapped, or with experts on disk through accelerate."""
 
 import shutil
 import tempfile
@@ -15,7 +15,7 @@ from worker import decode
 
 @dataclass
 class TransformersSession:
-    """A model of transformers, however it was loaded."""
+    """A model of transformers, loaded by any of the functions below."""
 
     model: Any
     past: DynamicCache
@@ -23,14 +23,14 @@ class TransformersSession:
 
     @torch.inference_mode()
     def read(self, ids: list[int]) -> int:
-        given = torch.tensor([ids])
-        found = self.model(input_ids=given, past_key_values=self.past, logits_to_keep=1)
-        return int(found.logits[0, -1].argmax())
+        input_ids = torch.tensor([ids])
+        output = self.model(input_ids=input_ids, past_key_values=self.past, logits_to_keep=1)
+        return int(output.logits[0, -1].argmax())
 
     def reset(self) -> None:
         self.past = DynamicCache(config=self.model.config)
 
-    def told(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         return {}
 
     def __del__(self) -> None:
@@ -39,7 +39,7 @@ class TransformersSession:
 
 
 def in_memory(folder: Path) -> TransformersSession:
-    """Load as anyone does, and copy what is mapped."""
+    """Load with `from_pretrained`, and copy mapped tensors into memory."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     for parameter in model.parameters():
         if not parameter.untyped_storage().resizable():
@@ -48,11 +48,11 @@ def in_memory(folder: Path) -> TransformersSession:
 
 
 def mapped(folder: Path) -> TransformersSession:
-    """Give a model without weights the tensors of mapped files, so that pages come when used."""
+    """Assign the tensors of mapped files to a model, so that pages are read when they are used."""
     config = AutoConfig.from_pretrained(folder)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    rotary = type(model.model.rotary_emb)(config)  # its numbers are in no file
+    rotary = type(model.model.rotary_emb)(config)  # its buffers are in no file
     model.model.rotary_emb = rotary
     state = {}
     for file in sorted(folder.glob("*.safetensors")):
@@ -63,8 +63,8 @@ def mapped(folder: Path) -> TransformersSession:
 
 
 def experts_on_disk(folder: Path, scratch: str) -> TransformersSession:
-    """Load with accelerate's map of devices, all experts on disk."""
-    place = tempfile.mkdtemp(dir=scratch)
+    """Load with accelerate's device map, all experts on disk."""
+    offloaded = tempfile.mkdtemp(dir=scratch)
     config = AutoConfig.from_pretrained(folder)
     devices: dict[str, str] = {"model.embed_tokens": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
     devices["model.rotary_emb"] = "cpu"
@@ -73,18 +73,18 @@ def experts_on_disk(folder: Path, scratch: str) -> TransformersSession:
             devices[f"model.layers.{layer}.{part}"] = "cpu"
         devices[f"model.layers.{layer}.mlp.experts"] = "disk"
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.bfloat16, device_map=devices, offload_folder=place
+        folder, dtype=torch.bfloat16, device_map=devices, offload_folder=offloaded
     )
-    return TransformersSession(model, DynamicCache(config=config), place)
+    return TransformersSession(model, DynamicCache(config=config), offloaded)
 
 
-def load(given: dict[str, Any]) -> TransformersSession:
+def load(settings: dict[str, Any]) -> TransformersSession:
     logging.disable_progress_bar()
-    torch.set_num_threads(given["threads"])
-    folder = Path(given["path"])
-    if given["how"] == "accelerate":
-        return experts_on_disk(folder, given["scratch"])
-    return mapped(folder) if given["how"] == "mapped" else in_memory(folder)
+    torch.set_num_threads(settings["threads"])
+    folder = Path(settings["path"])
+    if settings["how"] == "accelerate":
+        return experts_on_disk(folder, settings["scratch"])
+    return mapped(folder) if settings["how"] == "mapped" else in_memory(folder)
 
 
 if __name__ == "__main__":

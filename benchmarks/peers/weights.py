@@ -1,10 +1,10 @@
 """Mixtrals of random weights, the same for all peers. Knows numpy; runs in any peer's environment.
 
-Every large matrix is a stretch of one pool of normal numbers, each expert's from a place of its
-own, in steps of 256 weights: so a pool that was quantized in blocks of 256 holds every quantized
-matrix, too. Layers are scaled so that activations are as large in any width, and embeddings are
-larger than what layers add to them: with small ones a deep layer picks the same experts for every
-token, which no trained model does.
+Every large matrix is a stretch of one pool of normal numbers. Each expert's stretch begins at its
+own multiple of 256 weights, so that a pool quantized in blocks of 256 has every quantized matrix,
+too. Layers are scaled so that the size of activations doesn't depend on the width. Embeddings are
+larger than what layers add to them: with small ones a deep layer chooses the same experts for every
+token, unlike in a trained model.
 """
 
 import json
@@ -19,7 +19,7 @@ import numpy as np
 
 POOL = 1 << 24  # weights
 BLOCK = 256
-ACTIVATION = 0.64  # times a normal input: what a layer's product gives
+ACTIVATION = 0.64  # standard deviation of a product with normal inputs
 EMBEDDING = 0.45  # standard deviation
 EPSILON, THETA, CONTEXT = 1e-5, 1e6, 4096
 
@@ -31,8 +31,8 @@ class Shape:
     Parameters
     ----------
     repeats
-        Whether all layers have the same experts: they needn't be quantized again and again then.
-        Attention and gates differ all the same.
+        Whether all layers have the same experts, so that they need to be quantized only once.
+        Attention and gates differ from layer to layer anyway.
     """
 
     hidden: int
@@ -57,7 +57,7 @@ class Shape:
         return 3 * self.hidden * self.inner
 
     def config(self) -> dict[str, Any]:
-        """Return what transformers' config.json holds."""
+        """Return the content of transformers' config.json."""
         return {
             "architectures": ["MixtralForCausalLM"],
             "model_type": "mixtral",
@@ -86,13 +86,13 @@ class Shape:
 
 @cache
 def pool(hidden: int) -> np.ndarray:
-    """Return the pool for a width, in float32: what bfloat16 can hold of it."""
+    """Return the pool for a width: float32 values that bfloat16 can represent."""
     numbers = np.random.default_rng(0).standard_normal(POOL, np.float32)
     return from_bfloat16(to_bfloat16(numbers * np.float32(ACTIVATION / hidden**0.5)))
 
 
 def to_bfloat16(numbers: np.ndarray) -> np.ndarray:
-    """Return float32 numbers, rounded, as the 16 bits of bfloat16."""
+    """Return float32 numbers rounded to bfloat16, as 16-bit integers."""
     bits = np.ascontiguousarray(numbers, np.float32).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
@@ -102,28 +102,28 @@ def from_bfloat16(bits: np.ndarray) -> np.ndarray:
 
 
 def start_of(name: str, part: int = 0) -> int:
-    """Return where in the pool a matrix begins."""
+    """Return the index in the pool at which a matrix begins."""
     return zlib.crc32(f"{name}:{part}".encode()) % (POOL // BLOCK) * BLOCK
 
 
 def stretch(values: np.ndarray, count: int, start: int, unit: int = 1) -> Iterator[np.ndarray]:
-    """Yield pieces of `values`, whose rows stand for `unit` weights, from a start on, in a ring."""
-    left, place = count // unit, start // unit
-    while left:
-        piece = values[place : place + left]
+    """Yield pieces of `values` from a start on, as a ring; a row has `unit` weights."""
+    remaining, first = count // unit, start // unit
+    while remaining:
+        piece = values[first : first + remaining]
         yield piece
-        left -= len(piece)
-        place = 0
+        remaining -= len(piece)
+        first = 0
 
 
 def expert_start(shape: Shape, name: str, expert: int) -> int:
-    """Return where in the pool an expert of a layer's stacked ones begins."""
+    """Return the index in the pool at which one of a layer's stacked experts begins."""
     kind = name.rsplit(".", 1)[1] if shape.repeats else name
     return start_of(kind, expert)
 
 
 def _random(name: str, shape: tuple[int, ...], deviation: float) -> np.ndarray:
-    """Return numbers that are in no pool: those that decide which expert gets a token."""
+    """Return numbers outside the pool, for the weights that determine the routing."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     return rng.standard_normal(shape, np.float32) * np.float32(deviation)
 
@@ -131,8 +131,8 @@ def _random(name: str, shape: tuple[int, ...], deviation: float) -> np.ndarray:
 def non_expert(
     shape: Shape, layer: int | None
 ) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
-    """Yield name, shape and bits of bfloat16 of what is no expert: a layer's, or the rest."""
-    one = to_bfloat16(np.ones(shape.hidden, np.float32))
+    """Yield name, shape and bfloat16 bits of non-expert parameters: a layer's, or all others."""
+    ones = to_bfloat16(np.ones(shape.hidden, np.float32))
 
     def matrix(name: str, rows: int, columns: int) -> tuple[str, tuple[int, ...], np.ndarray]:
         pieces = stretch(pool(shape.hidden), rows * columns, start_of(name))
@@ -142,17 +142,17 @@ def non_expert(
     if layer is None:
         name, table = "model.embed_tokens.weight", (shape.vocab, hidden)
         yield name, table, to_bfloat16(_random(name, table, EMBEDDING))
-        yield "model.norm.weight", (hidden,), one
+        yield "model.norm.weight", (hidden,), ones
         yield matrix("lm_head.weight", *table)
         return
     prefix = f"model.layers.{layer}."
-    yield f"{prefix}input_layernorm.weight", (hidden,), one
+    yield f"{prefix}input_layernorm.weight", (hidden,), ones
     query, value = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     yield matrix(f"{prefix}self_attn.q_proj.weight", query, hidden)
     yield matrix(f"{prefix}self_attn.k_proj.weight", value, hidden)
     yield matrix(f"{prefix}self_attn.v_proj.weight", value, hidden)
     yield matrix(f"{prefix}self_attn.o_proj.weight", hidden, query)
-    yield f"{prefix}post_attention_layernorm.weight", (hidden,), one
+    yield f"{prefix}post_attention_layernorm.weight", (hidden,), ones
     name, gate = f"{prefix}mlp.gate.weight", (shape.experts, hidden)
     yield name, gate, to_bfloat16(_random(name, gate, hidden**-0.5))
 
@@ -174,7 +174,7 @@ def write_original(folder: Path, shape: Shape) -> None:
 
 
 def link_original(folder: Path, source: Path, shape: Shape) -> None:
-    """Make a checkpoint of another one's first layers, which takes no room."""
+    """Make a checkpoint of links to another one's first layers, which takes no disk."""
     folder.mkdir(parents=True)
     weight_map = json.loads((source / "model.safetensors.index.json").read_text())["weight_map"]
     files = sorted({*weight_map.values()})[: shape.layers + 1]
@@ -185,7 +185,7 @@ def link_original(folder: Path, source: Path, shape: Shape) -> None:
 
 
 def _files(layers: int) -> list[str]:
-    """Return the names that such files have: the first is for what is in no layer."""
+    """Return the names of such files: the first has the parameters outside layers."""
     count = layers + 1
     return [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
 
@@ -197,7 +197,7 @@ def _write_small_files(folder: Path, shape: Shape, homes: dict[str, str]) -> Non
 
 
 def _write(path: Path, shape: Shape, layer: int | None) -> dict[str, str]:
-    """Write a file, and return where its tensors are."""
+    """Write a file, and return its name for each tensor."""
     small = [*non_expert(shape, layer)]
     large = [] if layer is None else [*experts(shape, layer)]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

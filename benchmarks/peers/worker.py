@@ -1,8 +1,8 @@
-"""What a worker does with a model, the same for each peer. Knows its process; no library.
+"""A worker process of a peer: decodes, or runs an expert on request. Knows no peer's library.
 
-A worker is started as ``python WORKER.py SETTINGS``, settings in JSON. One that decodes loads a
-model, reads a prompt if there is one, decodes given tokens, prints a line of JSON and ends. One
-that takes turns prints a line when it is ready, then one for each line that it is sent.
+A worker is started as ``python WORKER.py SETTINGS``, with settings in JSON. `decode` loads a model,
+reads a prompt if there is one, decodes given tokens, prints a line of JSON and ends. `serve` prints
+a line when it is ready, and then one for each line that it reads.
 """
 
 import json
@@ -13,78 +13,78 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-WARM_UP = 2  # tokens that aren't timed
+WARM_UP = 2  # tokens that are not timed
 
 
 class Session(Protocol):
-    """A loaded model that keeps what it read."""
+    """A loaded model and its KV cache."""
 
     def read(self, ids: list[int]) -> int:
-        """Read tokens after those before them, and return the token that is most probable next."""
+        """Append tokens to the context, and return the most probable next token."""
 
     def reset(self) -> None:
-        """Forget all tokens."""
+        """Empty the context."""
 
-    def told(self) -> dict[str, Any]:
-        """Return what else there is to tell."""
+    def facts(self) -> dict[str, Any]:
+        """Return further measurements of this peer, by name."""
 
 
 def status_kb(name: str) -> int:
-    """Return a number of /proc/self/status."""
+    """Return a number of KiB in /proc/self/status."""
     with Path("/proc/self/status").open() as file:
         return next(int(line.split()[1]) for line in file if line.startswith(f"{name}:"))
 
 
 def read_nbytes() -> int:
-    """Return how many bytes this process had fetched from disks."""
+    """Return the bytes that were read from disks for this process."""
     with Path("/proc/self/io").open() as file:
         return next(int(line.split()[1]) for line in file if line.startswith("read_bytes:"))
 
 
-def tell(**found: Any) -> None:
-    """Print a line of JSON for the parent, past what libraries print."""
-    os.write(_OUT, json.dumps(found).encode() + b"\n")
+def send(**results: Any) -> None:
+    """Print a line of JSON for the parent process, on a stream that libraries don't write to."""
+    os.write(_OUT, json.dumps(results).encode() + b"\n")
 
 
-def settings() -> dict[str, Any]:
+def read_settings() -> dict[str, Any]:
     return json.loads(sys.argv[1])
 
 
 def decode(load: Callable[[dict[str, Any]], Session]) -> None:
-    """Load, read a prompt, decode, and tell times, bytes and tokens."""
-    given = settings()
-    ids, prompt, tokens = given["ids"], given["prompt"], given["tokens"]
+    """Load a model, read a prompt, decode, and send times, bytes and tokens."""
+    settings = read_settings()
+    ids, prompt, tokens = settings["ids"], settings["prompt"], settings["tokens"]
     began = time.perf_counter()
-    session = load(given)
-    found: dict[str, Any] = {"load_s": time.perf_counter() - began, "load_nbytes": read_nbytes()}
-    found["load_peak_kb"] = status_kb("VmHWM")
+    session = load(settings)
+    results: dict[str, Any] = {"load_s": time.perf_counter() - began, "load_nbytes": read_nbytes()}
+    results["load_peak_kb"] = status_kb("VmHWM")
     if prompt:
-        session.read(ids[:prompt])  # the first one makes buffers, and compiles
+        session.read(ids[:prompt])  # the first call allocates buffers and compiles
         session.reset()
         began = time.perf_counter()
         session.read(ids[:prompt])
-        found["prefill_s"] = time.perf_counter() - began
+        results["prefill_s"] = time.perf_counter() - began
     later = ids[prompt : prompt + WARM_UP + tokens]
     for token in later[:WARM_UP]:
         session.read([token])
-    session.told()
+    session.facts()
     before, began, times, best = read_nbytes(), time.perf_counter(), [], []
     for token in later[WARM_UP:]:
         best.append(session.read([token]))
         times.append(time.perf_counter() - began)
-    found["decode_s"] = times[-1]
-    found["token_s"] = [after - last for last, after in zip([0.0, *times], times, strict=False)]
-    found["nbytes"] = read_nbytes() - before
-    tell(**found, best=best, peak_kb=status_kb("VmHWM"), **session.told())
+    results["decode_s"] = times[-1]
+    results["token_s"] = [after - last for last, after in zip([0.0, *times], times, strict=False)]
+    results["nbytes"] = read_nbytes() - before
+    send(**results, best=best, peak_kb=status_kb("VmHWM"), **session.facts())
 
 
-def take_turns(run: Callable[[int], float], **told: Any) -> None:
-    """Say that all is ready, then run some numbers for each line that comes; tell the seconds."""
-    tell(**told)
+def serve(run: Callable[[int], float], **facts: Any) -> None:
+    """Send facts once everything is ready; then run the numbers of each line, and send seconds."""
+    send(**facts)
     for line in sys.stdin:
         first, count = map(int, line.split())
-        tell(seconds=[run(number) for number in range(first, first + count)])
+        send(seconds=[run(number) for number in range(first, first + count)])
 
 
 _OUT = os.dup(1)
-os.dup2(2, 1)  # what libraries print goes to the other stream
+os.dup2(2, 1)  # libraries that print to stdout write to stderr from here on

@@ -8,18 +8,18 @@ from mixoff.predictors.base import Predictor, RoutedExperts
 
 
 class Prefetcher:
-    """Asks a predictor for the next layers' likeliest experts, and a cache to fetch them.
+    """Fetches the experts of the next layers that a predictor ranks highest.
 
     Parameters
     ----------
     cache
-        Fetches.
+        Fetches the experts.
     predictor
-        Guesses.
+        Scores the experts of a layer ahead.
     experts
         How many experts are guessed for each layer; 0 for none.
     layers_ahead
-        For how many layers after the present one.
+        For how many layers after the current one.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Prefetcher:
 
     @property
     def experts(self) -> int:
-        """How many experts are guessed for each layer, 0 to all; one that is set serves at once."""
+        """How many experts are guessed for each layer, 0 to all; may be set at any time."""
         return self._experts
 
     @experts.setter
@@ -46,7 +46,7 @@ class Prefetcher:
 
     @property
     def layers_ahead(self) -> int:
-        """For how many of the next layers; one that is set serves at once."""
+        """For how many of the next layers experts are guessed; may be set at any time."""
         return self._layers_ahead
 
     @layers_ahead.setter
@@ -59,7 +59,13 @@ class Prefetcher:
         self._layers_ahead = self._cache.provenance["layers_ahead"] = layers
 
     def look_ahead(self, layer: int, hidden_states: Tensor) -> dict[int, Tensor]:
-        """Return the likeliest experts of layers ahead, on the device, by their distance."""
+        """Return the likeliest experts of each layer ahead, on the device, keyed by its distance.
+
+        Parameters
+        ----------
+        hidden_states
+            The layer's own [T, D].
+        """
         ranked = {}
         for ahead in range(1, self._layers_ahead + 1):
             target = (layer + ahead) % self._cache.num_layers
@@ -69,7 +75,15 @@ class Prefetcher:
         return ranked
 
     def prefetch(self, layer: int, choices: RoutedExperts, ranked: dict[int, list[int]]) -> None:
-        """Fetch what was guessed, the nearest layer first, and learn what the layer chose."""
+        """Fetch the guessed experts, the nearest layer first; the predictor observes the layer's.
+
+        Parameters
+        ----------
+        choices
+            The experts that the layer's router chose, [T][k].
+        ranked
+            The guesses, as `look_ahead` gave them.
+        """
         self.predictor.observe(layer, choices)
         for ahead, experts in ranked.items():
             target = (layer + ahead) % self._cache.num_layers
@@ -77,7 +91,7 @@ class Prefetcher:
 
 
 def prefetcher_of(model: nn.Module) -> Prefetcher:
-    """Return what guesses for the expert cache of a model that mixoff built.
+    """Return the prefetcher of a model that mixoff built.
 
     Raises
     ------
@@ -88,6 +102,5 @@ def prefetcher_of(model: nn.Module) -> Prefetcher:
         if isinstance(prefetcher := getattr(module, "prefetcher", None), Prefetcher):
             return prefetcher
     raise MixoffError(
-        f"{type(model).__name__} has nothing that guesses experts: build it with "
-        "mixoff.build_model."
+        f"{type(model).__name__} has no prefetcher: build it with mixoff.build_model."
     )

@@ -1,15 +1,18 @@
-"""Counts of what an expert cache did. Knows numbers; nothing of how they came about."""
+"""Counts of what an expert cache did. Knows numbers; nothing of what they were counted from."""
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from mixoff.units import format_nbytes
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class CacheStats:
     """What a cache did: one entry per layer, from the first layer to the last.
 
     A demand is the set of experts that a layer needed in one step, so an expert counts once in it,
-    however many tokens chose it. What was loaded before the first demand is in no number.
+    however many tokens chose it. What was loaded before the first demand isn't counted.
     ``later - earlier`` is what happened between.
 
     Attributes
@@ -19,15 +22,15 @@ class CacheStats:
     bytes_moved
         Bytes copied for misses, at the demand or ahead of it.
     bytes_wasted
-        Bytes copied ahead of demands that didn't come.
+        Bytes copied ahead of time for experts that were not demanded.
     prefetch_used, prefetch_late, prefetch_wasted
-        Experts copied ahead: there when demanded, still on their way then, or for nothing.
+        Experts copied ahead of time: complete when demanded, in flight then, or not demanded.
     wait_ns
-        How long compute waited for misses, as the host saw it, in nanoseconds.
+        How long compute waited for misses, as the host measured it, in nanoseconds.
     computed
-        Misses that were computed where they lay, without a copy.
+        Misses that were computed in host memory, without a copy.
     computed_ns
-        How long that took, as the host saw it, in nanoseconds.
+        How long that took, as the host measured it, in nanoseconds.
     """
 
     hits_per_layer: tuple[int, ...]
@@ -43,12 +46,12 @@ class CacheStats:
 
     @property
     def hits(self) -> int:
-        """Demanded experts found in a slot."""
+        """Demanded experts that were in a slot."""
         return sum(self.hits_per_layer)
 
     @property
     def misses(self) -> int:
-        """Demanded experts that had to be copied, or computed where they lay."""
+        """Demanded experts that had to be copied, or computed in host memory."""
         return sum(self.misses_per_layer)
 
     @property
@@ -64,6 +67,24 @@ class CacheStats:
             hits / (hits + misses) if hits + misses else float("nan")
             for hits, misses in zip(self.hits_per_layer, self.misses_per_layer, strict=True)
         )
+
+    def __repr__(self) -> str:
+        """Return the sums over layers; of computing and prefetching only what happened."""
+        rate = "unknown" if math.isnan(self.hit_rate) else f"{self.hit_rate:.1%}"
+        parts = [
+            f"{self.hits} hits",
+            f"{self.misses} misses",
+            f"hit rate {rate}",
+            f"{format_nbytes(self.bytes_moved)} moved",
+            f"waited {self.wait_ns / 1e9:.3f} s",
+        ]
+        if self.computed:
+            parts.append(f"{self.computed} computed in {self.computed_ns / 1e9:.3f} s")
+        outcomes = self.prefetch_used, self.prefetch_late, self.prefetch_wasted
+        if any(outcomes):
+            used, late, wasted = outcomes
+            parts.append(f"prefetched {used} used, {late} late, {wasted} wasted")
+        return f"CacheStats({', '.join(parts)})"
 
     def __sub__(self, earlier: "CacheStats") -> "CacheStats":
         return CacheStats(

@@ -1,6 +1,7 @@
 """A conversation with a model: its turns, and how a reply begins, ends or is cut short.
 
-Knows when a context is full; nothing of how text becomes ids, and ids a reply (`streaming`).
+Knows turns and the context's limit; nothing of how text is encoded (`template`), ids are read
+(`context`) or decoded (`text_stream`).
 """
 
 import logging
@@ -18,27 +19,27 @@ import torch
 
 from mixoff.cache.cache import find_cache
 from mixoff.chat.context import Context, context_length, end_ids
-from mixoff.chat.reply import ReplyStats, Run, Turn
+from mixoff.chat.reply import ReplyStats, RunningReply, Turn
 from mixoff.chat.sampling import Sampling
 from mixoff.chat.saved import read_conversation, write_conversation
 from mixoff.chat.template import Template
 from mixoff.chat.text_stream import TextStream
 from mixoff.errors import ConfigError, MixoffError
+from mixoff.hub.snapshot import folder_title
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_CHUNK = 512  # ids of a prompt that are read at once: bounds the memory of activations
-_PATIENCE_S = 10.0  # how long `close` waits for a reply to stop
+_PATIENCE_S = 10.0  # limit of `close`'s wait for a running reply
 
 _log = logging.getLogger(__name__)
 
 
 class Chat:
-    """A conversation with a model, whose replies stream and whose KV cache is kept between turns.
+    """A conversation with a model: streamed replies, and a KV cache that is kept between turns.
 
-    Only what is new since the last turn is prefilled. What a user writes is plain text to the
-    model: names of special tokens, in messages or in the system prompt, are spelled out. A setting
+    Only tokens that are new since the last turn are prefilled. Messages and the system prompt are
+    plain text to the model: names of special tokens in them are encoded as ordinary text. A setting
     out of range, or a tokenizer without a usable chat template, raises ConfigError.
 
     Parameters
@@ -50,16 +51,16 @@ class Chat:
     temperature, top_p, max_new_tokens
         How tokens are drawn, and how many: `mixoff.chat.Sampling`.
     seed
-        The same seed gives the same replies to the same messages; None draws one.
+        The same seed gives the same replies to the same messages; None draws a seed.
 
     Attributes
     ----------
     cache
-        The model's expert cache; None if it has none.
+        The model's expert cache; None for a model without one, and after `close`.
     sampling
-        As given; one that is set serves from the next reply on.
+        The settings of sampling; an assigned value takes effect with the next reply.
     last
-        What the last reply took; None before the first.
+        Statistics of the last reply; None before the first.
     """
 
     def __init__(
@@ -73,10 +74,12 @@ class Chat:
         max_new_tokens: int = 512,
         seed: int | None = None,
     ) -> None:
-        self.sampling = Sampling(temperature, top_p, max_new_tokens)
         self._model: PreTrainedModel | None = model
-        self.tokenizer = tokenizer
+        self._name = folder_title(Path(model.name_or_path or "")) or type(model).__name__
         self.cache = find_cache(model)
+        self._turns: list[Turn] = []
+        self.tokenizer = tokenizer
+        self.sampling = Sampling(temperature, top_p, max_new_tokens)
         self._system = system
         self._template = Template(tokenizer, system)
         self._seed = seed
@@ -86,36 +89,47 @@ class Chat:
         self._stopping = threading.Event()
         self._begin()
 
+    def __repr__(self) -> str:
+        turns = len(self._turns)
+        conversation = f"{turns} turn{'s' * (turns != 1)}"
+        model, cache = self._model, self.cache  # once each: another thread may close the chat
+        if model is None:
+            return f"Chat({self._name!r}, closed, {conversation})"
+        slots = ""
+        if cache is not None:
+            slots = f"{cache.slots_per_layer} slots for {cache.num_experts} experts per layer, "
+        return f"Chat({self._name!r} on {model.device}, {slots}{conversation})"
+
     def _begin(self) -> None:
         self._context: Context | None = Context(self.model)
-        self._turns: list[Turn] = []
+        self._turns = []
         self._replies = 0
         self._chat_seed = secrets.randbits(64) if self._seed is None else self._seed
         self.last: ReplyStats | None = None
 
     @property
     def model(self) -> "PreTrainedModel":
-        """The model; MixoffError if the chat was closed."""
+        """The model; MixoffError after `close`."""
         if self._model is None:
-            raise MixoffError("The chat was closed and its model given back: load it again.")
+            raise MixoffError("The chat was closed and its model released: load it again.")
         return self._model
 
     @property
     def system(self) -> str | None:
-        """Instructions for the whole conversation, whose turns stay when they change.
+        """Instructions for the whole conversation; earlier turns are kept when they change.
 
-        Setting them raises MixoffError while a reply runs.
+        Setting them raises MixoffError while a reply runs, or after `close`.
         """
         return self._system
 
     @system.setter
     def system(self, system: str | None) -> None:
-        with self._alone():
+        with self._exclusive():
             self._template, self._system = Template(self.tokenizer, system), system
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """The conversation so far, as far as the model remembers it: dicts of role and content."""
+        """The conversation that fits the model's context: dicts of role and content."""
         messages = [] if self._system is None else [{"role": "system", "content": self._system}]
         for turn in self._turns:
             messages.append({"role": "user", "content": turn.user})
@@ -125,39 +139,39 @@ class Chat:
 
     @property
     def is_replying(self) -> bool:
-        """Whether a reply has begun and not ended."""
+        """Whether a reply is running."""
         return self._busy.locked()
 
     @property
     def is_closed(self) -> bool:
-        """Whether the model was given back."""
+        """Whether the chat was closed and its model released."""
         return self._model is None
 
     def send(self, text: str) -> Iterator[str]:
-        """Return an iterator over the reply, which is generated as its pieces are asked for.
+        """Return an iterator over the reply, which is generated while the iterator is read.
 
         However the reply ends (by itself, by `stop`, by closing the iterator, by an interrupt or an
-        error), what was streamed of it is kept and the conversation can go on. Only an error before
-        the first token takes the message back. A message that the model's context can't hold
-        raises ConfigError; one sent while a reply is running, or after `close`, MixoffError.
+        error), the streamed part is kept and the conversation can go on. Only after an error before
+        the first token is the message removed from the conversation. A message that the model's
+        context can't hold raises ConfigError; one during a reply, or after `close`, MixoffError.
         """
-        with self._alone():
+        with self._exclusive():
             self._fit(text, self._turns)
         self._stopping.clear()
         return self._reply(text)
 
     def regenerate(self) -> Iterator[str]:
-        """Return an iterator over another reply to the last message, in place of the one it had.
+        """Return an iterator over a new reply to the last message, which replaces the old one.
 
-        It is drawn anew. If it ends before its first token, the old reply stays. Without a reply
-        yet, or while one is running, this raises MixoffError.
+        Its tokens are drawn with another seed. If it ends before its first token, the old reply is
+        kept. Without a reply yet, during one, or after `close`, this raises MixoffError.
         """
-        with self._alone():
+        with self._exclusive():
             if not self._turns:
                 raise MixoffError("There is no reply yet to regenerate: send a message first.")
             text = self._turns[-1].user
         self._stopping.clear()
-        return self._reply(text, again=True)
+        return self._reply(text, replaces_last=True)
 
     def stop(self) -> None:
         """End the running reply within one token; any thread may call this."""
@@ -165,33 +179,33 @@ class Chat:
 
     def reset(self) -> None:
         """Forget the conversation, as if the chat were new; MixoffError while a reply runs."""
-        with self._alone():
+        with self._exclusive():
             self._begin()
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the conversation to a file, as `mixoff.chat.saved` tells.
+        """Write the conversation to a file in the format of `mixoff.chat.saved`.
 
         Raises
         ------
         MixoffError
-            If it can't be written, or a reply runs.
+            If it can't be written, a reply runs, or the chat was closed.
         """
-        with self._alone():
+        with self._exclusive():
             pairs = [(turn.user, turn.text or "") for turn in self._turns]
             write_conversation(Path(path), self._system, pairs)
 
     def restore(self, path: str | PathLike[str]) -> None:
-        """Go on with a conversation that was saved, of this model or of another, in place of this.
+        """Replace the conversation by a saved one, of this model or of another.
 
         Raises
         ------
         CheckpointError
             If the file is missing, or holds no conversation.
         MixoffError
-            If a reply runs.
+            If a reply runs, or the chat was closed.
         """
         system, pairs = read_conversation(Path(path))
-        with self._alone():
+        with self._exclusive():
             template = Template(self.tokenizer, system)
             turns = [Turn(user, template.encode_reply(reply), reply) for user, reply in pairs]
             self._begin()
@@ -199,114 +213,88 @@ class Chat:
             self._replies = len(turns)
 
     def close(self) -> None:
-        """End the running reply and give the model and its cache back; the text stays readable."""
+        """End the running reply and release the model and its cache; messages stay readable."""
         self.stop()
-        done = self._busy.acquire(timeout=_PATIENCE_S)
+        acquired = self._busy.acquire(timeout=_PATIENCE_S)
         self._model = self._context = None
         cache, self.cache = self.cache, None
         if cache is not None:
             cache.close()
-        if done:
+        if acquired:
             self._busy.release()
 
     @contextmanager
     def idle(self) -> Iterator[None]:
-        """Keep replies from beginning inside the ``with`` block, for changing what they run on.
+        """Keep replies from beginning inside the ``with`` block, in which the cache may be resized.
 
-        So any thread may resize the cache, say. MixoffError while a reply runs, or after `close`.
+        Any thread may call this. MixoffError while a reply runs, or after `close`.
         """
-        with self._alone():
+        with self._exclusive():
             yield
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _exclusive(self) -> Iterator[None]:
         if not self._busy.acquire(blocking=False):
             raise MixoffError(
                 "A reply is running: read it to its end, close its iterator, or stop() and read on."
             )
         try:
-            _ = self.model  # raises if it was given back
+            _ = self.model  # raises if the chat was closed
             yield
         finally:
             self._busy.release()
 
-    def _reply(self, text: str, *, again: bool = False) -> Iterator[str]:
-        with self._alone():
+    def _reply(self, text: str, *, replaces_last: bool = False) -> Iterator[str]:
+        with self._exclusive():
             before = self._turns
-            base = before[:-1] if again else before
-            fitted = self._fit(text, base)
-            run = Run(*fitted, TextStream(self.tokenizer), self.sampling, self.cache)
-            self._turns = run.turns
+            earlier = before[:-1] if replaces_last else before
+            turns, prompt = self._fit(text, earlier)
+            stream = TextStream(self.tokenizer)
+            limit = min(self.sampling.max_new_tokens, self._limit - len(prompt))
+            reply = RunningReply(turns, prompt, limit, stream, self.sampling, self.cache)
+            self._turns = turns
             keep = False
             try:
-                for piece in self._pieces(run):
-                    left = perf_counter()
+                for piece in self._pieces(reply):
+                    yielded = perf_counter()
                     try:
                         yield piece
-                    finally:
-                        run.started += perf_counter() - left
+                    finally:  # the reader's time isn't the reply's
+                        reply.started += perf_counter() - yielded
                 keep = True
             except (KeyboardInterrupt, GeneratorExit):
                 keep = True
                 raise
             finally:
-                if keep or run.drawn:
-                    self._finish(run, dropped=len(base) + 1 - len(run.turns))
-                if not run.drawn and (again or not keep):
+                if keep or reply.new_tokens:
+                    self._finish(reply, dropped=len(earlier) + 1 - len(turns))
+                if not reply.new_tokens and (replaces_last or not keep):
                     self._turns = before
 
-    def _fit(self, text: str, before: Sequence[Turn]) -> tuple[list[Turn], list[int]]:
-        """Return the latest turns that the context holds, the new one with them, and their ids."""
-        room = max(1, min(self.sampling.max_new_tokens, self._limit // 4))
-        for dropped in range(len(before) + 1):
-            turns = [*before[dropped:], Turn(text)]
+    def _fit(self, text: str, earlier: Sequence[Turn]) -> tuple[list[Turn], list[int]]:
+        """Return the latest turns that the context holds, with the new one, and their ids."""
+        reserve = max(1, min(self.sampling.max_new_tokens, self._limit // 4))  # for the reply
+        for dropped in range(len(earlier) + 1):
+            turns = [*earlier[dropped:], Turn(text)]
             users, replies = [turn.user for turn in turns], [turn.reply for turn in turns[:-1]]
             ids = self._template.encode(users, replies)
-            if len(ids) + (room if replies else 1) <= self._limit:
+            if len(ids) + (reserve if replies else 1) <= self._limit:
                 return turns, ids
         raise ConfigError(
             f"The message takes {len(ids)} tokens in its template, and the model's context holds "
             f"{self._limit}, a reply included: shorten the message or the system prompt."
         )
 
-    def _pieces(self, run: Run) -> Iterator[str]:
-        longest = min(run.sampling.max_new_tokens, self._limit - len(run.prompt))
+    def _pieces(self, reply: RunningReply) -> Iterator[str]:
         seeds = random.Random(f"{self._chat_seed} {self._replies}")  # each reply has its own seed
         generator = torch.Generator().manual_seed(seeds.getrandbits(63))
-        context = self._context
-        assert context is not None
-        logits = self._prefill(context, run)
-        while logits is not None:
-            token = run.sampling.draw(logits, generator)
-            run.drawn += 1
-            run.seconds_to_first = run.seconds_to_first or perf_counter() - run.started
-            if token in self._ends:
-                run.finish = "stop"
-                break
-            if piece := run.stream.push(token):
-                yield piece
-            if run.drawn == longest:
-                run.finish = "length"
-                break
-            logits = None if self._stopping.is_set() else context.read([token])
-        if run.finish != "stopped" and (piece := run.stream.finish()):
-            yield piece
+        assert self._context is not None
+        return reply.generate(self._context, generator, ends=self._ends, stopping=self._stopping)
 
-    def _prefill(self, context: Context, run: Run) -> torch.Tensor | None:
-        """Read what is new in the prompt; None if the reply was stopped meanwhile."""
-        logits = None
-        for start in range(context.rewind(run.prompt), len(run.prompt), _CHUNK):
-            if self._stopping.is_set():
-                return None
-            chunk = run.prompt[start : start + _CHUNK]
-            logits = context.read(chunk)  # [V]
-            run.prefilled += len(chunk)
-        return logits
-
-    def _finish(self, run: Run, *, dropped: int) -> None:
-        turn = run.turns[-1]
-        turn.reply, turn.text = run.stream.ids, run.stream.text
+    def _finish(self, reply: RunningReply, *, dropped: int) -> None:
+        turn = reply.turns[-1]
+        turn.reply, turn.text = reply.stream.ids, reply.stream.text
         self._replies += 1
-        self.last = run.statistics(dropped=dropped)
+        self.last = reply.statistics(dropped=dropped)
         if dropped:
             _log.info(self.last.notice)

@@ -1,6 +1,6 @@
-"""The steps of a reply: messages to ids, ids to logits, tokens to text.
+"""What a model has read of a conversation: token ids and their KV cache.
 
-Knows tokenizers and models; nothing of how a conversation goes on, ends or is cut short.
+Knows ids and models; nothing of text, turns or replies.
 """
 
 import inspect
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class Context:
-    """What a model has read so far: the ids, and the KV cache that belongs to exactly these ids.
+    """The ids that a model has read so far, and the KV cache of exactly these ids.
 
-    An exception inside the model, at any point, leaves it usable: layers of the KV cache that are
-    ahead of the ids are cropped by the next `rewind`, or the cache is given up.
+    After an exception inside the model, at any point, it stays usable: the next `rewind` crops
+    layers of the KV cache that are ahead of the ids, or discards the cache.
     """
 
     def __init__(self, model: "PreTrainedModel") -> None:
@@ -34,7 +34,7 @@ class Context:
         self._forget()
 
     def rewind(self, ids: Sequence[int]) -> int:
-        """Keep the beginning shared with `ids`, except their last, and return its length."""
+        """Keep the prefix shared with `ids`, all but their last at most, and return its length."""
         pairs = zip(self.ids, ids[:-1], strict=False)
         shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         if shared == 0 or not self._crop(shared):
@@ -42,31 +42,31 @@ class Context:
         return len(self.ids)
 
     def read(self, ids: Sequence[int]) -> Tensor:
-        """Read more ids and return the logits [V] of what may follow the last of them."""
+        """Read more ids and return the logits [V] of the token after them."""
         new = torch.tensor([ids], device=self._model.device)  # [1, T]
         self._torn = True
         with torch.inference_mode():
-            out = self._model(input_ids=new, past_key_values=self._cache, **self._options)
+            output = self._model(input_ids=new, past_key_values=self._cache, **self._options)
         self.ids.extend(ids)
         self._torn = False
-        logits: Tensor = out.logits[0, -1]  # [V]
+        logits: Tensor = output.logits[0, -1]  # [V]
         return logits
 
     def _forget(self) -> None:
         self.ids: list[int] = []
         self._cache: DynamicCache = growing_cache(self._model.config)
-        self._torn = False
+        self._torn = False  # whether an exception may have left layers ahead of the ids
 
     def _crop(self, length: int) -> bool:
-        """Shorten to `length`; False where that can't be done, as with a sliding window."""
+        """Shorten ids and layers to `length`; False if it is impossible (a sliding window)."""
         if length == len(self.ids) and not self._torn:
             return True
         layers: list[Any] = self._cache.layers
         if any(type(layer) is not GrowingLayer for layer in layers):
             return False
         self._torn = True
-        self.ids = self.ids[:length]  # before the layers: they may be ahead of the ids, not behind
-        for layer in layers:  # by hand: `crop` goes by the keys, and an interrupt may part them
+        self.ids = self.ids[:length]  # first: layers may be ahead of the ids, never behind
+        for layer in layers:  # not `layer.crop`: after an interrupt, keys and values may differ
             if layer.is_initialized:
                 layer.keys = layer.keys[..., :length, :]  # [1, heads, T, D]
                 layer.values = layer.values[..., :length, :]
@@ -75,13 +75,13 @@ class Context:
 
 
 def context_length(model: "PreTrainedModel") -> int:
-    """Return how many positions the model knows; as good as endless if it doesn't say."""
+    """Return the model's number of positions; `sys.maxsize` if its settings don't limit it."""
     config = model.config.get_text_config(decoder=True)
     return getattr(config, "max_position_embeddings", None) or sys.maxsize
 
 
 def end_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
-    """Return all ids that end a reply: the model's, one or several, and the tokenizer's."""
-    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    several = ends if isinstance(ends, list | tuple) else [ends]
-    return frozenset(end for end in (*several, tokenizer.eos_token_id) if end is not None)
+    """Return the ids that end a reply: the model's, one or several, and the tokenizer's."""
+    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = ids if isinstance(ids, list | tuple) else [ids]
+    return frozenset(end for end in (*ids, tokenizer.eos_token_id) if end is not None)

@@ -1,4 +1,7 @@
-"""From a name to a chat that is ready: checkpoint, tokenizer, model, in one call."""
+"""A chat from a checkpoint's name: checkpoint, tokenizer and model, loaded in one call.
+
+Knows what to load, and in which order; nothing of how a chat goes on.
+"""
 
 import weakref
 from pathlib import Path
@@ -10,9 +13,9 @@ from transformers import AutoTokenizer
 from mixoff.chat.chat import Chat
 from mixoff.config import OffloadConfig
 from mixoff.errors import CheckpointError
-from mixoff.hub import named_checkpoint
 from mixoff.known_models import ORIGINAL_CHECKPOINT
-from mixoff.models.build import build_model
+from mixoff.models.build import build
+from mixoff.models.run import prepare
 from mixoff.safe_json import file_size, truncated
 
 if TYPE_CHECKING:
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
 _MAX_TOKENIZER = 64 << 20  # bytes of a file; those of the largest vocabularies take a third
 
-# The one state that a module of mixoff keeps, since a process has one memory.
+# Module state, since a process has one memory: loading again must free the chat before.
 _latest: "list[weakref.ref[Chat]]" = []
 
 
@@ -38,15 +41,15 @@ def load_chat(
 ) -> Chat:
     """Load a checkpoint and its tokenizer, and return a chat with it.
 
-    Loading again first closes the chat that the call before gave, since memory seldom holds two
-    such models: a notebook's cell may be run twice. To have several, use `mixoff.build_model`.
+    A second call first closes the chat of the call before, since memory seldom holds two such
+    models: so a notebook's cell may be run twice. For several chats use `mixoff.build_model`.
 
     Parameters
     ----------
     name_or_path, offload, device
         As for `mixoff.build_model`.
     tokenizer
-        A folder or name on the hub to take the tokenizer from, if the checkpoint has none.
+        The tokenizer's folder or name on the hub, for a checkpoint that has none.
     system, temperature, top_p, max_new_tokens, seed
         As for `mixoff.Chat`.
 
@@ -60,9 +63,9 @@ def load_chat(
     while _latest:
         if (earlier := _latest.pop()()) is not None:
             earlier.close()
-    found = named_checkpoint(name_or_path)
-    loaded = load_tokenizer(found.folder, tokenizer)  # refuse before a long load
-    model, _ = build_model(found.folder, offload, device=device)
+    run = prepare(name_or_path, offload, device=device)
+    loaded = load_tokenizer(run.checkpoint.path, tokenizer)  # refuse before a long load
+    model, _ = build(run)
     chat = Chat(
         model,
         loaded,
@@ -77,7 +80,7 @@ def load_chat(
 
 
 def load_tokenizer(folder: Path, name: str = ORIGINAL_CHECKPOINT) -> "PreTrainedTokenizerBase":
-    """Return a checkpoint's tokenizer, or that of the model named if it has none.
+    """Return a checkpoint's tokenizer, or the named model's if the checkpoint has none.
 
     Raises
     ------
@@ -89,7 +92,7 @@ def load_tokenizer(folder: Path, name: str = ORIGINAL_CHECKPOINT) -> "PreTrained
     _refuse_large_files(folder)
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # tokenizers raises nothing narrower for a file that it can't read
+    except Exception as error:  # tokenizers raises this very type for a file that it can't read
         reason = truncated((str(error).splitlines() or [type(error).__name__])[0])
         raise CheckpointError(
             f"{source}: no tokenizer could be loaded ({reason}): put tokenizer.json into "

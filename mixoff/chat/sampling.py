@@ -1,4 +1,4 @@
-"""How the next token is drawn from a model's logits. Knows numbers; nothing of text."""
+"""Sampling of the next token from a model's logits. Knows numbers; nothing of text."""
 
 import math
 from dataclasses import dataclass
@@ -11,25 +11,26 @@ from mixoff.errors import ConfigError, MixoffError
 
 @dataclass(frozen=True)
 class Sampling:
-    """Draws the next token: the most probable at temperature 0, else from the top-p nucleus.
+    """Settings of sampling: the most probable token at temperature 0, else the top-p nucleus.
 
     The nucleus is the smallest set of tokens whose probability reaches `top_p` (arXiv 1904.09751),
-    with those as probable as its last. One random number decides, in the order of the vocabulary,
-    so that rounding in the logits hardly ever changes a draw.
+    and the tokens as probable as its last. A draw takes one random number as a quantile in the
+    vocabulary's order, not in the order of probability, so that rounding in the logits hardly ever
+    changes it.
 
     Parameters
     ----------
     temperature
-        What logits are divided by: 0 always takes the most probable token.
+        The divisor of the logits; 0 always takes the most probable token.
     top_p
         The nucleus's share of probability, over 0 and at most 1.
     max_new_tokens
-        The longest reply.
+        The most tokens of a reply.
 
     Raises
     ------
     ConfigError
-        If one of them is out of range.
+        If a value is out of range.
     """
 
     temperature: float = 0.9
@@ -49,13 +50,19 @@ class Sampling:
             )
         if not (isinstance(self.max_new_tokens, int) and self.max_new_tokens >= 1):
             raise ConfigError(
-                f"max_new_tokens={self.max_new_tokens}: a reply has a token at least, so give 1 or "
-                "more."
+                f"max_new_tokens={self.max_new_tokens}: a reply has at least one token, so give 1 "
+                "or more."
             )
 
     def draw(self, logits: Tensor, generator: torch.Generator) -> int:
-        """Draw a token from logits [V] with a generator of the CPU."""
-        scores = logits.cpu().double()  # [V]; waits for the device, as the next step needs a token
+        """Return a token drawn from logits [V] with a CPU generator.
+
+        Raises
+        ------
+        MixoffError
+            If the highest logit isn't finite.
+        """
+        scores = logits.cpu().double()  # [V]; waits for the device: the next step needs the token
         top = scores.max().item()
         if not math.isfinite(top):
             raise MixoffError(
@@ -64,12 +71,12 @@ class Sampling:
         if self.temperature == 0:
             return int(scores.argmax())
         probs = torch.softmax((scores - top) / self.temperature, dim=0)
-        mass = torch.where(probs >= self._least(probs), probs, 0).cumsum(0)
+        mass = torch.where(probs >= self._least(probs), probs, 0).cumsum(0)  # [V]
         point = (1 - torch.rand((), generator=generator, dtype=torch.float64)) * mass[-1]
-        return int(torch.searchsorted(mass, point))  # 0 < point <= mass[-1]: none of mass 0
+        return int(torch.searchsorted(mass, point))  # 0 < point <= mass[-1]: never of mass 0
 
     def _least(self, probs: Tensor) -> Tensor:
-        """The probability of the nucleus's last token."""
+        """Return the probability of the nucleus's last token."""
         ranked = probs.sort(descending=True).values
-        ahead = ranked.cumsum(0) - ranked  # mass of the more probable ones
+        ahead = ranked.cumsum(0) - ranked  # mass of the more probable tokens
         return ranked[max(int((ahead < self.top_p).sum()), 1) - 1]

@@ -1,4 +1,4 @@
-"""A conversation in a file: JSON that people can read. Knows messages; nothing of models or ids.
+"""A conversation in a file of readable JSON. Knows messages; nothing of models or ids.
 
 ``{"format": "mixoff-conversation", "version": 1, "system": null or a text,
 "turns": [{"user": a text, "reply": a text}, ...]}``
@@ -43,11 +43,11 @@ def read_conversation(path: Path) -> tuple[str | None, list[Pair]]:
     """
     content = read_json(path)
     if content.get("format") != _FORMAT:
-        raise CheckpointError(f"{path}: no conversation that mixoff saved.")
+        raise CheckpointError(f"{path}: not a conversation saved by mixoff.")
     if content.get("version") != _VERSION:
         raise CheckpointError(
-            f"{path}: a conversation of version {content.get('version')!r}, and this mixoff reads "
-            f"{_VERSION}."
+            f"{path}: a conversation of version {content.get('version')!r}; this mixoff reads "
+            f"version {_VERSION}."
         )
     system, turns = content.get("system"), content.get("turns")
     well_formed = (system is None or isinstance(system, str)) and isinstance(turns, list)

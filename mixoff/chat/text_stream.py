@@ -1,4 +1,4 @@
-"""Text from token ids, as soon as its characters are whole."""
+"""Text from token ids, as soon as its characters are complete. Knows ids; nothing of models."""
 
 import re
 from typing import TYPE_CHECKING
@@ -6,52 +6,51 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_BYTE = re.compile("<0x[0-9A-F]{2}>")
-
-
-_UNFINISHED = "\ufffd"  # what a decoder writes for the bytes of a character that isn't whole yet
+_BYTE = re.compile("<0x[0-9A-F]{2}>")  # a token of one byte
+_UNFINISHED = "\ufffd"  # a decoder's replacement of an incomplete character's bytes
 
 
 class TextStream:
-    """Turns ids into text as they come, and holds back a character until all its ids are there.
+    """Decodes ids one by one, and holds a character back until all its ids have been pushed.
 
-    `text` is all that was handed out. Only the last ids are decoded again, for their spaces.
+    `text` is all text returned so far. Each id is decoded with the few before it, since decoders
+    may strip a space before the first id.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
-        self._start = self._shown = 0  # the window's first id; the first id not handed out
+        self._start = self._done = 0  # first id of the window; first id whose text is held back
         self.text = ""
 
     @property
     def ids(self) -> list[int]:
-        """The ids whose text was handed out."""
-        return self._ids[: self._shown]
+        """The ids whose text was returned."""
+        return self._ids[: self._done]
 
     def push(self, token: int) -> str:
         """Return the text that a further id completes; it may be empty."""
         self._ids.append(token)
-        unseen = self._unseen()
-        # One wrong byte in a row of byte tokens, and a decoder shows none of their characters.
-        in_bytes = _BYTE.fullmatch(str(self._tokenizer.convert_ids_to_tokens(token)))
-        if in_bytes or unseen.endswith(_UNFINISHED) or not self._decode([token]):
+        pending = self._pending()
+        # One invalid byte in a run of byte tokens, and a decoder replaces all their characters.
+        is_byte = _BYTE.fullmatch(str(self._tokenizer.convert_ids_to_tokens(token)))
+        if is_byte or pending.endswith(_UNFINISHED) or not self._decode([token]):
             return ""
-        return self._hand_out(unseen)
+        return self._release(pending)
 
     def finish(self) -> str:
-        """Return what was held back, whole or not, when no more ids will come."""
-        return self._hand_out(self._unseen())
+        """Return the text held back, complete or not, after the last id."""
+        return self._release(self._pending())
 
-    def _hand_out(self, text: str) -> str:
-        self._start, self._shown = self._shown, len(self._ids)
+    def _release(self, text: str) -> str:
+        self._start, self._done = self._done, len(self._ids)
         self.text += text
         return text
 
-    def _unseen(self) -> str:
-        seen = self._decode(self._ids[self._start : self._shown])
-        both = self._decode(self._ids[self._start :])
-        return both[len(seen) :]
+    def _pending(self) -> str:
+        released = self._decode(self._ids[self._start : self._done])
+        window = self._decode(self._ids[self._start :])
+        return window[len(released) :]
 
     def _decode(self, ids: list[int]) -> str:
         options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}

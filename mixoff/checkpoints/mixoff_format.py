@@ -1,4 +1,4 @@
-"""A mixoff checkpoint on disk: what is in which file. Knows files and layouts; builds no model.
+"""A mixoff checkpoint on disk: which tensor lies in which file. Knows layouts; builds no model.
 
 A folder in Hugging Face's form, which transformers opens once `mixoff.register` was called:
 
@@ -10,8 +10,8 @@ A folder in Hugging Face's form, which transformers opens once `mixoff.register`
 - ``model.safetensors.index.json``: which tensor is in which file, and the CRC-32 of each header;
   headers hold the CRC-32 of each record and tensor.
 
-Packed tensors keep the names of the weights they replace, so that a loader that knows nothing of
-mixoff fails on their shapes instead of making experts up.
+Packed tensors keep the names of the weights that they replace, so that a loader that knows nothing
+of mixoff fails on their shapes instead of initializing experts at random.
 """
 
 import math
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixoff.checkpoints.folder import CheckpointFolder
 from mixoff.checkpoints.quantization_config import (
     FORMAT_VERSION,
     QUANT_METHOD,
@@ -31,12 +32,11 @@ from mixoff.checkpoints.quantization_config import (
 )
 from mixoff.checkpoints.safetensors_read import DTYPES, Shard, files_beside, read_shards
 from mixoff.errors import CheckpointError, ConfigError
-from mixoff.families.mixtral import Mixtral
+from mixoff.families import Architecture, architecture_of
 from mixoff.quantization import Quantization, Scheme, Shape
-from mixoff.safe_json import quoted, read_json
+from mixoff.safe_json import quoted
 from mixoff.tiers.record import RecordLayout, RecordLocation
 
-INDEX_NAME = "model.safetensors.index.json"
 NON_EXPERT_FILE = "trunk.safetensors"
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -46,12 +46,7 @@ def layer_file(layer: int) -> str:
     return f"layer-{layer:05d}.safetensors"
 
 
-def experts_tensor(layer: int) -> str:
-    """Return the name of the tensor that holds a layer's records."""
-    return f"model.layers.{layer}.mlp.experts.gate_up_proj"
-
-
-def expert_layout(quantization: Quantization, hidden: int, inner: int) -> RecordLayout:
+def expert_layout(quantization: Quantization, architecture: Architecture) -> RecordLayout:
     """Return where the tensors of an expert lie in its record: gate over up, and down.
 
     Raises
@@ -59,12 +54,13 @@ def expert_layout(quantization: Quantization, hidden: int, inner: int) -> Record
     ConfigError
         If matrices of such sizes can't be stored so.
     """
+    hidden, inner = architecture.hidden_size, architecture.intermediate_size
     gate_up = [(2 * inner, hidden)] if quantization.joins_rows else [(inner, hidden)] * 2
     matrices = (*(("gate_up_proj", shape) for shape in gate_up), ("down_proj", (hidden, inner)))
     return RecordLayout(quantization, matrices)
 
 
-def layer_layouts(scheme: Scheme, layers: int, hidden: int, inner: int) -> list[RecordLayout]:
+def layer_layouts(scheme: Scheme, architecture: Architecture) -> list[RecordLayout]:
     """Return where the tensors of each layer's experts lie in their records.
 
     Raises
@@ -72,9 +68,9 @@ def layer_layouts(scheme: Scheme, layers: int, hidden: int, inner: int) -> list[
     ConfigError
         If matrices of such sizes can't be stored so.
     """
-    ways = (scheme.experts, *scheme.layer_experts.values())
-    layouts = {way: expert_layout(way, hidden, inner) for way in ways}
-    return [layouts[scheme.experts_of(layer)] for layer in range(layers)]
+    methods = (scheme.experts, *scheme.layer_experts.values())
+    layouts = {method: expert_layout(method, architecture) for method in methods}
+    return [layouts[scheme.experts_of(layer)] for layer in range(architecture.num_layers)]
 
 
 @dataclass(frozen=True)
@@ -91,7 +87,7 @@ class NonExpertTensor:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class MixoffCheckpoint:
     """An opened checkpoint: its settings, and its files' headers, checked against each other.
 
     Nothing of a tensor is read before it is needed.
@@ -99,37 +95,26 @@ class Checkpoint:
 
     path: Path
     config: Mapping[str, Any]
+    architecture: Architecture
     scheme: Scheme
     shards: Mapping[str, Shard]
 
     format = f"mixoff {FORMAT_VERSION}"
 
     @classmethod
-    def open(cls, path: str | Path) -> "Checkpoint":
+    def open(cls, folder: CheckpointFolder) -> "MixoffCheckpoint":
         """Open a folder that `mixoff.quantize_checkpoint` wrote.
 
         Raises
         ------
         CheckpointError
-            If it is missing, of another format, or its files don't fit together.
+            If it is of another format, or its files don't fit together.
         """
-        path = Path(path)
-        if not path.is_dir():
-            raise CheckpointError(f"{path}: no such folder.")
-        config = read_json(path / "config.json")
-        settings = config.get("quantization_config")
-        if not isinstance(settings, dict) or settings.get("quant_method") != QUANT_METHOD:
-            raise CheckpointError(
-                f"{path}: no mixoff checkpoint ({_kind_of(settings)}): "
-                "make one of a Mixtral in Hugging Face's form with mixoff.quantize_checkpoint."
-            )
-        try:
-            scheme = scheme_from_settings(settings)
-        except ConfigError as error:
-            raise CheckpointError(f"{path / 'config.json'}: {error}") from None
-        Mixtral(config, path / "config.json").check()
-        _refuse_others_weights(path)
-        checkpoint = cls(path, config, scheme, _read_shards(path))
+        scheme = _read_scheme(folder)
+        architecture = architecture_of(folder.config, folder.config_path)
+        _refuse_other_weights(folder.path)
+        shards = _read_shards(folder)
+        checkpoint = cls(folder.path, folder.config, architecture, scheme, shards)
         checkpoint._check_experts()
         checkpoint._check_non_expert()
         return checkpoint
@@ -137,12 +122,12 @@ class Checkpoint:
     @property
     def num_layers(self) -> int:
         """Layers of the model."""
-        return self._model.num_layers
+        return self.architecture.num_layers
 
     @property
     def num_experts(self) -> int:
         """Experts of a layer."""
-        return self._model.num_experts
+        return self.architecture.num_experts
 
     def expert_layouts(self) -> list[list[RecordLayout]]:
         """Return where the tensors of each record lie in it, ``[layer][expert]``."""
@@ -152,21 +137,19 @@ class Checkpoint:
         """Return where each layer's records lie on disk, ``[layer][expert]``."""
         locations = []
         for layer, layout in enumerate(self._layer_layouts):
-            shard = self.shards[layer_file(layer)]
-            start = shard.tensors[experts_tensor(layer)].offset
-            crcs = shard.checksums[experts_tensor(layer)]
+            shard, name = self.shards[layer_file(layer)], self.architecture.experts_tensor(layer)
+            start = shard.tensors[name].offset
             locations.append(
                 [
                     RecordLocation(shard.path, start + expert * layout.stride, layout.stride, crc)
-                    for expert, crc in enumerate(crcs)
+                    for expert, crc in enumerate(shard.checksums[name])
                 ]
             )
         return locations
 
     @cached_property
     def _layer_layouts(self) -> list[RecordLayout]:
-        inner, hidden = self._model.expert_shapes()["w1"]
-        return layer_layouts(self.scheme, self.num_layers, hidden, inner)
+        return layer_layouts(self.scheme, self.architecture)
 
     @property
     def experts_nbytes(self) -> int:
@@ -180,7 +163,7 @@ class Checkpoint:
     @cached_property
     def non_expert(self) -> dict[str, NonExpertTensor]:
         """The tensors that are no experts, under the names that the model has for them."""
-        experts = {experts_tensor(layer) for layer in range(self.num_layers)}
+        experts = {self.architecture.experts_tensor(layer) for layer in range(self.num_layers)}
         return {
             name: NonExpertTensor(DTYPES[entry.dtype], entry.shape)
             for shard in self.shards.values()
@@ -198,36 +181,34 @@ class Checkpoint:
         Raises
         ------
         CheckpointError
-            If a tensor is damaged, or a scale of attention is no number.
+            If a tensor is damaged, or a scale of attention is non-finite.
         """
+        shapes = dict(self.architecture.non_expert_shapes())
         for shard in self.shards.values():
             shard.verify(name for name in shard.tensors if name in self.non_expert)
-        shapes = dict(self._model.non_expert_shapes())
         for shard in self.shards.values():
             for name in shard.tensors:
-                if name not in shapes or ".self_attn." not in name:
+                if name not in shapes or not self.architecture.is_packed(name):
                     continue
                 layout = self.attention_layout(name, shapes[name])
                 if part := layout.first_nonfinite(shard.read(name)):
-                    raise CheckpointError(f"{shard.path}: {name}: {part} holds what is no number.")
-
-    @cached_property
-    def _model(self) -> Mixtral:
-        return Mixtral(self.config, self.path / "config.json")
+                    raise CheckpointError(
+                        f"{shard.path}: {name}: {part} holds a non-finite number."
+                    )
 
     def _check_non_expert(self) -> None:
-        """Refuse tensors that aren't those of config.json before anybody makes room for them."""
-        for name, matrix in self._model.non_expert_shapes():
-            found, packed = self.non_expert.get(name), ".self_attn." in name
-            shape = self._attention_shape(name, matrix) if packed else matrix
+        """Refuse tensors that aren't those of config.json before memory is taken for them."""
+        for name, matrix in self.architecture.non_expert_shapes():
+            entry, packed = self.non_expert.get(name), self.architecture.is_packed(name)
+            shape = self._packed_shape(name, matrix) if packed else matrix
             dtypes = [torch.uint8] if packed else _FLOATS
-            if found is None or found.shape != shape or found.dtype not in dtypes:
+            if entry is None or entry.shape != shape or entry.dtype not in dtypes:
                 raise CheckpointError(
-                    f"{self.path}: {name} is {found.shape if found else 'missing'}; config.json "
+                    f"{self.path}: {name} is {entry.shape if entry else 'missing'}; config.json "
                     f"asks for {shape}: fetch or convert the checkpoint again."
                 )
 
-    def _attention_shape(self, name: str, shape: Shape) -> Shape:
+    def _packed_shape(self, name: str, shape: Shape) -> Shape:
         try:
             return (self.attention_layout(name, shape).nbytes,)
         except ConfigError as error:
@@ -237,28 +218,42 @@ class Checkpoint:
         try:
             if len(self.shards) != 1 + self.num_layers:
                 raise ValueError(f"{len(self.shards)} files for {self.num_layers} layers")
-            if strange := self.scheme.layer_experts.keys() - set(range(self.num_layers)):
-                raise ValueError(f"layer_experts names layer {min(strange)}")
+            if unknown := self.scheme.layer_experts.keys() - set(range(self.num_layers)):
+                raise ValueError(f"layer_experts names layer {min(unknown)}")
             for layer, layout in enumerate(self._layer_layouts):
-                expected = (self.num_experts, layout.stride)
-                shard = self.shards[layer_file(layer)]
-                entry = shard.tensors[experts_tensor(layer)]
-                found = entry.shape if entry.dtype == "U8" else entry.dtype
-                crcs = shard.checksums[experts_tensor(layer)]
-                if found != expected or len(crcs) != self.num_experts:
-                    raise CheckpointError(
-                        f"{shard.path}: experts of {found} bytes where config.json's settings "
-                        f"ask for {expected}: config.json was changed or is of another checkpoint."
-                    )
-            self.non_expert  # noqa: B018 - a type that is unknown is refused here
+                self._check_records(layer, layout.stride)
+            self.non_expert  # noqa: B018 - an unknown type is refused here
         except (KeyError, ValueError, TypeError, ArithmeticError, ConfigError) as error:
             raise CheckpointError(
                 f"{self.path}: config.json and the files don't fit together ({error})."
             ) from None
 
+    def _check_records(self, layer: int, stride: int) -> None:
+        shard, name = self.shards[layer_file(layer)], self.architecture.experts_tensor(layer)
+        entry, expected = shard.tensors[name], (self.num_experts, stride)
+        actual = entry.shape if entry.dtype == "U8" else entry.dtype
+        if actual != expected or len(shard.checksums[name]) != self.num_experts:
+            raise CheckpointError(
+                f"{shard.path}: experts of {actual} bytes where config.json's settings "
+                f"ask for {expected}: config.json was changed or is of another checkpoint."
+            )
 
-def _refuse_others_weights(path: Path) -> None:
-    """Refuse what transformers would read in place of the files that the index names."""
+
+def _read_scheme(folder: CheckpointFolder) -> Scheme:
+    settings = folder.config.get("quantization_config")
+    if not isinstance(settings, dict) or settings.get("quant_method") != QUANT_METHOD:
+        raise CheckpointError(
+            f"{folder.path}: no mixoff checkpoint ({_kind_of(settings)}): "
+            "make one of a Mixtral in Hugging Face's form with mixoff.quantize_checkpoint."
+        )
+    try:
+        return scheme_from_settings(settings)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder.config_path}: {error}") from None
+
+
+def _refuse_other_weights(path: Path) -> None:
+    """Refuse files that transformers would read in place of those that the index names."""
     for name in ("model.safetensors", "adapter_config.json"):
         if (path / name).exists():
             raise CheckpointError(
@@ -270,30 +265,27 @@ def _refuse_others_weights(path: Path) -> None:
 def _kind_of(settings: object) -> str:
     if isinstance(settings, dict):
         return f"its quantization is {quoted(settings.get('quant_method'))}"
-    return "its config.json tells of no quantization"
+    return "its config.json has no quantization"
 
 
-def _read_shards(path: Path) -> dict[str, Shard]:
-    index = read_json(path / INDEX_NAME)
-    weight_map, metadata = index.get("weight_map"), index.get("metadata")
+def _read_shards(folder: CheckpointFolder) -> dict[str, Shard]:
+    index, weight_map, metadata = folder.index_path, folder.weight_map, folder.index.get("metadata")
     headers = metadata.get("header_crc32") if isinstance(metadata, dict) else None
-    if not isinstance(weight_map, dict) or not isinstance(headers, dict):
-        raise CheckpointError(f"{path / INDEX_NAME}: lists no files.")
-    strange = [f for f in weight_map.values() if not isinstance(f, str) or f not in headers]
-    if strange:
-        raise CheckpointError(
-            f"{path / INDEX_NAME}: {quoted(strange[0])} is no file of this checkpoint."
-        )
+    if not isinstance(headers, dict):
+        raise CheckpointError(f"{index}: lists no files.")
+    unknown = [f for f in weight_map.values() if not isinstance(f, str) or f not in headers]
+    if unknown:
+        raise CheckpointError(f"{index}: {quoted(unknown[0])} is no file of this checkpoint.")
     listed: dict[str, set[str]] = {name: set() for name in headers}
     for tensor, name in weight_map.items():
         listed[name].add(tensor)
-    names = files_beside(path / INDEX_NAME, headers)
+    names = files_beside(index, headers)
     shards = {}
-    for name, shard in zip(names, read_shards(path / name for name in names), strict=True):
+    for name, shard in zip(names, read_shards(folder.path / name for name in names), strict=True):
         shards[name] = shard
         if f"{shard.header_crc32:08x}" != headers[name] or listed[name] != set(shard.tensors):
             raise CheckpointError(
-                f"{path / name}: its header is damaged or of another checkpoint: "
+                f"{shard.path}: its header is damaged or of another checkpoint: "
                 "fetch or convert the checkpoint again."
             )
     return shards

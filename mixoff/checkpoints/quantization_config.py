@@ -1,4 +1,4 @@
-"""What config.json says of how weights are stored. Knows settings; nothing of files or layouts."""
+"""How weights are stored, as config.json has it. Knows settings; nothing of files or layouts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,7 @@ _WEIGHT_DTYPES = {
 
 
 def stored_dtype(config: Mapping[str, Any]) -> torch.dtype:
-    """Return the type that ``config.json`` says the weights have.
+    """Return the type of the weights that ``config.json`` names.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def scheme_from_settings(settings: Mapping[str, Any]) -> Scheme:
 
 def _layer_experts(settings: object) -> dict[int, Quantization]:
     if not isinstance(settings, dict) or not all(map(_is_layer, settings)):
-        raise ConfigError(f"layer_experts={quoted(settings)}: give a layer's number and a way.")
+        raise ConfigError(f"layer_experts={quoted(settings)}: give a layer's number and a method.")
     return {int(layer): quantization_from_dict(experts) for layer, experts in settings.items()}
 
 

@@ -60,7 +60,7 @@ class Shard:
         Raises
         ------
         CheckpointError
-            If the file can't be read, or not any more as far as its header tells.
+            If the file can't be read, or has become shorter than its header lists.
         """
         entry = self.tensors[name]
         shape = entry.shape if row is None else entry.shape[1:]
@@ -74,7 +74,7 @@ class Shard:
         Raises
         ------
         CheckpointError
-            If the file can't be read, or not any more as far as its header tells.
+            If the file can't be read, or has become shorter than its header lists.
         """
         view = into.view(-1).view(torch.uint8).numpy().data
         try:
@@ -125,12 +125,12 @@ def files_beside(index: Path, names: Iterable[object]) -> list[str]:
     CheckpointError
         If one is no safetensors file of the index's folder on every system, or they are too many.
     """
-    found = sorted({_file_name(index, name) for name in names})
-    if len(found) > _MAX_FILES:
-        raise CheckpointError(f"{index}: {len(found)} files: mixoff reads {_MAX_FILES} at most.")
-    if len({name.casefold() for name in found}) < len(found):
+    files = sorted({_file_name(index, name) for name in names})
+    if len(files) > _MAX_FILES:
+        raise CheckpointError(f"{index}: {len(files)} files: mixoff reads {_MAX_FILES} at most.")
+    if len({name.casefold() for name in files}) < len(files):
         raise CheckpointError(f"{index}: names of files differ in their case alone: rename them.")
-    return found
+    return files
 
 
 def _file_name(index: Path, name: object) -> str:
@@ -174,7 +174,7 @@ def read_shard(path: Path) -> Shard:
 
 
 def header_nbytes(path: Path, start: bytes, size: int) -> int:
-    """Return how long the header is of a file that begins with these bytes, and has this size.
+    """Return the length of a file's header by the file's first bytes and its size.
 
     Raises
     ------
@@ -184,20 +184,20 @@ def header_nbytes(path: Path, start: bytes, size: int) -> int:
     length = int.from_bytes(start[:8], "little")
     if 2 <= length <= min(MAX_NBYTES, size - 8):
         return length
-    told = describe_content(start) if length > MAX_NBYTES or not start else None
-    if told is None and MAX_NBYTES < length <= size - 8:
-        told = f"a header of {length} bytes, and mixoff reads {MAX_NBYTES} at most"
-    why = f" ({told})" if told else ""
+    reason = describe_content(start) if length > MAX_NBYTES or not start else None
+    if reason is None and MAX_NBYTES < length <= size - 8:
+        reason = f"a header of {length} bytes, and mixoff reads {MAX_NBYTES} at most"
+    why = f" ({reason})" if reason else ""
     raise CheckpointError(f"{path}: no safetensors file, or cut off inside its header{why}.")
 
 
 def parse_shard(path: Path, raw: bytes, size: int) -> Shard:
-    """Return what a file's header tells, which follows its first 8 bytes; size is the file's.
+    """Return a file's tensors by its header, which follows its first 8 bytes; size is the file's.
 
     Raises
     ------
     CheckpointError
-        If the header is damaged, or tells of another size.
+        If the header is damaged, or lists another size.
     """
     length = len(raw)
     try:
@@ -251,7 +251,7 @@ def _check_extent(path: Path, tensors: Mapping[str, TensorEntry], *, start: int,
         end += entry.nbytes
     if end != size:
         raise CheckpointError(
-            f"{path}: {size} bytes where its header tells of {end}: the file is "
+            f"{path}: {size} bytes where its header lists {end}: the file is "
             f"{'cut off' if size < end else 'longer than it should be'}; "
             "fetch or convert the checkpoint again."
         )

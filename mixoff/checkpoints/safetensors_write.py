@@ -1,4 +1,4 @@
-"""Safetensors files to be written, in a stream. Knows bytes; nothing of models.
+"""Writes safetensors files chunk by chunk. Knows bytes; nothing of models.
 
 Their data begins on a page. The header's metadata keeps a CRC-32 for each chunk that was written.
 """
@@ -79,9 +79,9 @@ def shard_nbytes(tensors: Mapping[str, NewTensor], metadata: Mapping[str, str]) 
 
 
 def is_whole(shard: Shard, tensors: Mapping[str, NewTensor], metadata: Mapping[str, str]) -> bool:
-    """Return whether a file's header is what `write_shard` ends with, whatever the checksums are.
+    """Return whether a file's header is what `write_shard` writes for these tensors.
 
-    Its size is the header's own then, as for all that `read_shard` returns.
+    Checksums may be any. `read_shard` has compared the file's size with the header.
     """
     counts = {name: len(crcs) for name, crcs in shard.checksums.items()}
     if counts != {name: tensor.num_chunks for name, tensor in tensors.items()}:

@@ -1,4 +1,4 @@
-"""Where the files of a checkpoint that is to be converted come from. Knows files; no tensors."""
+"""The files that a conversion reads, in a folder or fetched one by one. Knows no tensors."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Protocol
 
-from mixoff.checkpoints.mixoff_format import INDEX_NAME
+from mixoff.checkpoints.folder import INDEX_NAME
 from mixoff.checkpoints.safetensors_read import Shard, files_beside, read_shards
 from mixoff.errors import CheckpointError
 from mixoff.safe_json import read_json
@@ -21,20 +21,20 @@ COMPANIONS = (  # what a checkpoint has of its model besides weights and config.
     "chat_template.jinja",
     "generation_config.json",
 )
-_WHOLE = "model.safetensors"  # the file's name where there is but one
+_WHOLE = "model.safetensors"  # the name of a checkpoint's only file
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 class SourceFiles(Protocol):
-    """Files that come one by one, and may go again when they aren't needed any more."""
+    """Files that are fetched one by one, and may be removed once they aren't needed any more."""
 
     @property
     def name(self) -> str:
-        """What a person calls the source: a folder, or a repository and its revision."""
+        """The source's name in messages: a folder, or a repository and its revision."""
 
     @property
     def identity(self) -> str:
-        """A text that is another one when the contents are: a resumed conversion compares it."""
+        """A text that changes with the contents, which a resumed conversion compares."""
 
     @property
     def settings(self) -> Path:
@@ -50,30 +50,30 @@ class SourceFiles(Protocol):
 
     @property
     def absent(self) -> Set[str]:
-        """The files that `fetch` would have to bring here first, and make room for."""
+        """The files that aren't on this disk until `fetch` gets them."""
 
     @property
     def frees(self) -> bool:
-        """Whether `release` removes a file that `fetch` brought."""
+        """Whether `release` removes a file that `fetch` got."""
 
     def fetch(self, name: str) -> None:
-        """See that a file lies, whole, at its header's path.
+        """Make a file lie whole at its header's path.
 
         Raises
         ------
         CheckpointError
-            If it can't be had, or isn't what it should be.
+            If it can't be fetched, or its contents are wrong.
         """
 
     def release(self, name: str) -> None:
-        """Tell that a file will not be needed again."""
+        """Allow a file to be removed, which isn't needed again."""
 
     def close(self) -> None:
-        """Tell that nothing at all will be needed again."""
+        """Allow everything to be removed."""
 
 
 class FolderFiles:
-    """The files of a folder here, which all are there and stay.
+    """The files of a local folder, none of which is fetched or removed.
 
     Parameters
     ----------
@@ -97,28 +97,28 @@ class FolderFiles:
         names = self._file_names()
         shards = read_shards(self.settings / name for name in names)
         self.headers = dict(zip(names, shards, strict=True))
-        told = {name: _stat(shard.path) for name, shard in self.headers.items()}
-        self.nbytes = {name: stat.st_size for name, stat in told.items()}
-        self._changed = {name: stat.st_mtime_ns for name, stat in told.items()}
+        stats = {name: _stat(shard.path) for name, shard in self.headers.items()}
+        self.nbytes = {name: stat.st_size for name, stat in stats.items()}
+        self._changed = {name: stat.st_mtime_ns for name, stat in stats.items()}
 
     @property
     def identity(self) -> str:
         """A hash of settings, and of names, sizes, times and headers of the files of weights."""
         settings = read_json(self.settings / "config.json")
-        found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for name, shard in self.headers.items():
             facts = (name, self.nbytes[name], self._changed[name], shard.header_crc32)
-            found.update(repr(facts).encode())
-        return found.hexdigest()
+            digest.update(repr(facts).encode())
+        return digest.hexdigest()
 
     def fetch(self, name: str) -> None:
         """Do nothing: the file is here."""
 
     def release(self, name: str) -> None:
-        """Do nothing: the file isn't ours to remove."""
+        """Do nothing: the file belongs to the user."""
 
     def close(self) -> None:
-        """Do nothing: the folder isn't ours to remove."""
+        """Do nothing: the folder belongs to the user."""
 
     def _file_names(self) -> list[str]:
         index = self.settings / INDEX_NAME

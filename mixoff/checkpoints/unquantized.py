@@ -1,7 +1,7 @@
-"""An unquantized Mixtral in any form that people store it in. Knows names and shapes of tensors.
+"""An unquantized model in each form that people store it in. Knows names and shapes of tensors.
 
-Experts one by one (``block_sparse_moe.experts.E.w1``) or stacked (``mlp.experts.gate_up_proj``), in
-one file or many, in float32, float16 or bfloat16, with a head of its own or the embeddings as head.
+Experts one by one or stacked, in one file or many, in float32, float16 or bfloat16, with a head of
+its own or the embeddings as head.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,20 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixoff.checkpoints.mixoff_format import experts_tensor
+from mixoff.checkpoints.folder import CheckpointFolder
 from mixoff.checkpoints.quantization_config import QUANT_METHOD
 from mixoff.checkpoints.safetensors_read import DTYPES, Shard
 from mixoff.checkpoints.source_files import SourceFiles
 from mixoff.errors import CheckpointError
-from mixoff.families.mixtral import Mixtral
+from mixoff.families import architecture_of
 from mixoff.quantization import Shape
-from mixoff.safe_json import quoted, read_json
+from mixoff.safe_json import quoted
 
 _FLOATS = ("F32", "F16", "BF16")
 
 
 class UnquantizedCheckpoint:
-    """An unquantized Mixtral's tensors, under the names that transformers' models have for them.
+    """An unquantized model's tensors, under the names that transformers' models have for them.
 
     Nothing but headers is read before a tensor is asked for, and then its file must be there.
 
@@ -32,20 +32,25 @@ class UnquantizedCheckpoint:
     ----------
     files
         The files that hold it.
+    folder
+        Their settings, if they were read already.
 
     Raises
     ------
     CheckpointError
-        If it is no unquantized Mixtral, or a tensor is missing or of another type or shape.
+        If it is no unquantized model of a known family, or a tensor is missing or of another type
+        or shape.
     """
 
-    def __init__(self, files: SourceFiles) -> None:
+    def __init__(self, files: SourceFiles, folder: CheckpointFolder | None = None) -> None:
+        folder = folder or CheckpointFolder.open(files.settings)
+        _refuse_quantized(files.name, folder.config.get("quantization_config"))
         self.files = files
-        self.config: Mapping[str, Any] = _read_config(files)
-        self.model = Mixtral(self.config, files.settings / "config.json")
+        self.config: Mapping[str, Any] = folder.config
+        self.architecture = architecture_of(folder.config, folder.config_path)
         stored = [(file, name) for file in files.headers for name in files.headers[file].tensors]
-        headless = not any(name.startswith("model.") for _, name in stored)
-        self._home = {_model_name(name, headless): (file, name) for file, name in stored}
+        names = self.architecture.model_names(name for _, name in stored)
+        self._home = dict(zip(names, stored, strict=True))
         self._check()
 
     def dtype(self, name: str) -> torch.dtype:
@@ -59,31 +64,25 @@ class UnquantizedCheckpoint:
 
     def expert(self, layer: int, expert: int) -> Iterator[tuple[str, Tensor]]:
         """Yield gate and up [2I, H] as one matrix, then down [H, I], as they are stored."""
-        prefix = f"model.layers.{layer}.mlp.experts."
         if self._is_stacked(layer):
-            yield "gate_up_proj", self._read(prefix + "gate_up_proj", expert)
-            yield "down_proj", self._read(prefix + "down_proj", expert)
+            for matrix, [(name, _)] in self.architecture.expert_tensors(layer).items():
+                yield matrix, self._read(name, expert)
             return
-        one = f"{prefix}{expert}."
-        yield (
-            "gate_up_proj",
-            torch.cat([self._read(one + "w1.weight"), self._read(one + "w3.weight")]),
-        )
-        yield "down_proj", self._read(one + "w2.weight")
+        for matrix, tensors in self.architecture.expert_tensors(layer, expert).items():
+            yield matrix, self._joined([name for name, _ in tensors])
 
     def files_of(self, names: Iterable[str]) -> set[str]:
         """Return the names of the files that hold tensors that are no experts."""
         return {self._home[name][0] for name in names}
 
     def files_of_layer(self, layer: int) -> set[str]:
-        """Return the names of the files that hold tensors of a layer, its experts among them."""
-        prefix = f"model.layers.{layer}."
+        """Return the names of the files that hold anything of a layer."""
+        prefix = self.architecture.layer_prefix(layer)
         return {file for name, (file, _) in self._home.items() if name.startswith(prefix)}
 
     def files_of_experts(self, layer: int) -> set[str]:
         """Return the names of the files that hold experts of a layer."""
-        prefix = f"model.layers.{layer}.mlp.experts."
-        return {file for name, (file, _) in self._home.items() if name.startswith(prefix)}
+        return self.files_of(name for name, _ in self._experts(layer))
 
     def _shard(self, name: str) -> tuple[Shard, str]:
         file, stored = self._home[name]
@@ -93,24 +92,26 @@ class UnquantizedCheckpoint:
         shard, stored = self._shard(name)
         return shard.read(stored, row)
 
-    def _expert_shapes(self) -> Iterator[tuple[str, Shape]]:
-        shapes = self.model.expert_shapes()
-        inner, hidden = shapes["w1"]
-        for layer in range(self.model.num_layers):
-            prefix = f"model.layers.{layer}.mlp.experts."
-            if self._is_stacked(layer):
-                yield prefix + "gate_up_proj", (self.model.num_experts, 2 * inner, hidden)
-                yield prefix + "down_proj", (self.model.num_experts, hidden, inner)
-                continue
-            for expert in range(self.model.num_experts):
-                for matrix, shape in shapes.items():
-                    yield f"{prefix}{expert}.{matrix}.weight", shape
+    def _joined(self, names: list[str]) -> Tensor:
+        """Return tensors as one, row under row."""
+        return torch.cat([*map(self._read, names)]) if names[1:] else self._read(names[0])
+
+    def _shapes(self) -> Iterator[tuple[str, Shape]]:
+        yield from self.architecture.non_expert_shapes()
+        for layer in range(self.architecture.num_layers):
+            yield from self._experts(layer)
+
+    def _experts(self, layer: int) -> Iterator[tuple[str, Shape]]:
+        """Yield name and shape of each tensor of a layer's experts."""
+        every = range(self.architecture.num_experts)
+        for expert in [None] if self._is_stacked(layer) else every:
+            yield from chain(*self.architecture.expert_tensors(layer, expert).values())
 
     def _is_stacked(self, layer: int) -> bool:
-        return experts_tensor(layer) in self._home
+        return self.architecture.experts_tensor(layer) in self._home
 
     def _check(self) -> None:
-        for name, shape in chain(self.model.non_expert_shapes(), self._expert_shapes()):
+        for name, shape in self._shapes():
             if name not in self._home:
                 raise CheckpointError(
                     f"{self.files.name}: {name} is missing: fetch the checkpoint again."
@@ -124,24 +125,13 @@ class UnquantizedCheckpoint:
                 )
 
 
-def _model_name(name: str, headless: bool) -> str:
-    name = name.replace(".block_sparse_moe.", ".mlp.")
-    return f"model.{name}" if headless and not name.startswith("lm_head.") else name
-
-
-def _read_config(files: SourceFiles) -> Mapping[str, Any]:
-    config = read_json(files.settings / "config.json")
-    settings = config.get("quantization_config")
-    if settings:
-        method = settings.get("quant_method") if isinstance(settings, dict) else settings
-        mixoffs = method == QUANT_METHOD
-        kind = (
-            "mixoff's own checkpoint already"
-            if mixoffs
-            else f"quantized by {quoted(method)} already"
-        )
-        raise CheckpointError(
-            f"{files.name}: no unquantized Mixtral ({kind}): give the model that it was made of."
-        )
-    Mixtral(config, files.settings / "config.json").check()
-    return config
+def _refuse_quantized(name: str, settings: object) -> None:
+    if not settings:
+        return
+    method = settings.get("quant_method") if isinstance(settings, dict) else settings
+    kind = f"quantized by {quoted(method)} already"
+    if method == QUANT_METHOD:
+        kind = "mixoff's own checkpoint already"
+    raise CheckpointError(
+        f"{name}: no unquantized Mixtral ({kind}): give the model that it was made of."
+    )

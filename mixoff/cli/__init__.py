@@ -1,4 +1,7 @@
-"""The command line: commands, their options, and what a terminal shows."""
+"""The command line: commands, their options and their output.
+
+Knows what is typed and printed; the work is done in other rooms. Read `commands.py` first.
+"""
 
 from mixoff.cli.commands import app, main
 

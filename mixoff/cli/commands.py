@@ -1,4 +1,4 @@
-"""The commands. Knows what each one is given and prints; what they do is elsewhere.
+"""The commands. Knows their arguments and output; the work is done in other rooms.
 
 torch and transformers are imported inside commands only, so that help and completion are quick.
 """
@@ -20,7 +20,6 @@ from mixoff.cli.conversion import quantize
 from mixoff.cli.evaluation import evaluate
 from mixoff.cli.options import (
     MIXTRAL,
-    RELEASED,
     CheckpointName,
     Context,
     Device,
@@ -48,14 +47,15 @@ from mixoff.cli.printable import one_line
 from mixoff.cli.push import push
 from mixoff.cli.recordings import record, replay
 from mixoff.cli.report import checkpoint_facts, checkpoint_table, memory_table, plan_facts
-from mixoff.cli.terminal import Session, answer_json, answer_text, progress, turns
+from mixoff.cli.terminal import Session, answer_json, answer_text, progress, prompts
 from mixoff.errors import MixoffError
+from mixoff.known_models import MIXTRAL_OFFLOADING
 
-_INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended
+_INTERRUPTED = 130  # the exit status of shells for a program that Ctrl-C ended
 
 
 class _OneLineErrors(TyperGroup):
-    """Commands that refuse with one line on stderr."""
+    """Commands whose errors are one line on stderr."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -63,19 +63,19 @@ class _OneLineErrors(TyperGroup):
             sys.stdout.flush()  # here a closed pipe can still be handled
             return result
         except MixoffError as error:
-            _complain(one_line(error))
+            _print_error(one_line(error))
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
-            _complain("interrupted")
+            _print_error("interrupted")
             raise typer.Exit(_INTERRUPTED) from None
 
 
-def _complain(line: str) -> None:
+def _print_error(line: str) -> None:
     typer.echo(f"mixoff: {line}", err=True)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(is_given: bool) -> None:
+    if is_given:
         typer.echo(f"mixoff {__version__}")
         raise typer.Exit
 
@@ -144,7 +144,7 @@ def demo(
 def chat(
     ctx: typer.Context,
     model_name: ModelName = MIXTRAL,
-    quantized_model_name: QuantizedModelName = RELEASED,
+    quantized_model_name: QuantizedModelName = MIXTRAL_OFFLOADING,
     offload_per_layer: OffloadPerLayer = 5,
     device_memory: DeviceMemory = None,
     temperature: Temperature = 0.9,
@@ -162,7 +162,8 @@ def chat(
 ) -> None:
     """Chat with a quantized checkpoint; through a pipe, each line is a message.
 
-    The default is what mixtral-offloading released, with the tokenizer of Mixtral-8x7B-Instruct.
+    The default is mixtral-offloading's published checkpoint, with Mixtral-8x7B-Instruct's
+    tokenizer.
     """
     offload = offload_settings(
         ctx,
@@ -173,9 +174,9 @@ def chat(
         prefetch=prefetch,
         miss=miss,
     )
-    found = named(quantized_model_name)
+    checkpoint = named(quantized_model_name)
     chat = conversation(
-        found,
+        checkpoint,
         offload,
         device,
         model_name,
@@ -186,10 +187,10 @@ def chat(
         seed=seed,
     )
     if prompt is None and not as_json and sys.stdin.isatty() and sys.stdout.isatty():
-        Session(chat, found.title).run()
+        Session(chat, checkpoint.title).run()
         return
     answer = answer_json if as_json else answer_text
-    for message in turns(sys.stdin) if prompt is None else [prompt]:
+    for message in prompts(sys.stdin) if prompt is None else [prompt]:
         answer(chat, message)
 
 
@@ -204,20 +205,20 @@ def info(
     context: Context = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a checkpoint holds, and how many bytes a run takes in which memory."""
+    """Show what a checkpoint holds, and how many bytes of each memory a run takes."""
     offload = offload_settings(
         ctx, offload_per_layer, device_memory=device_memory, host_memory=host_memory
     )
     with progress("importing torch"):
         from mixoff.checkpoints.formats import open_checkpoint
         from mixoff.planning.plan import plan_memory
-    found = named(checkpoint)
-    opened = open_checkpoint(found.folder)
+    resolved = named(checkpoint)
+    opened = open_checkpoint(resolved.folder)
     planned = plan_memory(
         opened, offload, device=named_device(device, planned=True), context=context
     )
-    facts = checkpoint_facts(opened) | asdict(found)
-    facts["folder"] = str(found.folder)
+    facts = checkpoint_facts(opened) | asdict(resolved)
+    facts["folder"] = str(resolved.folder)
     if as_json:
         typer.echo(json.dumps({"checkpoint": facts, "run": plan_facts(planned)}))
         return
@@ -237,12 +238,12 @@ app.command()(push)
 
 
 def main() -> None:
-    """Run the command line, with other libraries' remarks turned off."""
+    """Run the command line, without other libraries' warnings."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
         os.environ.setdefault(name, "error")
     for stream in (sys.stdin, sys.stdout, sys.stderr):
-        with suppress(AttributeError):  # a stream that was closed, or put in place of it
+        with suppress(AttributeError):  # a closed stream is None; a replaced one may lack this
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     app(prog_name="mixoff")

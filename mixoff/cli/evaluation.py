@@ -1,4 +1,4 @@
-"""The command that evaluates. Knows what it is given and prints; what is measured is elsewhere."""
+"""The command that evaluates. Knows its options and its output; `mixoff.measure` measures."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from mixoff.cli.options import (
     ModelName,
     OffloadPerLayer,
 )
-from mixoff.cli.prepare import load, named, named_device, offload_settings, open_runnable, read_text
+from mixoff.cli.prepare import load, named, offload_settings, prepared, read_text
 from mixoff.cli.printable import one_line
 from mixoff.cli.report import percent
 from mixoff.cli.terminal import progress
@@ -30,14 +30,14 @@ from mixoff.cli.terminal import progress
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from mixoff.cache.cache import ExpertCache
-    from mixoff.checkpoints.formats import AnyCheckpoint
+    from mixoff.checkpoints.formats import RunnableCheckpoint
     from mixoff.checkpoints.unquantized import UnquantizedCheckpoint
     from mixoff.measure.divergence import Divergence
     from mixoff.measure.perplexity import HeldOutLoss
     from mixoff.measure.reference import Reference
+    from mixoff.models.run import Run
 
-    LoadModel = Callable[[], tuple[PreTrainedModel, ExpertCache, PreTrainedTokenizerBase]]
+    LoadModel = Callable[[Run], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 
 
 def evaluate(
@@ -67,17 +67,17 @@ def evaluate(
     offload = offload_settings(
         ctx, offload_per_layer, device_memory=device_memory, host_memory=host_memory
     )
-    content, found = read_text(text), named(checkpoint)
-    load_model = partial(load, found, offload, device, model_name)
+    content, resolved = read_text(text), named(checkpoint)
+    run = prepared(resolved, offload, device)
+    load_model = partial(load, resolved.title, tokenizer_name=model_name)
     if against is None:
-        facts = _predicted(load_model, content, tokens)
+        facts = _predicted(load_model, run, content, tokens)
     else:
-        opened = open_runnable(found, offload, device)
-        original = _original_of(opened, against)
+        original = _original_of(run.checkpoint, against)
         from mixoff.chat.load import load_tokenizer
 
-        tokenizer = load_tokenizer(opened.path, model_name)
-        facts = _compared(load_model, original, tokenizer, content, tokens, named_device(device))
+        tokenizer = load_tokenizer(run.checkpoint.path, model_name)
+        facts = _compared(load_model, run, original, tokenizer, content, tokens)
     if as_json:
         typer.echo(json.dumps(facts))
         return
@@ -86,41 +86,44 @@ def evaluate(
         typer.echo(_divergence_line(facts))
 
 
-def _predicted(load_model: "LoadModel", text: str, tokens: int | None) -> dict[str, Any]:
+def _predicted(
+    load_model: "LoadModel", run: "Run", text: str, tokens: int | None
+) -> dict[str, Any]:
     """Return how well a model predicts a text, as JSON holds it."""
-    model, _, tokenizer = load_model()
+    model, tokenizer = load_model(run)
     from mixoff.measure.perplexity import held_out_loss
 
     started = perf_counter()
-    found = held_out_loss(model, tokenizer, text, tokens=tokens, progress=sys.stderr.isatty())
-    return _loss_facts(found) | {"seconds": perf_counter() - started}
+    loss = held_out_loss(model, tokenizer, text, tokens=tokens, progress=sys.stderr.isatty())
+    return _loss_facts(loss) | {"seconds": perf_counter() - started}
 
 
 def _compared(
     load_model: "LoadModel",
+    run: "Run",
     original: "UnquantizedCheckpoint",
     tokenizer: Any,
     text: str,
     tokens: int | None,
-    device: str,
 ) -> dict[str, Any]:
-    """Return that, and how far the model is from the original, which is gone when it is loaded."""
+    """Return that and its divergence from the original, which is freed before it is loaded."""
     from mixoff.measure.divergence import kl_divergence
     from mixoff.measure.reference import compute_reference
 
     shown, started = sys.stderr.isatty(), perf_counter()
     reference = compute_reference(
-        original, tokenizer, text, tokens=tokens, device=device, progress=shown
+        original, tokenizer, text, tokens=tokens, device=run.device, progress=shown
     )
     seconds = perf_counter() - started
-    model, _, _ = load_model()
+    model, _ = load_model(run.planned_again())  # the reference takes some of what was free
     started = perf_counter()
-    found = kl_divergence(model, reference, progress=shown)
+    divergence = kl_divergence(model, reference, progress=shown)
     seconds += perf_counter() - started
-    return _loss_facts(found.quantized) | _divergence_facts(found, reference) | {"seconds": seconds}
+    facts = _loss_facts(divergence.quantized) | _divergence_facts(divergence, reference)
+    return facts | {"seconds": seconds}
 
 
-def _original_of(checkpoint: "AnyCheckpoint", against: Path) -> "UnquantizedCheckpoint":
+def _original_of(checkpoint: "RunnableCheckpoint", against: Path) -> "UnquantizedCheckpoint":
     """Return the unquantized model named; one that isn't the checkpoint's is refused."""
     with progress("importing transformers"):
         from mixoff.measure.divergence import refuse_other_sizes
@@ -130,24 +133,24 @@ def _original_of(checkpoint: "AnyCheckpoint", against: Path) -> "UnquantizedChec
     return original
 
 
-def _loss_facts(found: "HeldOutLoss") -> dict[str, Any]:
-    return {"loss": found.loss, "perplexity": found.perplexity, "tokens": found.tokens}
+def _loss_facts(loss: "HeldOutLoss") -> dict[str, Any]:
+    return {"loss": loss.loss, "perplexity": loss.perplexity, "tokens": loss.tokens}
 
 
-def _divergence_facts(found: "Divergence", reference: "Reference") -> dict[str, Any]:
+def _divergence_facts(divergence: "Divergence", reference: "Reference") -> dict[str, Any]:
     """Return what was compared, as JSON holds it: what is unknown is null, sizes are in bytes."""
     from mixoff.measure.reference import reference_nbytes
 
     return {
         "against": reference.original.files.name,
-        "unquantized_loss": found.unquantized.loss,
-        "unquantized_perplexity": found.unquantized.perplexity,
-        "rise_standard_error": _known(found.rise_standard_error),
-        "kl_mean": found.mean,
-        "kl_standard_error": _known(found.standard_error),
-        "kl_median": found.median,
-        "kl_percentile_99": found.percentile_99,
-        "top1_agreement": found.top1_agreement,
+        "unquantized_loss": divergence.unquantized.loss,
+        "unquantized_perplexity": divergence.unquantized.perplexity,
+        "rise_standard_error": _known(divergence.rise_standard_error),
+        "kl_mean": divergence.mean,
+        "kl_standard_error": _known(divergence.standard_error),
+        "kl_median": divergence.median,
+        "kl_percentile_99": divergence.percentile_99,
+        "top1_agreement": divergence.top1_agreement,
         "reference_nbytes": reference_nbytes(reference.original, reference.windows),
     }
 

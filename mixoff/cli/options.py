@@ -1,4 +1,4 @@
-"""What a person may type. Knows options, their meaning and completion; does nothing with them."""
+"""The options of commands. Knows their types, help and completion; does nothing with them."""
 
 from enum import Enum
 from pathlib import Path
@@ -10,7 +10,6 @@ from mixoff.known_models import MIXTRAL_OFFLOADING, ORIGINAL_CHECKPOINT
 from mixoff.policies.registry import LIVE_POLICIES, POLICIES
 
 MIXTRAL = ORIGINAL_CHECKPOINT
-RELEASED = MIXTRAL_OFFLOADING
 
 
 class Device(str, Enum):
@@ -22,7 +21,7 @@ class Device(str, Enum):
 
 
 class Miss(str, Enum):
-    """What is done about a missed expert in host memory beside a GPU."""
+    """How a missed expert in host memory is served, with a GPU."""
 
     fetch = "fetch"
     compute = "compute"
@@ -40,27 +39,27 @@ class Bits(str, Enum):
 
 
 def complete_policy(incomplete: str) -> list[str]:
-    """Return the policies of a cache at work whose names begin so."""
+    """Return the live policies whose names begin with a text."""
     return [name for name in LIVE_POLICIES if name.startswith(incomplete)]
 
 
 def complete_policies(incomplete: str) -> list[str]:
-    """Return what a list of policies that ends so may go on with."""
-    before, comma, last = incomplete.rpartition(",")
+    """Return the completions of a list of policies, separated by commas, that ends with a text."""
+    complete, comma, last = incomplete.rpartition(",")
     names = (*POLICIES, "floor")
-    return [before + comma + name for name in names if name.startswith(last)]
+    return [complete + comma + name for name in names if name.startswith(last)]
 
 
 def complete_checkpoint(incomplete: str) -> list[str]:
-    """Return the folders whose names begin so, and the released checkpoint's name if it does."""
+    """Return the folders, and the published checkpoint, whose names begin with a text."""
     pattern = Path(f"{incomplete}*")
     folders = (str(path) for path in pattern.parent.glob(pattern.name) if path.is_dir())
-    names = [RELEASED, *sorted(folders)]
+    names = [MIXTRAL_OFFLOADING, *sorted(folders)]
     return [name for name in names if name.startswith(incomplete)]
 
 
-def whole_text(text: str | None) -> str | None:
-    """Return the text with what was no UTF-8 on the command line replaced."""
+def valid_text(text: str | None) -> str | None:
+    """Return a command line's text with bytes that aren't UTF-8 replaced."""
     return text if text is None else text.encode("utf-8", "replace").decode()
 
 
@@ -73,7 +72,7 @@ CheckpointName = Annotated[
     ),
 ]
 ModelName = Annotated[
-    str, typer.Option(help="Where the tokenizer comes from if the checkpoint has none.")
+    str, typer.Option(help="The model whose tokenizer is used if the checkpoint has none.")
 ]
 QuantizedModelName = Annotated[
     str,
@@ -88,53 +87,54 @@ OffloadPerLayer = Annotated[
 PolicyName = Annotated[
     str,
     typer.Option(
-        help=f"Which resident expert leaves first: {', '.join(LIVE_POLICIES)}.",
+        help=f"Which resident expert is evicted first: {', '.join(LIVE_POLICIES)}.",
         autocompletion=complete_policy,
     ),
 ]
 DeviceMemory = Annotated[
     str | None,
     typer.Option(
-        help="All that the device may hold, such as 10GiB, or auto for what is free: "
+        help="Memory of the device to use in all, such as 10GiB, or auto for what is free: "
         "instead of --offload-per-layer.",
         show_default=False,
     ),
 ]
 Prefetch = Annotated[
-    int, typer.Option(min=0, help="Experts that are guessed for the next layer and fetched early.")
+    int,
+    typer.Option(min=0, help="Experts that are predicted for the next layer and fetched ahead."),
 ]
 MissOption = Annotated[
     Miss,
     typer.Option(
-        help="With a GPU, what is done about a missed expert in host memory: copied into a slot, "
-        "computed on the CPU, or what takes less time."
+        help="With a GPU, how a missed expert in host memory is served: copied into a slot, "
+        "computed on the CPU, or whichever takes less time."
     ),
 ]
 HostMemory = Annotated[
     str, typer.Option(help="Host memory for records off the device, such as 10GiB, or auto.")
 ]
 DeviceOption = Annotated[
-    Device, typer.Option(help="Where to compute; auto takes CUDA where there is a GPU for it.")
+    Device, typer.Option(help="Where to compute; auto uses CUDA if there is a GPU for it.")
 ]
 Temperature = Annotated[float, typer.Option(min=0, help="0 always takes the most probable token.")]
 TopP = Annotated[
     float, typer.Option(min=0, max=1, help="Draw from the most probable tokens of this share.")
 ]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="The longest reply.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="The most tokens of a reply.")]
 Seed = Annotated[
     int | None, typer.Option(help="The same seed gives the same replies; without it one is drawn.")
 ]
 System = Annotated[
     str | None,
     typer.Option(
-        callback=whole_text, show_default=False, help="Instructions for the whole conversation."
+        callback=valid_text, show_default=False, help="Instructions for the whole conversation."
     ),
 ]
 Prompt = Annotated[
-    str | None, typer.Option(callback=whole_text, show_default=False, help="Answer this, and end.")
+    str | None, typer.Option(callback=valid_text, show_default=False, help="Answer this, and end.")
 ]
 RequiredPrompt = Annotated[
-    str, typer.Option("--prompt", callback=whole_text, show_default=False, help="What to answer.")
+    str, typer.Option("--prompt", callback=valid_text, show_default=False, help="What to answer.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 Context = Annotated[

@@ -1,4 +1,4 @@
-"""The command that plans a run before any download. Knows what is asked and what is shown."""
+"""The command that plans a run before any download. Knows its arguments and output."""
 
 import json
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,13 +18,13 @@ from mixoff.cli.options import (
 from mixoff.cli.prepare import named_device, offload_settings
 from mixoff.cli.report import checkpoint_facts, checkpoint_table, memory_table, plan_facts
 from mixoff.cli.schemes import (
-    AskedScheme,
     AttentionBits,
     AttentionGroupSize,
     ExpertsBits,
     ExpertsGroupSize,
     GroupSize,
     LayerExperts,
+    SchemeOptions,
 )
 from mixoff.cli.terminal import progress
 from mixoff.units import format_nbytes
@@ -54,44 +54,45 @@ def plan(
     context: Context = None,
     as_json: Json = False,
 ) -> None:
-    """Tell what a run would put where, and whether it fits, before any weights are fetched.
+    """Plan a run before any weights are fetched: the bytes of each memory, and whether it fits.
 
-    An unquantized model is planned as `mixoff quantize` would store it. The device needn't be here.
+    An unquantized model is planned as `mixoff quantize` would store it. The device needn't be part
+    of this machine.
     """
     offload = offload_settings(
         ctx, offload_per_layer, device_memory=device_memory, host_memory=host_memory
     )
-    asked = AskedScheme(
+    options = SchemeOptions(
         attention, experts, layer_experts, group_size, attention_group_size, experts_group_size
     )
     with progress("importing torch"):
         from mixoff.planning.plan import plan_memory
         from mixoff.planning.preview import preview_checkpoint
-    prospect = preview_checkpoint(name)
-    outline = prospect.outline(asked.scheme(prospect.config) if asked else None)
+    preview = preview_checkpoint(name)
+    estimate = preview.outline(options.scheme(preview.config) if options else None)
     planned = plan_memory(
-        outline, offload, device=named_device(device, planned=True), context=context
+        estimate, offload, device=named_device(device, planned=True), context=context
     )
-    facts = checkpoint_facts(outline) | _facts(prospect)
+    facts = checkpoint_facts(estimate) | _facts(preview)
     if as_json:
         typer.echo(json.dumps({"checkpoint": facts, "run": plan_facts(planned)}))
         return
     console = Console(highlight=False)
     console.print(checkpoint_table(facts))
-    console.print(memory_table(planned, outline.num_experts))
-    typer.echo(_verdict(prospect, facts["non_expert_nbytes"] + facts["experts_nbytes"]))
+    console.print(memory_table(planned, estimate.num_experts))
+    typer.echo(_verdict(preview, facts["non_expert_nbytes"] + facts["experts_nbytes"]))
 
 
-def _facts(prospect: "CheckpointPreview") -> dict[str, Any]:
+def _facts(preview: "CheckpointPreview") -> dict[str, Any]:
     return {
-        "folder": prospect.title,
-        "format": "unquantized" if prospect.stored is None else "quantized",
-        "fetched_nbytes": prospect.fetched_nbytes,
+        "folder": preview.title,
+        "format": "unquantized" if preview.stored is None else "quantized",
+        "fetched_nbytes": preview.fetched_nbytes,
     }
 
 
-def _verdict(prospect: "CheckpointPreview", nbytes: int) -> str:
-    there = f" of {format_nbytes(prospect.fetched_nbytes)}" if prospect.fetched_nbytes else ""
-    if prospect.stored is None:
-        return f"It fits, once `mixoff quantize` has made {format_nbytes(nbytes)}{there}."
-    return f"It fits{f'; its weights are files{there}' if there else ''}."
+def _verdict(preview: "CheckpointPreview", nbytes: int) -> str:
+    size = f" of {format_nbytes(preview.fetched_nbytes)}" if preview.fetched_nbytes else ""
+    if preview.stored is None:
+        return f"It fits, once `mixoff quantize` has made {format_nbytes(nbytes)}{size}."
+    return f"It fits{f'; its weights are files{size}' if size else ''}."

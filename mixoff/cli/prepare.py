@@ -1,4 +1,4 @@
-"""From what a person named to what a command works on. Knows names, folders and slow imports."""
+"""From a command's options to a run or a chat. Knows names, folders and slow imports."""
 
 import sys
 from pathlib import Path
@@ -15,10 +15,9 @@ from mixoff.errors import ConfigError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from mixoff.cache.cache import ExpertCache
     from mixoff.chat.chat import Chat
-    from mixoff.checkpoints.formats import AnyCheckpoint
     from mixoff.hub import HubCheckpoint
+    from mixoff.models.run import Run
 
 
 def offload_settings(
@@ -31,9 +30,9 @@ def offload_settings(
     prefetch: int = 0,
     miss: Miss = Miss.fetch,
 ) -> OffloadConfig:
-    """Return the settings that a command was given; a budget replaces a default of experts outside.
+    """Return the settings of a command; a budget replaces a default of experts outside.
 
-    Both at once, when typed, are refused as everywhere.
+    Both at once, when typed, are refused by `OffloadConfig`.
     """
     source = ctx.get_parameter_source("offload_per_layer")
     typed = source is not None and source.name != "DEFAULT"
@@ -47,22 +46,32 @@ def offload_settings(
     )
 
 
-def load(
-    found: "HubCheckpoint", offload: OffloadConfig, device: Device, tokenizer_name: str
-) -> "tuple[PreTrainedModel, ExpertCache, PreTrainedTokenizerBase]":
-    """Return a checkpoint's model, its cache and its tokenizer, or that of the model named."""
-    folder = open_runnable(found, offload, device).path  # refuse before a long load
-    from mixoff.chat.load import load_tokenizer
-    from mixoff.models.build import build_model
+def prepared(checkpoint: "HubCheckpoint", offload: OffloadConfig, device: Device) -> "Run":
+    """Return the run of a checkpoint of which nothing is loaded; one that can't be is refused."""
+    with progress("importing torch and transformers"):
+        from transformers.utils import logging
 
-    with progress(f"loading {found.title}"):
-        tokenizer = load_tokenizer(folder, tokenizer_name)
-        model, cache = build_model(folder, offload, device=named_device(device))
-    return model, cache, tokenizer
+        from mixoff.models.run import prepare
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    return prepare(checkpoint.folder, offload, device=named_device(device))
+
+
+def load(
+    title: str, run: "Run", tokenizer_name: str
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Return a run's model and its tokenizer, or that of the model named."""
+    from mixoff.chat.load import load_tokenizer
+    from mixoff.models.build import build
+
+    with progress(f"loading {title}"):
+        tokenizer = load_tokenizer(run.checkpoint.path, tokenizer_name)
+        model, _ = build(run)
+    return model, tokenizer
 
 
 def conversation(
-    found: "HubCheckpoint",
+    checkpoint: "HubCheckpoint",
     offload: OffloadConfig,
     device: Device,
     tokenizer_name: str,
@@ -74,7 +83,8 @@ def conversation(
     seed: int | None,
 ) -> "Chat":
     """Return a chat with a checkpoint; options as `mixoff.Chat` has them."""
-    model, _, tokenizer = load(found, offload, device, tokenizer_name)
+    run = prepared(checkpoint, offload, device)  # refuse before a long load
+    model, tokenizer = load(checkpoint.title, run, tokenizer_name)
     from mixoff.chat.chat import Chat
 
     return Chat(
@@ -88,43 +98,27 @@ def conversation(
     )
 
 
-def open_runnable(
-    found: "HubCheckpoint", offload: OffloadConfig, device: Device
-) -> "AnyCheckpoint":
-    """Return a checkpoint of which nothing is loaded; one that can't run so is refused."""
-    with progress("importing torch and transformers"):
-        from transformers.utils import logging
-
-        from mixoff.checkpoints.formats import open_checkpoint
-        from mixoff.planning.plan import plan_memory
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    checkpoint, where = open_checkpoint(found.folder), named_device(device)
-    plan_memory(checkpoint, offload, device=where)
-    return checkpoint
-
-
 def named(name: str) -> "HubCheckpoint":
-    """Return a checkpoint, fetched from the hub where it is no folder here; tell which commit."""
+    """Return a checkpoint, fetched from the hub unless it is a folder; print which commit."""
     with progress("importing torch and transformers"):
         from mixoff.hub import is_on_hub, named_checkpoint
     shown = is_on_hub(name) and sys.stderr.isatty()
     if shown:
         typer.echo(f"looking for {one_line(name)} on the Hugging Face hub", err=True)
-    found = named_checkpoint(name)
+    checkpoint = named_checkpoint(name)
     if shown:
-        typer.echo(f"using {one_line(found.title)}", err=True)
-    return found
+        typer.echo(f"using {one_line(checkpoint.title)}", err=True)
+    return checkpoint
 
 
 def named_device(device: Device, *, planned: bool = False) -> str:
-    """Return the device's name; one that is only planned for needn't be here."""
+    """Return the device's name; a machine that is only planned for may have another."""
     import torch
 
-    here = torch.cuda.is_available()
+    has_gpu = torch.cuda.is_available()
     if device is Device.auto:
-        return "cuda" if here else "cpu"
-    if device is Device.cuda and not (here or planned):
+        return "cuda" if has_gpu else "cpu"
+    if device is Device.cuda and not (has_gpu or planned):
         raise ConfigError("device='cuda': torch finds no GPU here, so give cpu or auto.")
     return "cuda" if device is Device.cuda else "cpu"
 

@@ -1,4 +1,4 @@
-"""The command that uploads. Knows its arguments; the upload is elsewhere."""
+"""The command that uploads a checkpoint. Knows its arguments; `mixoff.hub` uploads."""
 
 import json
 import sys
@@ -15,13 +15,13 @@ from mixoff.errors import ConfigError
 
 def push(
     folder: Annotated[Path, typer.Argument(help="A checkpoint that mixoff quantize made.")],
-    repository: Annotated[str, typer.Argument(help="Where to: owner/repository.")],
+    repository: Annotated[str, typer.Argument(help="The target: owner/repository.")],
     private: Annotated[
-        bool, typer.Option("--private", help="Make a new repository for its owner only.")
+        bool, typer.Option("--private", help="Make a new repository visible to its owner only.")
     ] = False,
     evaluation: Annotated[
         Path | None,
-        typer.Option(help="What mixoff eval --json printed: a file.", show_default=False),
+        typer.Option(help="A file with the output of mixoff eval --json.", show_default=False),
     ] = None,
     base_model: Annotated[
         str | None,
@@ -44,11 +44,11 @@ def push(
 
 def _read_evaluation(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(read_text(path))
+        evaluation = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise ConfigError(
-            f"{path}: no JSON ({error}): give what mixoff eval --json printed."
+            f"{path}: not JSON ({error}): give the output of mixoff eval --json."
         ) from None
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: no JSON object: give what mixoff eval --json printed.")
-    return found
+    if not isinstance(evaluation, dict):
+        raise ConfigError(f"{path}: not a JSON object: give the output of mixoff eval --json.")
+    return evaluation

@@ -1,4 +1,4 @@
-"""The commands that record and replay. Knows what each is given and prints; no torch."""
+"""The commands that record and replay. Knows their arguments and output; no torch."""
 
 import hashlib
 import json
@@ -60,7 +60,7 @@ def record(
     seed: Seed = 0,
     system: System = None,
 ) -> None:
-    """Answer a prompt, and record what the expert cache does meanwhile."""
+    """Answer a prompt, and record the expert cache's events meanwhile."""
     if not output.parent.is_dir():
         raise ConfigError(f"output={output}: there is no folder {output.parent}: make it first.")
     offload = OffloadConfig(
@@ -98,12 +98,12 @@ def record(
 
 def replay(
     trace: Annotated[
-        Path, typer.Argument(metavar="FILE", help="What mixoff record or trace.save wrote.")
+        Path, typer.Argument(metavar="FILE", help="A file of mixoff record or trace.save.")
     ],
     policies: Annotated[
         str,
         typer.Option(
-            help="Policies with commas between them; floor is slots / experts.",
+            help="Policies, separated by commas; floor is slots / experts.",
             autocompletion=complete_policies,
         ),
     ] = _POLICIES,
@@ -112,11 +112,12 @@ def replay(
         typer.Option(help="Slots per layer, such as 1-8 or 2,4.", show_default="1 to all experts"),
     ] = None,
     csv: Annotated[
-        Path | None, typer.Option(help="Write a row a policy, size and layer to this file.")
+        Path | None,
+        typer.Option(help="Write a row for each policy, number of slots and layer to this file."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what other caches would have done with a recording."""
+    """Replay a recording: show the hit rates and bytes of other caches."""
     from mixoff.simulate.replay import sweep
     from mixoff.trace import Trace
 
@@ -126,9 +127,8 @@ def replay(
     if csv is not None:
         _write_csv(csv, table)
     if as_json:
-        rows = json.loads(
-            table.to_json(orient="records", double_precision=15)
-        )  # what is unknown is null
+        # Through pandas, which writes unknown values (NaN) as null.
+        rows = json.loads(table.to_json(orient="records", double_precision=15))
         typer.echo(json.dumps({"recorded": facts, "sweep": rows}))
         return
     console = Console(highlight=False)
@@ -141,7 +141,7 @@ def _words(text: str) -> list[str]:
 
 
 def _numbers(text: str) -> list[int]:
-    """Return the numbers that a text such as "1-4,8" means."""
+    """Return the numbers in a text such as "1-4,8"."""
     numbers: list[int] = []
     for word in _words(text):
         match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", word)

@@ -1,4 +1,4 @@
-"""Numbers as a person or a program reads them. Knows statistics, checkpoints and plans."""
+"""Numbers as text, tables and JSON. Knows statistics, checkpoints, plans and recordings."""
 
 import math
 from collections.abc import Iterable
@@ -17,17 +17,18 @@ if TYPE_CHECKING:
 
     from mixoff.cache.stats import CacheStats
     from mixoff.chat.reply import ReplyStats
-    from mixoff.planning.plan import MemoryPlan, PlannedCheckpoint
+    from mixoff.checkpoints.formats import PlannedCheckpoint
+    from mixoff.planning.plan import MemoryPlan
     from mixoff.trace import Trace
 
 
 def percent(share: float) -> str:
-    """Return a share of 0 to 1 as "82.8 %", and NaN as "unknown"."""
+    """Return a share from 0 to 1 as "82.8 %", and NaN as "unknown"."""
     return "unknown" if math.isnan(share) else f"{100 * share:.1f} %"
 
 
 def statistics_line(stats: "ReplyStats") -> str:
-    """Return what one reply took, in a line."""
+    """Return a reply's statistics in one line."""
     parts = []
     if (cache := stats.cache) is not None:
         parts += [
@@ -45,13 +46,13 @@ def statistics_line(stats: "ReplyStats") -> str:
     if stats.new_tokens:
         parts.append(f"first token after {stats.seconds_to_first_token:.2f} s")
     if stats.finish != "stop":
-        why = "stopped" if stats.finish == "stopped" else "cut"
-        parts.append(f"{why} after {stats.new_tokens} token{'s' * (stats.new_tokens != 1)}")
+        end = "stopped" if stats.finish == "stopped" else "cut"
+        parts.append(f"{end} after {stats.new_tokens} token{'s' * (stats.new_tokens != 1)}")
     return ", ".join(parts)
 
 
 def statistics_object(stats: "ReplyStats") -> dict[str, Any]:
-    """Return what one reply took, as JSON holds it: what is unknown is null."""
+    """Return a reply's statistics for JSON, with None for unknown rates."""
     rate = stats.tokens_per_second if stats.new_tokens > 1 else None
     statistics = asdict(stats) | {"tokens_per_second": rate}
     if (cache := stats.cache) is not None:
@@ -67,7 +68,7 @@ def statistics_object(stats: "ReplyStats") -> dict[str, Any]:
 
 
 def layer_table(stats: "CacheStats") -> Table:
-    """Return hits, misses and hit rate of each layer."""
+    """Return a table of each layer's hits, misses and hit rate."""
     table = Table("layer", "hits", "misses", "hit rate", title="since the model was loaded")
     for column in table.columns:
         column.justify = "right"
@@ -80,7 +81,7 @@ def layer_table(stats: "CacheStats") -> Table:
 
 
 def checkpoint_facts(checkpoint: "PlannedCheckpoint") -> dict[str, Any]:
-    """Return what a checkpoint holds, as JSON holds it; sizes are in bytes."""
+    """Return a checkpoint's contents for JSON; sizes are in bytes."""
     config, non_expert = checkpoint.config, checkpoint.non_expert
     layouts = [layout for layer in checkpoint.expert_layouts() for layout in layer]
     expert_weights = sum(math.prod(shape) for layout in layouts for _, shape in layout.shapes)
@@ -113,7 +114,7 @@ def checkpoint_facts(checkpoint: "PlannedCheckpoint") -> dict[str, Any]:
 
 
 def checkpoint_table(facts: dict[str, Any]) -> Table:
-    """Return the facts of `checkpoint_facts` for a person."""
+    """Return the facts of `checkpoint_facts` as a table."""
     rows = [
         ("folder", facts["folder"]),
         *_origin(facts),
@@ -125,7 +126,7 @@ def checkpoint_table(facts: dict[str, Any]) -> Table:
         ("attention", _scheme(facts["attention"], facts["attention_bits_per_weight"])),
         ("experts stored as", _scheme(facts["experts"], facts["experts_bits_per_weight"])),
         *(
-            (f"experts of layer {layer}", _said(settings))
+            (f"experts of layer {layer}", _settings(settings))
             for layer, settings in facts["layer_experts"].items()
         ),
         ("non-expert", format_nbytes(facts["non_expert_nbytes"])),
@@ -136,20 +137,20 @@ def checkpoint_table(facts: dict[str, Any]) -> Table:
 
 
 def _origin(facts: dict[str, Any]) -> list[tuple[str, object]]:
-    """Return which commit on the hub a checkpoint is, if it is of one."""
+    """Return the row of a checkpoint's commit on the hub, if it is from there."""
     if not facts.get("repository"):
         return []
     return [("on the hub", f"{facts['repository']}@{facts['revision'][:8]}")]
 
 
 def plan_facts(plan: "MemoryPlan") -> dict[str, Any]:
-    """Return a plan, and its sums, as JSON holds them; sizes are in bytes."""
+    """Return a plan and its sums for JSON; sizes are in bytes."""
     sums = {"device_nbytes": plan.device_nbytes, "host_nbytes": plan.host_nbytes}
     return asdict(plan) | sums | {"total": plan.total}
 
 
 def memory_table(plan: "MemoryPlan", num_experts: int) -> Table:
-    """Return what a run puts where, for a person."""
+    """Return a table of the bytes that a run takes in each memory."""
     table = Table(title=f"A run on {plan.device}", title_justify="left", show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True, justify="right")
@@ -158,9 +159,9 @@ def memory_table(plan: "MemoryPlan", num_experts: int) -> Table:
             table.add_row(name, format_nbytes(nbytes))
         table.add_section()
     table.add_row("memory in all", format_nbytes(plan.total))
-    table.add_row("experts on disk, not in it", format_nbytes(plan.disk))
+    table.add_row("experts on disk, not counted", format_nbytes(plan.disk))
     table.add_section()
-    table.add_row("experts found on the device", str(plan.experts_on_device))
+    table.add_row("experts on the device", str(plan.experts_on_device))
     kind = "" if plan.host_tier == "none" else f", {plan.host_tier}"
     table.add_row(f"in host memory{kind}", str(plan.experts_on_host))
     table.add_row("on disk only", str(plan.experts_on_disk))
@@ -173,7 +174,7 @@ def memory_table(plan: "MemoryPlan", num_experts: int) -> Table:
 def _device_rows(plan: "MemoryPlan", num_experts: int) -> list[tuple[str, int]]:
     return [
         (f"slots, {plan.slots_per_layer} of {num_experts} experts in each layer", plan.slots),
-        (f"staging, {plan.staging // plan.buffer_nbytes} experts on their way in", plan.staging),
+        (f"staging, {plan.staging // plan.buffer_nbytes} experts in flight", plan.staging),
         ("non-expert", plan.non_expert),
         (f"KV cache, {plan.context} tokens", plan.kv_cache),
         ("workspace", plan.workspace),
@@ -186,15 +187,15 @@ def _host_rows(plan: "MemoryPlan") -> list[tuple[str, int]]:
         rows = [
             ("the device in all", plan.device_nbytes),
             *rows,
-            ("host memory on the way to the device", plan.bounce),
+            ("host buffers for transfers", plan.bounce),
             ("pinned of both", plan.pinned),
         ]
     return rows
 
 
 def trace_facts(trace: "Trace") -> dict[str, Any]:
-    """Return what was recorded, as JSON holds it; `told` is what the recording says of itself."""
-    needed = trace.demands()
+    """Return a recording's facts for JSON; the key `told` has its provenance."""
+    demands = trace.demands()
     decoded = int((trace.per_token()["phase"] == "decode").sum())
     return {
         "told": trace.provenance,
@@ -202,15 +203,15 @@ def trace_facts(trace: "Trace") -> dict[str, Any]:
         "experts_per_layer": trace.num_experts,
         "steps": trace.num_steps,
         "decoded_tokens": decoded,
-        "hits": int(needed.hit.sum()),
-        "misses": int((~needed.hit).sum()),
-        "hit_rate": float(needed.hit.mean()) if needed.hit.size else None,
+        "hits": int(demands.hit.sum()),
+        "misses": int((~demands.hit).sum()),
+        "hit_rate": float(demands.hit.mean()) if demands.hit.size else None,
     }
 
 
 def trace_table(facts: dict[str, Any]) -> Table:
-    """Return the facts of `trace_facts` for a person."""
-    told = {
+    """Return the facts of `trace_facts` as a table."""
+    provenance = {
         name: value
         for name, value in facts["told"].items()
         if name not in ("num_layers", "num_experts", "record_nbytes")
@@ -221,19 +222,19 @@ def trace_table(facts: dict[str, Any]) -> Table:
         ("layers", facts["layers"]),
         ("experts", f"{facts['experts_per_layer']} in each layer, {format_nbytes(sizes[0])} each"),
         ("steps", f"{facts['steps']}, {facts['decoded_tokens']} of them one token"),
-        ("found", f"hits {facts['hits']}, misses {facts['misses']}, hit rate {percent(rate)}"),
-        *told.items(),
+        ("demands", f"hits {facts['hits']}, misses {facts['misses']}, hit rate {percent(rate)}"),
+        *provenance.items(),
     ]
     return _table("The recording", rows)
 
 
 def sweep_table(table: "pd.DataFrame") -> Table:
-    """Return hit rates, the mean over layers, and bytes of `mixoff.sweep`: a row a size."""
+    """Return hit rates, the mean over layers, and bytes of `mixoff.sweep`, a row per slots."""
     title = "Hit rate, mean over layers, and bytes to move"
-    shown = Table("slots", title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    printed = Table("slots", title=title, title_justify="left", box=box.SIMPLE_HEAD)
     policies = list(dict.fromkeys(table["policy"]))
     for policy in policies:
-        shown.add_column(Text(one_line(policy)), justify="right", overflow="fold")
+        printed.add_column(Text(one_line(policy)), justify="right", overflow="fold")
     rates = table.groupby(["slots", "policy"])["hit_rate"].mean()
     sizes = table.groupby(["slots", "policy"])["bytes"].sum()
     for slots in dict.fromkeys(table["slots"]):
@@ -241,8 +242,8 @@ def sweep_table(table: "pd.DataFrame") -> Table:
             f"{percent(rates[slots, policy])}\n{_short(sizes[slots, policy])}"
             for policy in policies
         ]
-        shown.add_row(str(slots), *cells)
-    return shown
+        printed.add_row(str(slots), *cells)
+    return printed
 
 
 def _short(nbytes: float) -> str:
@@ -260,12 +261,12 @@ def _table(title: str, rows: Iterable[tuple[str, object]]) -> Table:
 
 
 def _scheme(settings: dict[str, Any], bits_per_weight: float) -> str:
-    return f"{_said(settings)}: {bits_per_weight:.2f} bits a weight"
+    return f"{_settings(settings)}: {bits_per_weight:.2f} bits a weight"
 
 
-def _said(settings: dict[str, Any]) -> str:
-    said = [f"{name} {value}" for name, value in settings.items() if name != "method"]
-    return ", ".join([settings["method"], *said])
+def _settings(settings: dict[str, Any]) -> str:
+    options = [f"{name} {value}" for name, value in settings.items() if name != "method"]
+    return ", ".join([settings["method"], *options])
 
 
 def _attention_weights(config: Any) -> int:

@@ -1,4 +1,4 @@
-"""From bits and groups that a person typed to a scheme. Knows options; no files."""
+"""The options of a quantization scheme, and the scheme that they give. Knows no files."""
 
 import re
 from collections.abc import Mapping
@@ -45,8 +45,8 @@ ExpertsGroupSize = Annotated[
 
 
 @dataclass(frozen=True)
-class AskedScheme:
-    """What was typed of a scheme; None is what was left out. It is true if anything was typed."""
+class SchemeOptions:
+    """The given options of a scheme, None for those left out; true if any was given."""
 
     attention: Bits | None
     experts: Bits | None
@@ -56,10 +56,10 @@ class AskedScheme:
     experts_group_size: int | None
 
     def __bool__(self) -> bool:
-        return self != AskedScheme(None, None, None, None, None, None)
+        return self != SchemeOptions(None, None, None, None, None, None)
 
     def scheme(self, config: Mapping[str, Any]) -> "Scheme":
-        """Return the scheme, for a model of these settings: "none" keeps the type named there."""
+        """Return the scheme for a model with these settings; "none" keeps the type in them."""
         from mixoff.checkpoints.quantization_config import stored_dtype
         from mixoff.quantization import Scheme
 
@@ -73,9 +73,9 @@ class AskedScheme:
         )
 
     def _experts(self, bits: Bits, stored: str) -> "Quantization":
-        two = bits is Bits.two
-        groups = self.experts_group_size or self.group_size or (16 if two else 64)
-        return _quantization(bits, groups, 8 if two else 16, stored)
+        is_two = bits is Bits.two
+        groups = self.experts_group_size or self.group_size or (16 if is_two else 64)
+        return _quantization(bits, groups, 8 if is_two else 16, stored)
 
 
 def _quantization(bits: Bits, group_size: int, scale_nbits: int, stored: str) -> "Quantization":
@@ -87,14 +87,14 @@ def _quantization(bits: Bits, group_size: int, scale_nbits: int, stored: str) ->
 
 
 def _layers(text: str | None) -> dict[int, Bits]:
-    """Return the bits of each layer out of what was typed, as "0:4,31:none"."""
-    known, found = {bits.value: bits for bits in Bits}, dict[int, Bits]()
+    """Return the bits of each layer from a text such as "0:4,31:none"."""
+    known, layers = {bits.value: bits for bits in Bits}, dict[int, Bits]()
     for item in (text or "").split(",") if text is not None else []:
         match = re.fullmatch(r"\s*([0-9]{1,6}):([a-z0-9]+)\s*", item)
-        if match is None or match[2] not in known or int(match[1]) in found:
+        if match is None or match[2] not in known or int(match[1]) in layers:
             raise ConfigError(
                 f"layer_experts={text!r}: give each layer once with its bits "
                 f"({', '.join(known)}), as 0:4,31:none."
             )
-        found[int(match[1])] = known[match[2]]
-    return found
+        layers[int(match[1])] = known[match[2]]
+    return layers

@@ -1,4 +1,4 @@
-"""A chat in a terminal, through a pipe or as JSON lines. Knows replies and text; no models."""
+"""A chat at a terminal, through a pipe or as lines of JSON. Knows replies and text; no models."""
 
 import json
 import signal
@@ -21,25 +21,25 @@ _COMMANDS = {
     "/reset": "forget the conversation",
     "/stats": "hits, misses and hit rate of each layer",
     "/help": "this list",
-    "/exit": "leave, as Ctrl-D does",
+    "/exit": "end the chat, as Ctrl-D does",
 }
 
 
 def progress(text: str) -> AbstractContextManager[object]:
-    """Return a context that shows what is being waited for, on stderr if that is a terminal."""
+    """Return a context that shows a text while it waits, on stderr if that is a terminal."""
     if not sys.stderr.isatty():
         return nullcontext()
     return Console(stderr=True).status(Text(one_line(text)))
 
 
 def answer_text(chat: "Chat", prompt: str) -> None:
-    """Print the reply as it comes, then a line of statistics."""
+    """Print the reply as it streams, then a line of statistics."""
     pieces = chat.send(prompt)
     try:
         _write_pieces(_printable_pieces(pieces))
     finally:
         _write_pieces("\n")
-    for line in _last_words(chat):
+    for line in _closing_lines(chat):
         _write_pieces([line, "\n"])
 
 
@@ -51,13 +51,13 @@ def answer_json(chat: "Chat", prompt: str) -> None:
     _write_pieces([answer, "\n"])
 
 
-def turns(lines: Iterable[str]) -> Iterator[str]:
-    """Yield each line that says something."""
+def prompts(lines: Iterable[str]) -> Iterator[str]:
+    """Yield each line that isn't blank."""
     yield from (line.strip() for line in lines if line.strip())
 
 
 class Session:
-    """A chat with somebody at a terminal."""
+    """A chat with a person at a terminal."""
 
     def __init__(self, chat: "Chat", name: str) -> None:
         assert chat.cache is not None
@@ -66,21 +66,21 @@ class Session:
         self._console = Console(highlight=False)
 
     def run(self) -> None:
-        """Answer until the person leaves: with Ctrl-D, /exit, or Ctrl-C at the prompt."""
+        """Answer until the person ends the chat: with Ctrl-D, /exit, or Ctrl-C at the prompt."""
         with suppress(ImportError):
-            import readline  # noqa: F401 - now input() has arrow keys and a history
-        self._say(self._header(), "bold")
-        self._say("Ctrl-C stops a reply, Ctrl-D leaves, /help lists commands.")
+            import readline  # noqa: F401 - gives input() arrow keys and a history
+        self._print(self._header(), "bold")
+        self._print("Ctrl-C stops a reply, Ctrl-D ends the chat, /help lists commands.")
         try:
-            while (line := self._ask()) != "/exit":
+            while (line := self._read_line()) != "/exit":
                 if line.startswith("/"):
-                    self._obey(line)
+                    self._run_command(line)
                 elif line:
                     self._answer(line)
         except (EOFError, KeyboardInterrupt):
             self._console.print()
 
-    def _ask(self) -> str:
+    def _read_line(self) -> str:
         self._console.print()
         return input("you> ").strip()
 
@@ -91,17 +91,17 @@ class Session:
             f"{self._cache.slots_per_layer} of each layer in slots on {self._cache.device}"
         )
 
-    def _obey(self, command: str) -> None:
+    def _run_command(self, command: str) -> None:
         if command == "/reset":
             self._chat.reset()
-            self._say("The conversation is forgotten.")
+            self._print("The conversation is forgotten.")
         elif command == "/stats":
             self._console.print(layer_table(self._cache.stats()))
         else:
             if command != "/help":
-                self._say(f"{one_line(command)}: no such command.")
+                self._print(f"{one_line(command)}: no such command.")
             for name, meaning in _COMMANDS.items():
-                self._say(f"{name:8}{meaning}")
+                self._print(f"{name:8}{meaning}")
 
     def _answer(self, prompt: str) -> None:
         try:
@@ -109,13 +109,13 @@ class Session:
             with _first_interrupt_calls(self._chat.stop):
                 _write_pieces(_printable_pieces(pieces))
         except MixoffError as error:
-            self._say(f"\n{one_line(error)}", "red")
+            self._print(f"\n{one_line(error)}", "red")
             return
         self._console.print()
-        for line in _last_words(self._chat):
-            self._say(line)
+        for line in _closing_lines(self._chat):
+            self._print(line)
 
-    def _say(self, text: str, style: str = "dim") -> None:
+    def _print(self, text: str, style: str = "dim") -> None:
         self._console.print(Text(text, style=style))
 
 
@@ -141,7 +141,7 @@ def _printable_pieces(pieces: Iterator[str]) -> Iterator[str]:
     yield from map(printable, pieces)
 
 
-def _last_words(chat: "Chat") -> Iterator[str]:
+def _closing_lines(chat: "Chat") -> Iterator[str]:
     if chat.last is not None:
         yield statistics_line(chat.last)
         if chat.last.notice:

@@ -1,8 +1,8 @@
-"""From a Mixtral in any form to a mixoff checkpoint. Knows both forms.
+"""From an unquantized or a quantized model to a mixoff checkpoint. Knows both forms.
 
-`mixoff.convert.matrices` has a source's matrices, `mixoff.convert.output_files` the files that they
-go into, `mixoff.convert.partial_folder` where those lie until all are whole, and
-`mixoff.convert.conversion` does one after the other.
+`conversion.py` has the order of steps: read it first. `matrices.py` has a source's matrices,
+`output_files.py` the files that they are written to, and `partial_folder.py` the folder in which
+those lie until all are whole.
 """
 
 from mixoff.convert.conversion import Conversion

@@ -1,10 +1,10 @@
-"""A checkpoint's small files: settings, index, and what comes along. Knows their contents."""
+"""A checkpoint's small files: settings, index, tokenizer. Knows their contents."""
 
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mixoff.checkpoints.mixoff_format import INDEX_NAME
+from mixoff.checkpoints.folder import INDEX_NAME
 from mixoff.checkpoints.quantization_config import quantization_settings
 from mixoff.checkpoints.source_files import COMPANIONS
 from mixoff.convert.matrices import Matrices
@@ -26,7 +26,7 @@ def small_files(
     units
         The files of weights.
     header_crc32
-        The CRC-32 of each one's header. Their contents are as long whatever these are.
+        The CRC-32 of each one's header. The small files' sizes don't depend on it.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def small_files(
 
 
 def _index(units: list[Unit], header_crc32: Mapping[str, int]) -> dict[str, Any]:
-    # In the order in which layers come, so that a reader of the text finds its way.
+    # In the order of layers, for readers of the text.
     nbytes = sum(tensor.nbytes for unit in units for tensor in unit.tensors.values())
     return {
         "metadata": {

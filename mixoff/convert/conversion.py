@@ -1,9 +1,8 @@
-"""A conversion from its source to the folder that it makes. Knows the order of things.
+"""A conversion from its source to the folder that it makes. Knows the order of steps.
 
 Files are written one by one into a folder beside the target (`mixoff.convert.partial_folder`). When
-all are there, every byte is read again, and only then the folder gets its name. Whatever ends a
-conversion before, the same conversion goes on with the files that are whole, and makes the same
-bytes.
+all are written, every byte is read again, and only then the folder gets its name. If a conversion
+is interrupted, the same conversion resumes with the files that are whole, and makes the same bytes.
 """
 
 import shutil
@@ -16,7 +15,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from mixoff.checkpoints.mixoff_format import Checkpoint
+from mixoff.checkpoints.folder import CheckpointFolder
+from mixoff.checkpoints.mixoff_format import MixoffCheckpoint
 from mixoff.checkpoints.quantization_config import (
     FORMAT_VERSION,
     quantization_settings,
@@ -49,7 +49,7 @@ class Conversion:
     Raises
     ------
     CheckpointError
-        If the source is nothing that can be converted.
+        If the source can't be converted.
     ConfigError
         If the target exists already, or the scheme doesn't suit the model's shapes.
     """
@@ -59,12 +59,12 @@ class Conversion:
     ) -> None:
         self.files = files
         self.target = Path(target)
-        self._told = _Told()
+        self._progress = _Progress()
         with named_errors(self.target):
             self._matrices: Matrices = open_matrices(files, scheme)
-            self._units = units_of(self._matrices, self._told)
+            self._units = units_of(self._matrices, self._progress)
             self._folder = PartialFolder(self.target, self._facts)
-            self._refuse_what_is_there()
+            self._refuse_existing()
 
     @property
     def scheme(self) -> Scheme:
@@ -95,7 +95,7 @@ class Conversion:
         Raises
         ------
         CheckpointError
-            If the system doesn't tell.
+            If the system can't say.
         """
         try:
             parents = (parent for parent in self.target.absolute().parents if parent.exists())
@@ -105,11 +105,12 @@ class Conversion:
 
     @property
     def memory_nbytes(self) -> int:
-        """About how much memory it takes at most."""
-        inner, hidden = self._matrices.weights.model.expert_shapes()["w1"]
+        """About how many bytes of memory it takes at most."""
+        architecture = self._matrices.weights.architecture
+        gate_up = 2 * architecture.intermediate_size * architecture.hidden_size  # weights
         records = max(t.nbytes // t.num_chunks for u in self._units for t in u.tensors.values())
         stored = stored_dtype(self._matrices.weights.config).itemsize
-        return RUNNING + records + 2 * inner * hidden * (_STORED_COPIES * stored + _WORK_NBYTES)
+        return RUNNING + records + gate_up * (_STORED_COPIES * stored + _WORK_NBYTES)
 
     @property
     def done_layers(self) -> int:
@@ -118,7 +119,7 @@ class Conversion:
         return len([name for name in done if name != self._units[0].name])
 
     def run(self, *, progress: bool = True, restart: bool = False) -> Path:
-        """Convert, and return the target; `mixoff.quantize_checkpoint` tells the rest."""
+        """Convert, and return the target; see `mixoff.quantize_checkpoint`."""
         with named_errors(self.target):
             return self._run(progress=progress, restart=restart)
 
@@ -128,11 +129,11 @@ class Conversion:
             self.files.close()
             return self.target
         if not self._folder.path.exists():
-            self._refuse_what_does_not_fit([])
+            self._refuse_too_large([])
         with self._folder.opened(restart=restart):
-            done = self._keep_what_is_whole()
+            done = self._keep_whole_files()
             remaining = [unit for unit in self._units if unit.name not in done]
-            self._refuse_what_does_not_fit([unit for unit in self._units if unit.name in done])
+            self._refuse_too_large([unit for unit in self._units if unit.name in done])
             with self._shown(progress, remaining) as bar:
                 self._write(remaining, bar)
             self._publish_small_files()
@@ -141,8 +142,8 @@ class Conversion:
         self.files.close()
         return self.target
 
-    def _refuse_what_is_there(self) -> None:
-        if _is_there(self.target) and not self._folder.was_finished():
+    def _refuse_existing(self) -> None:
+        if _exists(self.target) and not self._folder.was_finished():
             self._folder.clean_up(only_if_empty=True)
             raise ConfigError(
                 f"{self.target}: exists already; give a new folder or remove it first."
@@ -157,35 +158,35 @@ class Conversion:
         }
 
     def _done(self) -> dict[str, Path]:
-        """Return the files of units that are whole as far as their headers tell."""
+        """Return the files of units that are whole by their headers."""
         units, done = {unit.name: unit for unit in self._units}, {}
         for path in self._folder.files():
             try:
                 if path.name in units and units[path.name].holds(read_shard(path)):
                     done[path.name] = path
             except CheckpointError:
-                continue  # then it is made again
+                continue  # it is made again
         return done
 
-    def _keep_what_is_whole(self) -> set[str]:
-        """Remove what can't be used, and return the names of units that are finished.
+    def _keep_whole_files(self) -> set[str]:
+        """Remove files that can't be used, and return the names of units that are finished.
 
-        Small files stay until they are replaced, and the folder is listed once: where nothing can
-        be locked, another process may be about to finish.
+        Small files stay until they are replaced, and the folder is listed once: on a system without
+        locks another process may be about to finish.
         """
-        there = self._folder.files()
+        files = self._folder.files()
         done = self._done()
-        for path in there:
+        for path in files:
             if path.name not in done and path.name not in SMALL_FILES:
                 self._folder.remove(path)
         return set(done)
 
-    def _refuse_what_does_not_fit(self, done: list[Unit]) -> None:
+    def _refuse_too_large(self, done: list[Unit]) -> None:
         remaining = [unit for unit in self._units if unit not in done]
-        there = sum(unit.nbytes for unit in done)
+        written = sum(unit.nbytes for unit in done)
         most = _most_at_once(remaining, self.files)
         small = self.nbytes - sum(unit.nbytes for unit in self._units)
-        needed = max(most, self.nbytes - there) + small + PAGE * (len(self._units) + 16)
+        needed = max(most, self.nbytes - written) + small + PAGE * (len(self._units) + 16)
         if needed > (free := self.free_nbytes):
             raise CheckpointError(
                 f"{self.target}: takes {needed / 2**30:.3f} GiB more at most, and "
@@ -205,7 +206,7 @@ class Conversion:
         self._release(fetched, [])
 
     def _release(self, fetched: set[str], remaining: list[Unit]) -> set[str]:
-        """Release the files that nothing remaining is made of, and return the others."""
+        """Release the files that no remaining unit is made of, and return those still needed."""
         needed = {name for unit in remaining for name in unit.sources}
         for name in sorted(fetched - needed):
             self.files.release(name)
@@ -225,7 +226,7 @@ class Conversion:
             unit_scale=True,
             disable=not progress,
         ) as bar:
-            self._told.bar = bar
+            self._progress.bar = bar
             yield bar
 
     def _publish_small_files(self) -> None:
@@ -244,12 +245,12 @@ class Conversion:
                     f"{path}: isn't what was written ({damage}), so it was removed: "
                     "do the same again to make it anew; if it happens again, check the disk."
                 )
-        Checkpoint.open(self._folder.model)
+        MixoffCheckpoint.open(CheckpointFolder.open(self._folder.model))
 
 
 @dataclass
-class _Told:
-    """Passes on how many weights are done to a progress bar, once there is one."""
+class _Progress:
+    """Passes how many weights are done to a progress bar, while one is shown."""
 
     bar: "tqdm[None] | None" = None
 
@@ -259,7 +260,7 @@ class _Told:
 
 
 def _most_at_once(units: list[Unit], files: SourceFiles) -> int:
-    """Return how many bytes of new files and of the source's lie on the disk at once at most."""
+    """Return the most bytes of new files and of fetched ones that lie on the disk at once."""
     written, most, fetched = 0, 0, set[str]()
     for number, unit in enumerate(units):
         fetched |= unit.sources & files.absent
@@ -270,7 +271,7 @@ def _most_at_once(units: list[Unit], files: SourceFiles) -> int:
     return most
 
 
-def _is_there(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     try:
         return path.exists() or path.is_symlink()
     except OSError as error:

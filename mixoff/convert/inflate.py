@@ -1,8 +1,8 @@
-"""A checkpoint whose experts weigh more and route the same, to study transfers. Knows no speeds.
+"""A checkpoint with larger experts and the same routing, to study transfers. Knows no speeds.
 
 Rows of random numbers are appended to an expert's gate and up, and columns of zeros to its down, so
-that what the new rows give is multiplied by nothing: routing and logits stay, bytes and the work of
-an expert grow. A small model with real routing then moves records as large as a large one's.
+that the new rows' outputs are multiplied by zero: routing and logits stay, bytes and work of an
+expert grow. A small model with real routing then moves records as large as a large one's.
 """
 
 import shutil
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixoff.checkpoints.mixoff_format import Checkpoint, experts_tensor
+from mixoff.checkpoints.folder import CheckpointFolder
+from mixoff.checkpoints.mixoff_format import MixoffCheckpoint
 from mixoff.checkpoints.safetensors_read import read_shard
 from mixoff.checkpoints.source_files import FolderFiles, SourceFiles
 from mixoff.convert.companions import small_files
@@ -21,7 +22,7 @@ from mixoff.convert.matrices import Weights
 from mixoff.convert.output_files import units_of
 from mixoff.convert.partial_folder import named_errors, write_durably
 from mixoff.errors import ConfigError
-from mixoff.families.mixtral import Mixtral
+from mixoff.families import architecture_of
 from mixoff.quantization import PackedMatrix, QuantizedTensor, Scheme, Unquantized
 from mixoff.tiers.record import RecordLayout
 
@@ -75,20 +76,20 @@ def inflate_checkpoint(
 
 
 class _Inflated:
-    """A checkpoint's matrices as they will be stored; it serves as its own `Weights`, too."""
+    """A checkpoint's matrices as they will be stored; it is its own `Weights`, too."""
 
     def __init__(self, source: Path, inner: int, seed: int) -> None:
         self.weights: Weights = self
-        self._checkpoint = Checkpoint.open(source)
-        old = Mixtral(self._checkpoint.config, source / "config.json")
-        if inner < (least := old.expert_shapes()["w1"][0]):
+        self._checkpoint = MixoffCheckpoint.open(CheckpointFolder.open(source))
+        old = self._checkpoint.architecture
+        if inner < (least := old.intermediate_size):
             raise ConfigError(f"intermediate_size={inner}: the source has {least}: give more.")
         self.files: SourceFiles = FolderFiles(source)
         self.config: Mapping[str, Any] = {
             **self._checkpoint.config,
             "intermediate_size": inner,
         }
-        self.model = Mixtral(self.config, source / "config.json")
+        self.architecture = architecture_of(self.config, source / "config.json")
         self.scheme = Scheme(attention=self._checkpoint.scheme.attention, experts=_PLAIN)
         self._inner = inner
         self._chance = torch.Generator().manual_seed(seed)
@@ -110,12 +111,12 @@ class _Inflated:
 
     def expert(self, layer: int, expert: int) -> Iterator[tuple[str, Any]]:
         """Yield gate and up [2J, H] as one matrix, then down [H, J]."""
-        name = experts_tensor(layer)
+        name = self.architecture.experts_tensor(layer)
         record = self._checkpoint.shards[self._file_of(name)].read(name, expert)
-        found = _matrices(self._layouts[layer][expert], record)
-        gate, up = found["gate_up_proj"].chunk(2)  # [I, H]
+        matrices = _matrices(self._layouts[layer][expert], record)
+        gate, up = matrices["gate_up_proj"].chunk(2)  # [I, H]
         yield "gate_up_proj", _plain(torch.cat([self._longer(gate), self._longer(up)]))
-        down = found["down_proj"]  # [H, I]
+        down = matrices["down_proj"]  # [H, I]
         wider = down.new_zeros(len(down), self._inner)
         wider[:, : down.shape[1]] = down
         yield "down_proj", _plain(wider)
@@ -131,7 +132,7 @@ class _Inflated:
 
     def files_of_experts(self, layer: int) -> set[str]:
         """Return the names of the files that hold experts of a layer."""
-        return {self._file_of(experts_tensor(layer))}
+        return {self._file_of(self.architecture.experts_tensor(layer))}
 
     def _file_of(self, tensor: str) -> str:
         return next(name for name, s in self._checkpoint.shards.items() if tensor in s.tensors)

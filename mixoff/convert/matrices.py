@@ -1,7 +1,7 @@
-"""A Mixtral's matrices in the form in which they will be stored. Knows what is quantized how.
+"""A model's matrices in the form in which they will be stored. Knows which is quantized how.
 
-`Quantized` makes them of floating point matrices, `Repacked` has them already. Both give one matrix
-at a time, so that no layer, and not even an expert, must be in memory whole.
+`Quantized` makes them of floating point matrices, `Repacked` has them already. Both return one
+matrix at a time, so that no layer, and not even an expert, is whole in memory.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,12 +10,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mixoff.checkpoints.mixoff_format import INDEX_NAME
+from mixoff.checkpoints.folder import CheckpointFolder
 from mixoff.checkpoints.mixtral_offloading import MixtralOffloadingCheckpoint, is_mixtral_offloading
 from mixoff.checkpoints.source_files import SourceFiles
 from mixoff.checkpoints.unquantized import UnquantizedCheckpoint
 from mixoff.errors import CheckpointError, ConfigError
-from mixoff.families.mixtral import Mixtral, is_attention_matrix
+from mixoff.families import Architecture
 from mixoff.quantization import (
     PackedMatrix,
     Quantization,
@@ -23,16 +23,15 @@ from mixoff.quantization import (
     Scheme,
     StackedRows,
 )
-from mixoff.safe_json import read_json
 from mixoff.tiers.aligned import PAGE
 
 
 class Weights(Protocol):
-    """A Mixtral's matrices in floating point, and its other tensors as they are stored."""
+    """A model's matrices in floating point, and its other tensors as they are stored."""
 
     files: SourceFiles
     config: Mapping[str, Any]
-    model: Mixtral
+    architecture: Architecture
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the type of a tensor that is no matrix."""
@@ -51,12 +50,14 @@ class Weights(Protocol):
 
 
 class Released:
-    """What is in the layout that mixtral-offloading released, as `Weights` are: dequantized.
+    """Dequantized `Weights` of a checkpoint in the layout that mixtral-offloading released.
 
     Parameters
     ----------
     files
         The files that hold it.
+    folder
+        Their settings and index.
 
     Raises
     ------
@@ -64,11 +65,11 @@ class Released:
         If they don't fit together.
     """
 
-    def __init__(self, files: SourceFiles) -> None:
+    def __init__(self, files: SourceFiles, folder: CheckpointFolder) -> None:
         self.files = files
-        self.config: Mapping[str, Any] = read_json(files.settings / "config.json")
-        self.model = Mixtral(self.config, files.settings / "config.json")
-        self.checkpoint = MixtralOffloadingCheckpoint.open(files.settings, files.headers)
+        self.config: Mapping[str, Any] = folder.config
+        self.checkpoint = MixtralOffloadingCheckpoint.open(folder, files.headers)
+        self.architecture = self.checkpoint.architecture
         self._layouts = self.checkpoint.expert_layouts()
         self._locations = self.checkpoint.expert_locations()
 
@@ -78,7 +79,7 @@ class Released:
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor that is no expert; a matrix of attention is float32."""
-        matrix = self.packed_attention(name) if is_attention_matrix(name) else None
+        matrix = self.packed_attention(name) if self.architecture.is_packed(name) else None
         return self.checkpoint.tensor(name) if matrix is None else matrix.dequantize()
 
     def expert(self, layer: int, expert: int) -> Iterator[tuple[str, Tensor]]:
@@ -94,7 +95,7 @@ class Released:
     def packed_expert(self, layer: int, expert: int) -> dict[str, PackedMatrix]:
         """Return an expert's matrices as they are stored."""
         location = self._locations[layer][expert]
-        start = location.offset % PAGE  # so that numbers lie where their types want them
+        start = location.offset % PAGE  # keeps the alignment that the parts have in the file
         record = torch.empty(start + location.nbytes, dtype=torch.uint8)
         shard = self.files.headers[location.file.name]
         shard.read_range(location.offset, record[start:])
@@ -110,7 +111,7 @@ class Released:
 
 
 class Matrices(Protocol):
-    """A Mixtral's matrices as they will be stored."""
+    """A model's matrices as they will be stored."""
 
     weights: Weights
     scheme: Scheme
@@ -123,7 +124,7 @@ class Matrices(Protocol):
 
 
 class Quantized:
-    """Matrices that are quantized as they are asked for.
+    """Matrices that are quantized when they are needed.
 
     Parameters
     ----------
@@ -160,7 +161,7 @@ class Repacked:
     Parameters
     ----------
     weights
-        What holds them.
+        The checkpoint that has them.
     """
 
     def __init__(self, weights: Released) -> None:
@@ -180,27 +181,27 @@ class Repacked:
 def open_matrices(files: SourceFiles, scheme: Scheme | None) -> Matrices:
     """Return the matrices of a source, quantized by a scheme; by default as `Scheme()` has them.
 
-    The released layout keeps its codes where no scheme is asked for.
+    The released layout keeps its codes where no scheme is passed.
 
     Raises
     ------
     CheckpointError
-        If the source is nothing that can be converted.
+        If the source can't be converted.
     ConfigError
-        If the scheme names a layer that isn't there.
+        If the scheme names a layer that the model lacks.
     """
-    index = files.settings / INDEX_NAME
+    folder = CheckpointFolder.open(files.settings)
     weights: Weights
-    if index.exists() and is_mixtral_offloading(read_json(index).get("weight_map")):
-        weights = Released(files)
+    if folder.index_path.exists() and is_mixtral_offloading(folder.index.get("weight_map")):
+        weights = Released(files, folder)
         if scheme is None:
             return Repacked(weights)
     else:
-        weights = UnquantizedCheckpoint(files)
-    scheme, layers = scheme or Scheme(), weights.model.num_layers
-    if strange := sorted(set(scheme.layer_experts) - set(range(layers))):
+        weights = UnquantizedCheckpoint(files, folder)
+    scheme, layers = scheme or Scheme(), weights.architecture.num_layers
+    if unknown := sorted(set(scheme.layer_experts) - set(range(layers))):
         raise ConfigError(
-            f"layer_experts names layer {strange[0]}: the model has {layers}, 0 to {layers - 1}."
+            f"layer_experts names layer {unknown[0]}: the model has {layers}, 0 to {layers - 1}."
         )
     return Quantized(weights, scheme)
 
@@ -208,5 +209,5 @@ def open_matrices(files: SourceFiles, scheme: Scheme | None) -> Matrices:
 def _quantized(weight: Tensor, quantization: Quantization, what: str) -> QuantizedTensor:
     try:
         return QuantizedTensor.quantize(weight, quantization)
-    except ConfigError as error:  # the shape suits: the weights don't
+    except ConfigError as error:  # of the weights: shapes were checked before
         raise CheckpointError(f"{what}: {error}") from None

@@ -1,6 +1,6 @@
-"""The files of weights that a checkpoint will have, each made at once. Knows what goes into which.
+"""The files of weights that a checkpoint will have, and the tensors of each. Knows no disk.
 
-Nothing is read or quantized before a unit's chunks are asked for, but all sizes are known.
+Nothing is read or quantized before a unit is written, but all sizes are known before.
 """
 
 import zlib
@@ -14,22 +14,20 @@ from torch import Tensor
 from mixoff.checkpoints.mixoff_format import (
     NON_EXPERT_FILE,
     expert_layout,
-    experts_tensor,
     layer_file,
 )
 from mixoff.checkpoints.safetensors_read import Shard, read_shard
 from mixoff.checkpoints.safetensors_write import NewTensor, is_whole, shard_nbytes, write_shard
 from mixoff.convert.matrices import Matrices
-from mixoff.families.mixtral import is_attention_matrix
 from mixoff.quantization import PackedMatrix, Shape
 from mixoff.tiers.record import RecordLayout
 
-OnProgress = Callable[[int], None]  # is told how many weights more are done
+OnProgress = Callable[[int], None]  # called with the number of weights that were just done
 
 
 @dataclass(frozen=True)
 class _Chunks:
-    """What is made anew each time that it is gone through."""
+    """Chunks of a tensor, made anew for each iteration."""
 
     make: Callable[[], Iterator[Tensor]]
 
@@ -52,7 +50,7 @@ class Unit:
     sources
         The names of the source's files that it is made of.
     num_weights
-        How many weights it stands for, and a person waits for.
+        How many weights it stands for, by which progress is shown.
     """
 
     name: str
@@ -67,11 +65,11 @@ class Unit:
         return shard_nbytes(self.tensors, {})
 
     def write(self, path: Path) -> None:
-        """Write the file and see that it is on the disk."""
+        """Write the file, and return once it is on the disk."""
         write_shard(path, self.tensors, {})
 
     def holds(self, shard: Shard) -> bool:
-        """Return whether a file's header is what the unit's file begins with."""
+        """Return whether a file's header is the unit's."""
         return is_whole(shard, self.tensors, {})
 
     def find_damage(self, path: Path) -> str | None:
@@ -86,7 +84,8 @@ class Unit:
         if not self.holds(shard):
             return "its header isn't what was written"
         for name, tensor in self.tensors.items():
-            rows = range(tensor.num_chunks) if name.endswith("experts.gate_up_proj") else [None]
+            has_rows = name in self.records and len(tensor.shape) > 1
+            rows = range(tensor.num_chunks) if has_rows else [None]
             for number, row in enumerate(rows):
                 raw = shard.read(name, row)
                 if (
@@ -96,28 +95,29 @@ class Unit:
                     return f"the checksum of {name} differs"
                 layout = self.records.get(name)
                 if layout and (part := layout.first_nonfinite(raw)):
-                    return f"{part} in {name} holds what is no number"
+                    return f"{part} in {name} holds a non-finite number"
         return None
 
 
 def units_of(matrices: Matrices, on_progress: OnProgress) -> list[Unit]:
     """Return all files to write, in that order: the non-expert parameters, then layer by layer.
 
-    The non-expert parameters come first because they need the source's first and last file: the
-    last one then waits for the last layers, but the first one can go.
+    The non-expert parameters are first because they need the source's first and last file: the
+    last one is needed by the last layers anyway, and the first one can be removed early.
 
     Raises
     ------
     ConfigError
         If the scheme doesn't suit the model's shapes.
     """
-    shapes = dict(matrices.weights.model.non_expert_shapes())
-    non_expert = [name for name in shapes if not name.startswith("model.layers.")]
+    architecture = matrices.weights.architecture
+    shapes = dict(architecture.non_expert_shapes())
+    prefixes = [architecture.layer_prefix(layer) for layer in range(architecture.num_layers)]
+    non_expert = [name for name in shapes if not name.startswith(tuple(prefixes))]
     tensors = {name: _plain(matrices, name, shapes[name], on_progress) for name in non_expert}
     sources = frozenset(matrices.weights.files_of(non_expert))
     units = [Unit(NON_EXPERT_FILE, tensors, {}, sources, _num_weights(tensors))]
-    for layer in range(matrices.weights.model.num_layers):
-        prefix = f"model.layers.{layer}."
+    for layer, prefix in enumerate(prefixes):
         rest = {name: shape for name, shape in shapes.items() if name.startswith(prefix)}
         units.append(_layer(matrices, layer, rest, on_progress))
     return units
@@ -127,19 +127,20 @@ def _layer(
     matrices: Matrices, layer: int, rest: Mapping[str, Shape], on_progress: OnProgress
 ) -> Unit:
     weights, scheme = matrices.weights, matrices.scheme
-    inner, hidden = weights.model.expert_shapes()["w1"]
-    layout = expert_layout(scheme.experts_of(layer), hidden, inner)
-    experts = experts_tensor(layer)
+    architecture = weights.architecture
+    layout = expert_layout(scheme.experts_of(layer), architecture)
+    experts = architecture.experts_tensor(layer)
     tensors, records = {experts: _records(matrices, layer, layout, on_progress)}, {experts: layout}
     for name, shape in rest.items():
-        if is_attention_matrix(name):
+        if architecture.is_packed(name):
             records[name] = RecordLayout(scheme.attention, (("weight", shape),))
             tensors[name] = _attention(matrices, name, records[name], on_progress)
         else:
             tensors[name] = _plain(matrices, name, shape, on_progress)
     sources = frozenset(weights.files_of(rest) | weights.files_of_experts(layer))
     num_weights = sum(torch.Size(shape).numel() for shape in rest.values())
-    num_weights += weights.model.num_experts * 3 * inner * hidden
+    expert_weights = 3 * architecture.intermediate_size * architecture.hidden_size
+    num_weights += architecture.num_experts * expert_weights
     return Unit(layer_file(layer), tensors, records, sources, num_weights)
 
 
@@ -169,7 +170,7 @@ def _attention(
 def _records(
     matrices: Matrices, layer: int, layout: RecordLayout, on_progress: OnProgress
 ) -> NewTensor:
-    num_experts = matrices.weights.model.num_experts
+    num_experts = matrices.weights.architecture.num_experts
 
     def make() -> Iterator[Tensor]:
         for expert in range(num_experts):

@@ -1,8 +1,8 @@
-"""The hidden folder that a conversion works in until it is whole. Knows files; nothing of weights.
+"""The hidden folder in which a conversion lies until it is whole. Knows files, no weights.
 
-Beside the target NAME lies ``.NAME.partial``: ``conversion.json`` says of what source and by what
-scheme, and ``model`` becomes the target. A file there is written under another name, forced to the
-disk, and renamed, so under its own name it is whole. Nobody relies on that: whoever goes on checks.
+Beside the target NAME lies ``.NAME.partial``: its ``conversion.json`` has source and scheme, its
+``model`` becomes the target. Each file is written under another name, forced to the disk, and
+renamed, so that under its own name it is whole; a resumed conversion checks that nevertheless.
 """
 
 import errno
@@ -26,14 +26,14 @@ _TEMPORARY = ".tmp"
 
 
 class PartialFolder:
-    """What is there of a conversion; one process at a time works in it.
+    """The files of an unfinished conversion, in which one process at a time works.
 
     Parameters
     ----------
     target
         The folder that it will become.
     facts
-        What makes a conversion the same one: JSON can hold it.
+        What two runs of the same conversion have in common, as JSON can hold it.
     """
 
     def __init__(self, target: Path, facts: Mapping[str, Any]) -> None:
@@ -44,9 +44,9 @@ class PartialFolder:
 
     @contextmanager
     def opened(self, *, restart: bool) -> Iterator[None]:
-        """Make the folder, or go on with it if it is of this conversion, for as long as a block.
+        """Make the folder, or resume it if it is of this conversion, for the length of a block.
 
-        If nothing worth keeping is in it at the end, it goes.
+        If no finished file is in it at the end, it is removed.
 
         Raises
         ------
@@ -71,21 +71,21 @@ class PartialFolder:
                     folder.rmdir()
 
     def was_finished(self) -> bool:
-        """Return whether the target is there and this conversion ended before it could clean up."""
+        """Return whether the target is whole, and only `clean_up` was interrupted."""
         with suppress(CheckpointError, OSError):
             same = read_json(self.path / _RECORD) == self._facts
             return same and self.target.is_dir() and not self.model.exists()
         return False
 
     def clean_up(self, *, only_if_empty: bool = False) -> None:
-        """Remove what is left once the target is there."""
+        """Remove the folder after the target was made."""
         with suppress(OSError):
             for entry in [] if only_if_empty else [*self.path.iterdir()]:
                 entry.unlink()
             self.path.rmdir()
 
     def files(self) -> list[Path]:
-        """Return the model's files that are there."""
+        """Return the model's files that exist."""
         with _plain_errors(self.model):
             return sorted(self.model.iterdir())
 
@@ -131,11 +131,11 @@ class PartialFolder:
                     f"{self.path}: another process converts to {self.target} just now: "
                     "wait until it is done, or give another target."
                 ) from None
-            except OSError:  # no locks here; then names of their own keep two processes apart
+            except OSError:  # a file system without locks: temporary names differ by process
                 pass
             with _plain_errors(self.path):
-                here = os.path.samestat(os.fstat(descriptor), self.path.stat())
-            if not here or self.target.exists():
+                is_same = os.path.samestat(os.fstat(descriptor), self.path.stat())
+            if not is_same or self.target.exists():
                 raise ConfigError(f"{self.target}: another process has just made it.")
             yield
         finally:
@@ -160,11 +160,11 @@ class PartialFolder:
 
     def _refuse_others(self, record: Path) -> None:
         try:
-            found = read_json(record)
+            record_facts = read_json(record)
         except CheckpointError:
             raise ConfigError(self._occupied("can't be read any more")) from None
         for name, fact in self._facts.items():
-            if found.get(name) != fact:
+            if record_facts.get(name) != fact:
                 raise ConfigError(self._occupied(f"is of another {name}"))
 
     def _occupied(self, why: str) -> str:
@@ -174,7 +174,7 @@ class PartialFolder:
         )
 
     def _leave(self) -> None:
-        """Keep the folder if a file is finished; remove what is in it if none is."""
+        """Keep the folder if a file is finished, else empty it."""
         if self.model.exists() and not any(self.model.iterdir()):
             self.model.rmdir()
             (self.path / _RECORD).unlink()
@@ -187,7 +187,7 @@ class PartialFolder:
 
     @contextmanager
     def _replacing(self, path: Path) -> Iterator[Path]:
-        # Not in the model's folder, which another process may let become the target just now.
+        # Not in the model's folder, which another process may rename to the target at this moment.
         temporary = self.path / f".{path.name}.{os.getpid()}{_TEMPORARY}"
         try:
             yield temporary
@@ -221,18 +221,18 @@ def _force(folder: Path) -> None:
 
 @contextmanager
 def _plain_errors(path: Path) -> Iterator[None]:
-    """Turn the system's errors into one sentence each."""
+    """Turn the system's errors into one sentence each, which names a path."""
     try:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        way = ": make room, then do the same again to go on" if full else ""
-        raise CheckpointError(f"{path}: can't be written ({error.strerror}){way}.") from error
+        advice = ": make room, then do the same again to go on" if full else ""
+        raise CheckpointError(f"{path}: can't be written ({error.strerror}){advice}.") from error
 
 
 @contextmanager
 def named_errors(otherwise: Path) -> Iterator[None]:
-    """Turn those of the system's errors that nobody else did into one sentence each."""
+    """Turn the system's errors into one sentence each, where nothing inside the block did."""
     try:
         yield
     except OSError as error:

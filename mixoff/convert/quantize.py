@@ -1,4 +1,4 @@
-"""From what a person names to a conversion. Knows kinds of sources; nothing of what is in them."""
+"""From the name of a source to its conversion. Knows folders and the hub, no contents."""
 
 from pathlib import Path
 
@@ -21,15 +21,15 @@ def quantize_checkpoint(
     """Quantize a Mixtral into a new folder, and return the folder.
 
     One matrix is in memory at a time. The folder appears under its name when it is whole and every
-    byte of it was read again. What is done until then lies beside it in ``.NAME.partial``, which
-    stays when the conversion is interrupted: the same call goes on with it.
+    byte of it was read again. Until then its files lie beside it in ``.NAME.partial``, which stays
+    when the conversion is interrupted: the same call resumes it.
 
     Parameters
     ----------
     source
         A folder with ``config.json`` and safetensors, experts one by one or stacked, or in the
         layout that mixtral-offloading released; the name of such a repository on the hub, whose
-        files are fetched and removed one by one; or files of one's own that come so.
+        files are fetched and removed one by one; or any other `SourceFiles`.
     target
         The folder to make; it must not exist yet.
     scheme
@@ -39,7 +39,7 @@ def quantize_checkpoint(
     progress
         Whether to show a progress bar.
     restart
-        Whether to throw an unfinished conversion to this target away, instead of going on with it.
+        Whether to throw an unfinished conversion to this target away, instead of resuming it.
 
     Raises
     ------
@@ -47,7 +47,7 @@ def quantize_checkpoint(
         If the source is no Mixtral or is damaged, or the target can't be written.
     ConfigError
         If the target exists already, the scheme doesn't suit the model's shapes, or an unfinished
-        conversion to this target is another one or is under way.
+        conversion to this target is of another source or scheme, or is running.
     """
     files = source_files(source, target) if isinstance(source, str | Path) else source
     return Conversion(files, target, scheme).run(progress=progress, restart=restart)
@@ -73,7 +73,7 @@ def source_files(
     CheckpointError
         If there is no such folder or repository, or it can't be read.
     ConfigError
-        If files of a folder were to be removed.
+        If `keep_shards` is False for a folder, whose files are never removed.
     """
     target = Path(target)
     if is_on_hub(name):

@@ -1,18 +1,33 @@
-"""What tensors a Mixtral has. Knows its settings; nothing of how tensors are stored."""
+"""What a Mixtral is: its settings, and its tensors. Knows nothing of how tensors are stored.
+
+Files have experts one by one (``block_sparse_moe.experts.E.w1``) or stacked, as the model has them
+(``mlp.experts.gate_up_proj``): w1 is gate, w2 down, w3 up.
+"""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mixoff.errors import CheckpointError
+from mixoff.families.architecture import (
+    EMBEDDINGS,
+    HEAD,
+    LAST_NORM,
+    refusal,
+    transformers_refusals,
+)
 from mixoff.quantization import Shape
-from mixoff.safe_json import quoted
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+ATTENTION_MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj")  # queries, keys, values, results
 
 _MOST = 1 << 31  # of any size: more than any tensor's side
-_DTYPES = ("float32", "float16", "bfloat16")
-# What transformers is given of a config.json: it sets any other on its own objects, unchecked.
-SETTINGS = (
+_PACKED = re.compile(rf"\.self_attn\.({'|'.join(ATTENTION_MATRICES)})\.weight$")
+# The settings that transformers is given: it sets any other on its own objects, unchecked.
+_SETTINGS = (
     "architectures",
     "attention_dropout",
     "bos_token_id",
@@ -44,30 +59,11 @@ SETTINGS = (
     "use_cache",
     "vocab_size",
 )
-# Settings at which transformers would run or fetch code, or read files that mixoff didn't check.
-_CODE = (
-    "auto_map",
-    "custom_pipelines",
-    "attn_implementation",
-    "_attn_implementation",
-    "experts_implementation",
-    "_experts_implementation",
-    "kernel_config",
-    "per_layer_config",
-    "transformers_weights",
-)
 
 
-_ATTENTION = re.compile(r"\.self_attn\.[qkvo]_proj\.weight$")
-
-
-def is_attention_matrix(name: str) -> bool:
-    """Return whether a tensor of this name is one of a layer's attention matrices."""
-    return _ATTENTION.search(name) is not None
-
-
+@dataclass(frozen=True)
 class Mixtral:
-    """The sizes of a Mixtral, and the tensors that follow from them, under the model's names.
+    """The architecture of a Mixtral.
 
     Parameters
     ----------
@@ -75,46 +71,29 @@ class Mixtral:
         What its ``config.json`` holds.
     source
         That file, for errors to name.
+
+    Raises
+    ------
+    CheckpointError
+        If a setting is none that a Mixtral has.
     """
 
-    def __init__(self, config: Mapping[str, Any], source: Path) -> None:
-        self._config = config
-        self._source = source
+    config: Mapping[str, Any]
+    source: Path
 
-    def check(self) -> None:
-        """Refuse settings that no Mixtral has, or that ask for code, before they are used.
-
-        Raises
-        ------
-        CheckpointError
-            If there is one.
-        """
-        if (kind := self._config.get("model_type")) != "mixtral":
-            raise self._refusal("model_type", kind, "mixoff reads mixtral alone")
-        for name in _CODE:
-            if self._config.get(name) is not None:
-                raise CheckpointError(
-                    f"{self._source}: asks for code of its own ({name}), and mixoff runs none: "
-                    "remove that entry if you trust the rest."
-                )
-        for name in ("dtype", "torch_dtype"):
-            if (dtype := self._config.get(name)) not in (None, *_DTYPES):
-                raise self._refusal(name, dtype, f"give one of {', '.join(_DTYPES)}")
+    def __post_init__(self) -> None:
+        config, source = self.config, self.source
         self._setting("max_position_embeddings")
         top_k = self._setting("num_experts_per_tok", default=2)
         if top_k > self.num_experts:
-            raise self._refusal(
-                "num_experts_per_tok", top_k, f"a layer has {self.num_experts} experts"
-            )
-        pad, vocab = self._config.get("pad_token_id"), self._setting("vocab_size")
+            rule = f"a layer has {self.num_experts} experts"
+            raise refusal(source, "num_experts_per_tok", top_k, rule)
+        pad, vocab = config.get("pad_token_id"), self._setting("vocab_size")
         if pad is not None and (type(pad) is not int or not -vocab <= pad < vocab):
-            raise self._refusal("pad_token_id", pad, f"the vocabulary has {vocab} tokens")
+            raise refusal(source, "pad_token_id", pad, f"the vocabulary has {vocab} tokens")
         heads, kv_heads = self._setting("num_attention_heads"), self._setting("num_key_value_heads")
         if heads % kv_heads:
-            raise self._refusal("num_key_value_heads", kv_heads, f"it must divide {heads} heads")
-
-    def _refusal(self, name: str, value: object, rule: str) -> CheckpointError:
-        return CheckpointError(f"{self._source}: {name}={quoted(value)}: {rule}.")
+            raise refusal(source, "num_key_value_heads", kv_heads, f"it must divide {heads} heads")
 
     @property
     def num_layers(self) -> int:
@@ -126,45 +105,94 @@ class Mixtral:
         """Experts of a layer."""
         return self._setting("num_local_experts")
 
-    def expert_shapes(self) -> dict[str, Shape]:
-        """Return the shapes of an expert's w1 (gate), w2 (down) and w3 (up)."""
-        hidden, inner = self._setting("hidden_size"), self._setting("intermediate_size")
-        return {"w1": (inner, hidden), "w2": (hidden, inner), "w3": (inner, hidden)}
+    @property
+    def hidden_size(self) -> int:
+        """Numbers of a token's state between layers."""
+        return self._setting("hidden_size")
 
-    def attention_shapes(self) -> dict[str, Shape]:
-        """Return the shapes of a layer's attention matrices."""
-        hidden = self._setting("hidden_size")
-        heads, kv_heads = self._setting("num_attention_heads"), self._setting("num_key_value_heads")
-        head_dim = self._setting("head_dim", default=hidden // heads)
-        return {
-            "q_proj": (heads * head_dim, hidden),
-            "k_proj": (kv_heads * head_dim, hidden),
-            "v_proj": (kv_heads * head_dim, hidden),
-            "o_proj": (hidden, heads * head_dim),
-        }
+    @property
+    def intermediate_size(self) -> int:
+        """Rows of an expert's gate, and of its up."""
+        return self._setting("intermediate_size")
+
+    def transformers_config(self) -> "PreTrainedConfig":
+        """Return the settings as transformers has them; `Architecture` has the errors."""
+        from transformers import MixtralConfig
+        from transformers.activations import ACT2FN
+        from transformers.models.mixtral.modeling_mixtral import MixtralRotaryEmbedding
+
+        with transformers_refusals(self.source):
+            settings = {name: self.config[name] for name in _SETTINGS if name in self.config}
+            config = MixtralConfig(**settings)
+            MixtralRotaryEmbedding(config)
+            ACT2FN[config.hidden_act]
+        return config
+
+    def layer_prefix(self, layer: int) -> str:
+        """Return what the names of a layer's tensors begin with."""
+        return f"model.layers.{layer}."
+
+    def is_packed(self, name: str) -> bool:
+        """Return whether a tensor of this name is a matrix of attention."""
+        return _PACKED.search(name) is not None
 
     def non_expert_shapes(self) -> Iterator[tuple[str, Shape]]:
-        """Yield name and shape of every tensor that is no expert."""
-        vocab, hidden = self._setting("vocab_size"), self._setting("hidden_size")
-        yield "model.embed_tokens.weight", (vocab, hidden)
-        yield "model.norm.weight", (hidden,)
-        if not self._config.get("tie_word_embeddings"):
-            yield "lm_head.weight", (vocab, hidden)
+        """Yield name and shape of every tensor that is no expert, layer by layer."""
+        vocab, hidden = self._setting("vocab_size"), self.hidden_size
+        yield EMBEDDINGS, (vocab, hidden)
+        yield LAST_NORM, (hidden,)
+        if not self.config.get("tie_word_embeddings"):
+            yield HEAD, (vocab, hidden)
         for layer in range(self.num_layers):
-            prefix = f"model.layers.{layer}."
+            prefix = self.layer_prefix(layer)
             yield prefix + "input_layernorm.weight", (hidden,)
-            for name, shape in self.attention_shapes().items():
+            for name, shape in self._attention_shapes().items():
                 yield f"{prefix}self_attn.{name}.weight", shape
             yield prefix + "post_attention_layernorm.weight", (hidden,)
             yield prefix + "mlp.gate.weight", (self.num_experts, hidden)
 
+    def _attention_shapes(self) -> dict[str, Shape]:
+        hidden, heads = self.hidden_size, self._setting("num_attention_heads")
+        head_dim = self._setting("head_dim", default=hidden // heads)
+        inner, kv_inner = heads * head_dim, self._setting("num_key_value_heads") * head_dim
+        shapes = ((inner, hidden), (kv_inner, hidden), (kv_inner, hidden), (hidden, inner))
+        return dict(zip(ATTENTION_MATRICES, shapes, strict=True))
+
+    def experts_tensor(self, layer: int) -> str:
+        """Return the name of the tensor that has gate and up of all of a layer's experts."""
+        return f"{self.layer_prefix(layer)}mlp.experts.gate_up_proj"
+
+    def expert_tensors(
+        self, layer: int, expert: int | None = None
+    ) -> dict[str, list[tuple[str, Shape]]]:
+        """Return the tensors of an expert's matrices, or of a layer's stacked ones."""
+        inner, hidden = self.intermediate_size, self.hidden_size
+        prefix = f"{self.layer_prefix(layer)}mlp.experts."
+        if expert is None:
+            stacked = self.num_experts
+            return {
+                "gate_up_proj": [(f"{prefix}gate_up_proj", (stacked, 2 * inner, hidden))],
+                "down_proj": [(f"{prefix}down_proj", (stacked, hidden, inner))],
+            }
+        one = f"{prefix}{expert}."
+        return {
+            "gate_up_proj": [(f"{one}w{n}.weight", (inner, hidden)) for n in (1, 3)],
+            "down_proj": [(f"{one}w2.weight", (hidden, inner))],
+        }
+
+    def model_names(self, stored: Iterable[str]) -> list[str]:
+        """Return the model's name of each stored tensor; a model without its head has no prefix."""
+        names = [name.replace(".block_sparse_moe.", ".mlp.") for name in stored]
+        if any(name.startswith("model.") for name in names):
+            return names
+        return [name if name.startswith("lm_head.") else f"model.{name}" for name in names]
+
     def _setting(self, name: str, default: int | None = None) -> int:
-        value = self._config.get(name)
+        value = self.config.get(name)
         value = default if value is None else value
         if type(value) is not int or not 1 <= value <= _MOST:  # True is an int to isinstance
-            raise self._refusal(
-                name,
-                value,
-                f"a Mixtral has a whole number from 1 to {_MOST} there: fetch the checkpoint again",
+            rule = (
+                f"a Mixtral has a whole number from 1 to {_MOST} there: fetch the checkpoint again"
             )
+            raise refusal(self.source, name, value, rule)
         return value

@@ -1,4 +1,7 @@
-"""The Hugging Face hub: a checkpoint by its name, an original's files one by one, and an upload."""
+"""The Hugging Face hub: checkpoints by name, single files of an unquantized model, uploads.
+
+Knows names, commits, hashes and the hub's cache; nothing of tensors. Read `resolve.py` first.
+"""
 
 from mixoff.hub.card import model_card
 from mixoff.hub.files import HubFiles

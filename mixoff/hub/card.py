@@ -1,4 +1,4 @@
-"""What a checkpoint's page on the hub says. Knows facts of a checkpoint; makes none up."""
+"""The model card of a checkpoint on the hub. Knows a checkpoint's facts; makes none up."""
 
 import json
 import math
@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from mixoff._version import __version__
-from mixoff.checkpoints.formats import AnyCheckpoint, open_checkpoint
+from mixoff.checkpoints.formats import RunnableCheckpoint, open_checkpoint
 from mixoff.errors import ConfigError
 from mixoff.units import format_nbytes
 
 _TAGS = ("mixoff", "mixture-of-experts", "mixtral", "quantized", "offloading")
-_MEASURED = {  # what `mixoff eval --json` prints, and how a person reads it
+_MEASURED = {  # keys of `mixoff eval --json`, and their labels on the card
     "loss": "loss, nats/token",
     "perplexity": "perplexity",
     "unquantized_loss": "loss of the original",
@@ -36,20 +36,20 @@ def model_card(
     folder
         A checkpoint that mixoff wrote.
     repository
-        Where it will be on the hub, for the commands that it shows.
+        The checkpoint's name on the hub, for the commands that the card shows.
     base_model
-        The original's repository; without it the card says that it isn't known.
+        The original's repository; without it the card says that it isn't recorded.
     license
         The original's licence, as the hub abbreviates it; without it none is named.
     evaluation
-        What ``mixoff eval --json`` printed; what isn't in it is told as not measured.
+        The output of ``mixoff eval --json``; missing keys appear as "not measured".
 
     Raises
     ------
     CheckpointError
         If the folder holds no checkpoint.
     ConfigError
-        If a value of the evaluation is no number.
+        If a value of the evaluation isn't a finite number.
     """
     checkpoint = open_checkpoint(folder)
     name = repository or "FOLDER"
@@ -60,8 +60,8 @@ def model_card(
             "",
             f"{f'[{base_model}](https://huggingface.co/{base_model})' if base_model else 'A model'}"
             ", quantized by mixoff, which runs it in less fast memory than it needs: attention "
-            "and experts are each stored in their own way, and experts wait on disk until a cache "
-            "asks for them.",
+            "and experts are each quantized with settings of their own, and experts stay on disk "
+            "until a cache fetches them.",
             *([] if base_model else ["", "Which model it was made of isn't recorded."]),
             "",
             *_contents(checkpoint),
@@ -85,16 +85,16 @@ def _front_matter(base_model: str | None, license: str | None) -> list[str]:
     return [*lines, "tags:", *(f"- {tag}" for tag in _TAGS), "---", ""]
 
 
-def _contents(checkpoint: AnyCheckpoint) -> list[str]:
+def _contents(checkpoint: RunnableCheckpoint) -> list[str]:
     layouts = [layout for layer in checkpoint.expert_layouts() for layout in layer]
     weights = sum(math.prod(shape) for layout in layouts for _, shape in layout.shapes)
     expert_bits = 8 * sum(layout.nbytes for layout in layouts) / weights
     experts = sum(record.nbytes for layer in checkpoint.expert_locations() for record in layer)
     non_expert = sum(tensor.nbytes for tensor in checkpoint.non_expert.values())
     scheme = checkpoint.scheme
-    others = [
-        f"| experts of layer {layer} | {_way(way.to_dict())} |"
-        for layer, way in sorted(scheme.layer_experts.items())
+    single_layers = [
+        f"| experts of layer {layer} | {_settings(method.to_dict())} |"
+        for layer, method in sorted(scheme.layer_experts.items())
     ]
     return [
         "## What it holds",
@@ -102,9 +102,9 @@ def _contents(checkpoint: AnyCheckpoint) -> list[str]:
         "| | |",
         "|---|---|",
         f"| layers, experts in each | {checkpoint.num_layers}, {checkpoint.num_experts} |",
-        f"| attention | {_way(scheme.attention.to_dict())} |",
-        f"| experts | {_way(scheme.experts.to_dict())} |",
-        *others,
+        f"| attention | {_settings(scheme.attention.to_dict())} |",
+        f"| experts | {_settings(scheme.experts.to_dict())} |",
+        *single_layers,
         f"| experts, bits per weight with scales | {expert_bits:.2f} |",
         f"| one expert | {format_nbytes(max(layout.nbytes for layout in layouts))} |",
         f"| all experts | {format_nbytes(experts)} |",
@@ -113,15 +113,15 @@ def _contents(checkpoint: AnyCheckpoint) -> list[str]:
     ]
 
 
-def _way(settings: Mapping[str, Any]) -> str:
+def _settings(settings: Mapping[str, Any]) -> str:
     options = ", ".join(f"{key} {value}" for key, value in settings.items() if key != "method")
     return f"{settings['method']}: {options}" if options else str(settings["method"])
 
 
 def _quality(evaluation: Mapping[str, Any]) -> list[str]:
     lines = ["## What quantization costs", "", "| | |", "|---|---|"]
-    for key, meaning in _MEASURED.items():
-        lines.append(f"| {meaning} | {_measured(key, evaluation.get(key))} |")
+    for key, label in _MEASURED.items():
+        lines.append(f"| {label} | {_measured(key, evaluation.get(key))} |")
     return lines
 
 
@@ -129,7 +129,7 @@ def _measured(key: str, value: object) -> str:
     if value is None:
         return "not measured"
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"evaluation: {key}={value!r}: give what `mixoff eval --json` printed.")
+        raise ConfigError(f"evaluation: {key}={value!r}: give the output of `mixoff eval --json`.")
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 

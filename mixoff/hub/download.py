@@ -1,9 +1,9 @@
-"""One file from the hub, whole and verified. Knows transfers that break; nothing of checkpoints.
+"""Downloads of single files from the hub, complete and verified. Knows nothing of checkpoints.
 
-The client's own downloads begin anew after a program ended (since 1.31, a partial file has a name
-that nobody finds again), and compare nothing with the hub's hashes. So the file is fetched with the
-client's `http_get`, which has its progress bar and its retries, into a partial file that the next
-run goes on with.
+The client's own downloads start over after a process was killed (since 1.31, a partial file's name
+isn't reused), and compare nothing with the hub's hashes. So a file is fetched with the client's
+`http_get`, which has its progress bar and its retries, into a partial file that the next run
+resumes.
 """
 
 import os
@@ -28,30 +28,30 @@ from mixoff.hub.verify import digest_of
 from mixoff.units import format_nbytes
 
 _PARTIAL = ".mixoff-partial"
-_TRIES = 5  # as many as the client itself has
-_MARGIN = 64 << 20  # bytes of a disk that are left free
+_ATTEMPTS = 5  # as many as the client's own
+_MARGIN = 64 << 20  # bytes of a disk that stay free
 
 
 def download(repository: Repository, file: RemoteFile, target: Path) -> None:
-    """Fetch a file, going on with what is there of it, and compare it with the hub's hash.
+    """Fetch a file, resuming a partial one, and compare it with the hub's hash.
 
     Raises
     ------
     CheckpointError
-        If what came isn't what the hub lists; nothing of it is left then.
+        If the contents differ from what the hub lists; the file is removed then.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_of(target)
     with _locked(partial.with_name(f"{partial.name}.lock")):
-        if target.exists():  # somebody else fetched it meanwhile
+        if target.exists():  # another process fetched it meanwhile
             return
         resumed = partial.exists()
-        whole = _continue(repository, file, partial)
-        if not whole and resumed:  # perhaps it was our part that was damaged
-            whole = _continue(repository, file, partial)
-        if not whole:
+        matches = _fetch_rest(repository, file, partial)
+        if not matches and resumed:  # the part that was here may have been damaged
+            matches = _fetch_rest(repository, file, partial)
+        if not matches:
             raise CheckpointError(
-                f"{repository.title}: {file.name} came with other contents than the hub lists "
+                f"{repository.title}: {file.name} arrived with other contents than the hub lists "
                 "(its hash differs), so it was removed: try again."
             )
         partial.replace(target)
@@ -59,22 +59,22 @@ def download(repository: Repository, file: RemoteFile, target: Path) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Keep other processes from the same file; whoever is late finds it whole, or goes on."""
+    """Exclude other processes from the same file; a later one finds it complete, or resumes it."""
     try:
         with WeakFileLock(path):
             yield
     finally:
-        with suppress(OSError):  # Windows, while another process waits for it
+        with suppress(OSError):  # on Windows, while another process waits for the lock
             path.unlink(missing_ok=True)
 
 
 def partial_of(target: Path) -> Path:
-    """Return where the part of a file lies that was fetched before the program ended."""
+    """Return the path of a file's partial download, which the next run resumes."""
     return target.with_name(target.name + _PARTIAL)
 
 
-def _continue(repository: Repository, file: RemoteFile, partial: Path) -> bool:
-    """Fetch what is missing of a file, and return whether it is the hub's; else remove it."""
+def _fetch_rest(repository: Repository, file: RemoteFile, partial: Path) -> bool:
+    """Fetch the missing bytes; return whether the hash matches, and remove the file if not."""
     if partial.exists() and partial.stat().st_size > file.nbytes:
         partial.unlink()
     with partial.open("ab") as part:
@@ -95,26 +95,27 @@ def _continue(repository: Repository, file: RemoteFile, partial: Path) -> bool:
 
 
 def first_bytes(repository: Repository, file: RemoteFile, nbytes: int) -> bytes:
-    """Return how a file on the hub begins, fetching no more than that; broken answers are retried.
+    """Return the first bytes of a file on the hub, and fetch no more; a broken answer is retried.
 
     Raises
     ------
     HTTPError
-        If the answer stays broken; the client's own errors besides.
+        If every answer breaks; the client's own errors besides.
     """
-    for tries_left in reversed(range(_TRIES)):
-        found, broken = _beginning(repository, file, nbytes)
-        if broken is None:
+    for attempts_left in reversed(range(_ATTEMPTS)):
+        content, error = _try_first_bytes(repository, file, nbytes)
+        if error is None:
             break
-        if not tries_left:
-            raise broken
-    return found
+        if not attempts_left:
+            raise error
+    return content
 
 
-def _beginning(
+def _try_first_bytes(
     repository: Repository, file: RemoteFile, nbytes: int
 ) -> tuple[bytes, HTTPError | None]:
-    found, broken = bytearray(), None
+    """Return the bytes that arrived, and the error that broke the answer, if one did."""
+    content, broken = bytearray(), None
     with http_stream_backoff(
         "GET",
         file_url(repository, file),
@@ -124,12 +125,12 @@ def _beginning(
         hf_raise_for_status(response)
         try:
             for chunk in response.iter_bytes():
-                found += chunk
-                if len(found) >= nbytes:  # a server may know no ranges
+                content += chunk
+                if len(content) >= nbytes:  # a server without ranges sends the whole file
                     break
-        except HTTPError as error:  # here: the client would begin again, and lose its own error
+        except HTTPError as error:  # inside the `with`: its generator would retry, and lose this
             broken = error
-    return bytes(found[:nbytes]), broken
+    return bytes(content[:nbytes]), broken
 
 
 def file_url(repository: Repository, file: RemoteFile) -> str:
@@ -140,23 +141,23 @@ def file_url(repository: Repository, file: RemoteFile) -> str:
 
 
 def require_room(repository: Repository, files: Iterable[RemoteFile], folder: Path) -> None:
-    """Refuse to begin what the disk has no room for.
+    """Refuse a download that the disk has no room for.
 
     Raises
     ------
     CheckpointError
-        If there are fewer bytes free than the files need.
+        If the files need more bytes than are free.
     """
     needed = sum(file.nbytes for file in files)
-    home = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(home).free
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
     if needed and needed + _MARGIN > free:
         raise CheckpointError(
-            f"{repository.title}: {format_nbytes(needed)} are to be fetched, and {home} has "
+            f"{repository.title}: {format_nbytes(needed)} are to be fetched, and {existing} has "
             f"{format_nbytes(free)} free: make room, or set HF_HOME to a folder on another disk."
         )
 
 
 def _headers() -> dict[str, str]:
-    # A compressed answer would have other bytes than the part that is here.
+    # A compressed answer's bytes would not continue those of the partial file.
     return {**build_hf_headers(), "Accept-Encoding": "identity"}

@@ -1,4 +1,4 @@
-"""An original's files, from the hub one by one. Knows headers and whole files; no tensors."""
+"""An unquantized model's files, fetched one by one. Knows headers and whole files; no tensors."""
 
 from collections.abc import Mapping, Set
 from contextlib import suppress
@@ -6,14 +6,14 @@ from pathlib import Path
 
 from huggingface_hub.errors import HTTPError
 
-from mixoff.checkpoints.mixoff_format import INDEX_NAME
+from mixoff.checkpoints.folder import INDEX_NAME
 from mixoff.checkpoints.safetensors_read import Shard, header_nbytes, parse_shard, read_shard
 from mixoff.checkpoints.source_files import indexed_files
 from mixoff.errors import CheckpointError
 from mixoff.hub.download import download, first_bytes, partial_of
-from mixoff.hub.errors import is_passing, plain_errors
-from mixoff.hub.repository import HubName, RemoteFile, Repository, ask_hub
-from mixoff.hub.snapshot import Snapshot, cached_snapshot, is_whole
+from mixoff.hub.errors import is_temporary, plain_errors
+from mixoff.hub.repository import HubName, RemoteFile, Repository, list_repository
+from mixoff.hub.snapshot import Snapshot, cached_snapshot, is_complete
 from mixoff.hub.verify import Notes
 
 _SINGLE = "model.safetensors"
@@ -24,38 +24,47 @@ _FIRST_BYTES = 1 << 16  # most headers are shorter, so one request is enough
 class HubFiles:
     """The files of a repository at one commit, fetched into a folder when they are needed.
 
-    Settings and headers are fetched at once, weights by `fetch`, which goes on with what an earlier
-    run began and verifies what came. What the hub's cache has whole is used from there.
+    Settings and headers are fetched at once, weights by `fetch`, which resumes a partial file of an
+    earlier run and verifies the result. A commit that is complete in the hub's cache is used there.
 
     Parameters
     ----------
     name
         ``owner/repository`` or ``owner/repository@revision``.
     folder
-        Where files come to lie.
+        Where files are fetched to.
     keep
         Whether files stay when they are released.
+
+    Attributes
+    ----------
+    settings
+        The folder of the settings, and of the weights.
+    name, identity
+        The repository with the first digits of its commit, and with the whole commit.
+    headers
+        The header of each file of weights.
 
     Raises
     ------
     CheckpointError
         If there is no such repository or revision, the hub can't be reached, its weights are no
-        safetensors files, or a file isn't what the hub lists.
+        safetensors files, or a file's contents differ from what the hub lists.
     """
 
     def __init__(self, name: str, folder: str | Path, *, keep: bool) -> None:
-        asked = HubName.parse(name)
+        hub_name = HubName.parse(name)
         self._keep = keep
-        self._called = str(asked)
-        with plain_errors(self._called):
-            found = _whole_snapshot(asked)
-            if isinstance(found, Snapshot):
-                self._use(found)
+        self._given_name = str(hub_name)
+        with plain_errors(self._given_name):
+            source = _snapshot_or_repository(hub_name)
+            if isinstance(source, Snapshot):
+                self._use_snapshot(source)
             else:
-                self._begin_fetching(found, Path(folder))
+                self._begin_fetching(source, Path(folder))
         self.headers: Mapping[str, Shard] = self._read_headers()
 
-    def _use(self, snapshot: Snapshot) -> None:
+    def _use_snapshot(self, snapshot: Snapshot) -> None:
         self._snapshot: Snapshot | None = snapshot
         self._files = {file.name: file for file in snapshot.listed()}
         self.settings = snapshot.folder
@@ -77,31 +86,30 @@ class HubFiles:
 
     @property
     def nbytes(self) -> Mapping[str, int]:
-        """The size of each file of weights."""
+        """The size of each file of weights, in bytes."""
         return {name: self._files[name].nbytes for name in self.headers}
 
     @property
     def absent(self) -> Set[str]:
         """The files of weights that aren't here yet."""
-        here = self._snapshot is not None
-        return frozenset(
-            name for name in self.headers if not here and not (self.settings / name).exists()
-        )
+        if self._snapshot is not None:
+            return frozenset()
+        return frozenset(name for name in self.headers if not (self.settings / name).exists())
 
     @property
     def frees(self) -> bool:
-        """Whether `release` removes a file that `fetch` brought."""
+        """Whether `release` removes a fetched file."""
         return self._snapshot is None and not self._keep
 
     def fetch(self, name: str) -> None:
-        """See that a file lies, whole and verified, at its header's path.
+        """Make sure that a file lies, complete and verified, at its header's path.
 
         Raises
         ------
         CheckpointError
-            If it can't be had, or isn't what the hub lists; it is removed then.
+            If it can't be fetched, or differs from what the hub lists; it is removed then.
         """
-        with plain_errors(self._called):
+        with plain_errors(self._given_name):
             if self._snapshot is not None:
                 self._snapshot.verify(self._files[name])
             else:
@@ -110,16 +118,16 @@ class HubFiles:
     def release(self, name: str) -> None:
         """Remove a file, unless it is to be kept or lies in the hub's cache."""
         if self.frees:
-            with plain_errors(self._called):
+            with plain_errors(self._given_name):
                 (self.settings / name).unlink(missing_ok=True)
                 partial_of(self.settings / name).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Remove all that was fetched, unless it is to be kept or lies in the hub's cache."""
+        """Remove all fetched files, unless they are to be kept or lie in the hub's cache."""
         if self.frees:
             for name in self._files:
                 self.release(name)
-            with suppress(OSError):  # what else lies there isn't ours
+            with suppress(OSError):  # the folder stays if it holds files of others
                 (self.settings / _NOTES).unlink(missing_ok=True)
                 self.settings.rmdir()
 
@@ -150,14 +158,25 @@ class HubFiles:
         path, file = self.settings / name, self._files[name]
         if self._snapshot is not None:
             return read_shard(path)
-        with plain_errors(self._called):
+        with plain_errors(self._given_name):
             return remote_header(self._repository, file, path)
 
 
 def remote_header(repository: Repository, file: RemoteFile, path: Path) -> Shard:
-    """Return the header of a file on the hub, fetching little more; path is where it will lie."""
-    if not file.nbytes:  # no range of bytes could be asked for
-        header_nbytes(path, b"", 0)  # refuses it
+    """Return the header of a file on the hub, fetching little more.
+
+    Parameters
+    ----------
+    path
+        Where the file will lie, for the header and for messages.
+
+    Raises
+    ------
+    CheckpointError
+        If it isn't a safetensors file's header.
+    """
+    if not file.nbytes:  # an empty range of bytes can't be requested
+        header_nbytes(path, b"", 0)  # refuses an empty file
     start = first_bytes(repository, file, min(_FIRST_BYTES, file.nbytes))
     end = 8 + header_nbytes(path, start, file.nbytes)
     if end > len(start):
@@ -169,17 +188,17 @@ def _names(repository: str, commit: str) -> tuple[str, str]:
     return f"{repository}@{commit[:8]}", f"{repository}@{commit}"
 
 
-def _whole_snapshot(asked: HubName) -> Snapshot | Repository:
-    """Return what the cache has, if that is all of the commit; else what the hub lists."""
+def _snapshot_or_repository(name: HubName) -> Snapshot | Repository:
+    """Return the commit's snapshot if it is complete in the cache, else the hub's listing."""
     try:
-        repository = ask_hub(asked)
+        repository = list_repository(name)
     except (OSError, HTTPError) as error:
-        snapshot = cached_snapshot(asked)
-        if is_passing(error) and snapshot and is_whole(snapshot, snapshot.listed()):
+        snapshot = cached_snapshot(name)
+        if is_temporary(error) and snapshot and is_complete(snapshot, snapshot.listed()):
             return snapshot
         raise
     snapshot = Snapshot(repository.name, repository.commit)
-    if not is_whole(snapshot, repository.files.values()):
+    if not is_complete(snapshot, repository.files.values()):
         return repository
-    snapshot.take_listing(repository, asked.revision)
+    snapshot.save_listing(repository, name.revision)
     return snapshot

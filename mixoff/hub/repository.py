@@ -1,4 +1,4 @@
-"""What a repository on the hub holds at one commit. Knows names, revisions, hashes; no contents."""
+"""A repository's files at one commit. Knows names, revisions, sizes and hashes; no contents."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from huggingface_hub import HfApi
 
 from mixoff.errors import CheckpointError
 
-# Never pickles or code: weights, settings, and the tokenizer's own files.
+# Weights, settings and the tokenizer's files; never pickles or code.
 _FETCHED = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SHOWN = 8  # digits of a commit
@@ -17,14 +17,14 @@ _SHOWN = 8  # digits of a commit
 
 @dataclass(frozen=True)
 class HubName:
-    """A repository's name and, after an @, the branch, tag or commit that is meant."""
+    """A repository's name and, after an @, a branch, tag or commit."""
 
     repository: str
     revision: str | None = None
 
     @classmethod
     def parse(cls, name: str) -> "HubName":
-        """Return what ``owner/repository`` or ``owner/repository@revision`` means."""
+        """Return the parts of ``owner/repository`` or ``owner/repository@revision``."""
         repository, _, revision = name.partition("@")
         return cls(repository, revision or None)
 
@@ -34,7 +34,7 @@ class HubName:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file at a commit, and its hash: SHA-256 for a large one (LFS), else git's SHA-1."""
+    """A file at a commit, and its hash: SHA-256 for a large file (LFS), else git's SHA-1."""
 
     name: str
     nbytes: int
@@ -43,7 +43,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository at one commit, and those of its files that mixoff would ever fetch."""
+    """A repository at one commit, with the files of kinds that mixoff fetches."""
 
     name: str
     commit: str
@@ -52,21 +52,21 @@ class Repository:
 
     @property
     def title(self) -> str:
-        """The name and the commit's first digits, as a person is shown them."""
+        """The name and the commit's first digits, as shown to a person."""
         return short_title(self.name, self.commit)
 
     @property
     def settings(self) -> list[RemoteFile]:
-        """The files that hold no weights."""
+        """The files without weights."""
         return [file for file in self.files.values() if not is_weights(file.name)]
 
     def require_safetensors(self) -> None:
-        """Refuse a repository without weights that can be read safely.
+        """Refuse a repository without safetensors files.
 
         Raises
         ------
         CheckpointError
-            If there are no safetensors files.
+            If there are none.
         """
         if any(is_weights(name) for name in self.files):
             return
@@ -84,23 +84,20 @@ def is_weights(name: str) -> bool:
 
 
 def short_title(repository: str, commit: str) -> str:
-    """Return a repository's name and a commit's first digits."""
+    """Return a repository's name and its commit's first digits: ``owner/repository@1234abcd``."""
     return f"{repository}@{commit[:_SHOWN]}"
 
 
 def is_on_hub(name_or_path: str | Path) -> bool:
-    """Return whether this is no folder here, but may be the name of a repository on the hub."""
+    """Return whether this isn't a folder here, but may be a repository's name on the hub."""
     name = str(name_or_path)
     if isinstance(name_or_path, Path) or Path(name).is_dir():
         return False
     return name.partition("@")[0].count("/") == 1 and name[0] not in "/.~"
 
 
-def ask_hub(name: HubName) -> Repository:
-    """Ask the hub which commit a name means now, and which files it has.
-
-    Errors are the client's own.
-    """
+def list_repository(name: HubName) -> Repository:
+    """Return the hub's current commit for a name, with its files; errors are the client's own."""
     info = HfApi().model_info(name.repository, revision=name.revision, files_metadata=True)
     siblings = info.siblings or []
     files = {}
@@ -113,7 +110,7 @@ def ask_hub(name: HubName) -> Repository:
 
 
 def is_fetched(name: str) -> bool:
-    """Return whether a file of a repository is of a kind that mixoff reads, and no deeper."""
+    """Return whether mixoff reads files of this name: a known kind, at the repository's root."""
     if "/" in name or "\\" in name or name.startswith("."):
         return False
     return any(fnmatch(name, pattern) for pattern in _FETCHED)

@@ -1,9 +1,9 @@
-"""A repository's files at one commit in the hub's own cache. Knows the cache's layout.
+"""A repository's files at one commit in the hub's cache. Knows the cache's layout.
 
 ``models--owner--repository/`` holds ``blobs/HASH``, ``snapshots/COMMIT/NAME`` (links to blobs, or
-files where links aren't possible) and ``refs/BRANCH`` (the commit that it was). A blob's name is
-the hub's hash of it, so a link tells what it should hold, without a network, too. mixoff adds
-``mixoff/COMMIT.json``: what the hub listed and what was verified.
+files where links aren't possible) and ``refs/BRANCH`` (its commit when it was last fetched). A
+blob's name is its hash on the hub, so a link gives the expected hash without a network. mixoff adds
+``mixoff/COMMIT.json``: which files the hub listed, and which were verified.
 """
 
 import os
@@ -26,7 +26,7 @@ _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 class Snapshot:
-    """What the cache has of a repository at a commit.
+    """A repository at a commit in the hub's cache, complete or not.
 
     Parameters
     ----------
@@ -45,20 +45,20 @@ class Snapshot:
         self._notes = Notes(self._storage / "mixoff" / f"{commit}.json")
 
     def path(self, name: str) -> Path:
-        """Return where a file of this name lies, or would."""
+        """Return the path of a file, whether it exists or not."""
         return self.folder / name
 
     def has(self, name: str) -> bool:
-        """Return whether a file is here, which says nothing of what is in it."""
+        """Return whether a file exists, verified or not."""
         return self.path(name).is_file()
 
     def fetch(self, repository: Repository, file: RemoteFile) -> None:
-        """See that a file is here and what the hub has.
+        """Make sure that a file exists and has the hub's hash.
 
         Raises
         ------
         CheckpointError
-            If what is here or what comes isn't it; it is removed then.
+            If the existing or the fetched file has another one; it is removed then.
         """
         if not self.has(file.name):
             blob = self._storage / "blobs" / file.digest
@@ -66,18 +66,18 @@ class Snapshot:
             self._link(file.name, blob)
         self.verify(file)
 
-    def take_listing(self, repository: Repository, revision: str | None) -> None:
-        """Remember what the hub listed, and that a branch or tag is at this commit."""
-        self._notes.take_listing(repository.files.values())
+    def save_listing(self, repository: Repository, revision: str | None) -> None:
+        """Save which files the hub listed, and that a branch or tag is at this commit."""
+        self._notes.save_listing(repository.files.values())
         revision = revision or constants.DEFAULT_REVISION
         ref = _ref(self._storage, revision)
         if revision != self.commit and ref is not None:
-            with suppress(OSError):  # a read-only cache works without
+            with suppress(OSError):  # a read-only cache works without it
                 ref.parent.mkdir(parents=True, exist_ok=True)
                 ref.write_text(self.commit, encoding="utf-8")
 
     def verify(self, file: RemoteFile) -> None:
-        """Compare a file that is here with the hub's hash, unless that was done before.
+        """Compare an existing file with the hub's hash, unless it was verified before.
 
         Raises
         ------
@@ -92,24 +92,24 @@ class Snapshot:
             path.unlink(missing_ok=True)
         raise CheckpointError(
             f"{self.title}: {file.name} in the hub's cache isn't what the hub has (its hash "
-            "differs), so it was removed: run this again with a network to fetch it anew."
+            "differs), so it was removed: run this again with a network to fetch it again."
         )
 
     def listed(self) -> list[RemoteFile]:
-        """Return the files that belong here: as the hub listed them, else those that are here.
+        """Return the files that the hub listed; without a saved listing, the existing ones.
 
         Raises
         ------
         CheckpointError
-            If nothing tells what a file should hold.
+            If a file's expected hash is unknown.
         """
         if self._notes.files:
             return list(self._notes.files.values())
         paths = sorted(path for path in self.folder.iterdir() if is_fetched(path.name))
-        return [self._told_by_link(path) for path in paths]
+        return [self._file_of_link(path) for path in paths]
 
-    def _told_by_link(self, path: Path) -> RemoteFile:
-        # One step only: a blob may be a link itself, into a store with hashes of another kind.
+    def _file_of_link(self, path: Path) -> RemoteFile:
+        # One link only: a blob may itself be a link, into a store with hashes of another kind.
         digest = path.readlink().name if path.is_symlink() else ""
         if not _DIGEST.fullmatch(digest):
             raise CheckpointError(
@@ -124,7 +124,7 @@ class Snapshot:
         path.unlink(missing_ok=True)  # a link to a blob that is gone
         try:
             path.symlink_to(os.path.relpath(blob, path.parent))
-        except OSError:  # Windows asks for a privilege: the client moves the file then, too
+        except OSError:  # Windows requires a privilege for links; the client moves the file, too
             blob.replace(path)
 
 
@@ -133,14 +133,21 @@ def storage_folder(repository: str) -> Path:
     return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
 
 
+def folder_title(folder: Path) -> str:
+    """Return a checkpoint folder's name: ``owner/repository@1234abcd`` for one in the cache."""
+    repository = folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+    is_cached = folder.parent.name == "snapshots" and bool(repository)
+    return short_title(repository, folder.name) if is_cached else folder.name
+
+
 def cached_nbytes(repository: str) -> int:
-    """Return how many bytes of a repository are in the cache, of whole files and begun ones."""
+    """Return how many bytes of a repository are in the cache, in complete and partial files."""
     blobs = storage_folder(repository) / "blobs"
     return sum(blob.stat().st_size for blob in blobs.glob("*") if blob.is_file())
 
 
 def cached_snapshot(name: HubName) -> Snapshot | None:
-    """Return what the cache has for a name: a branch or tag as it was when last asked for."""
+    """Return the cache's snapshot of a name, a branch or tag at the commit it had last; or None."""
     storage, revision = storage_folder(name.repository), name.revision or constants.DEFAULT_REVISION
     commit = _cached_commit(storage, revision)
     if commit is None or not (storage / "snapshots" / commit).is_dir():
@@ -148,14 +155,14 @@ def cached_snapshot(name: HubName) -> Snapshot | None:
     return Snapshot(name.repository, commit)
 
 
-def is_whole(snapshot: Snapshot, files: Iterable[RemoteFile]) -> bool:
-    """Return whether all files are here."""
+def is_complete(snapshot: Snapshot, files: Iterable[RemoteFile]) -> bool:
+    """Return whether a snapshot has all files, and there are any."""
     names = [file.name for file in files]
     return bool(names) and all(map(snapshot.has, names))
 
 
 def _ref(storage: Path, revision: str) -> Path | None:
-    """Return where the cache keeps a branch's or tag's commit, or None outside of its folder."""
+    """Return the path of a branch's or tag's commit; None for one outside the cache's folder."""
     refs = storage / "refs"
     ref = refs / revision
     return ref if ".." not in ref.parts and refs in ref.parents else None
@@ -168,5 +175,5 @@ def _cached_commit(storage: Path, revision: str) -> str | None:
             return commit
     if not _COMMIT.fullmatch(revision):
         return None
-    found = [path.name for path in (storage / "snapshots").glob(f"{revision}*")]
-    return found[0] if len(found) == 1 else None
+    commits = [path.name for path in (storage / "snapshots").glob(f"{revision}*")]
+    return commits[0] if len(commits) == 1 else None

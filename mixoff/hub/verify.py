@@ -1,4 +1,4 @@
-"""Whether a file is what the hub has. Knows hashes, and what was verified before."""
+"""Verification of files by the hub's hashes. Knows hashes, and which files were verified before."""
 
 import hashlib
 import json
@@ -14,17 +14,17 @@ from mixoff.hub.repository import RemoteFile
 
 _FORMAT = 1
 _CHUNK = 1 << 20
-_LONG = 1 << 30  # bytes whose hash takes long enough for a progress bar
+_LONG = 1 << 30  # bytes: hashing more takes long enough for a progress bar
 _SHA256_DIGITS = 64
 
 
 def digest_of(path: Path, like: str) -> str:
-    """Return a file's hash of the kind that another is: SHA-256, or git's SHA-1 of a blob."""
+    """Return a file's hash of the same kind as `like`: SHA-256, or git's SHA-1 of a blob."""
     nbytes = path.stat().st_size
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     if len(like) != _SHA256_DIGITS:
-        found = hashlib.sha1(f"blob {nbytes}\0".encode(), usedforsecurity=False)
-    hidden = True if nbytes < _LONG else None  # None: where stderr is no terminal
+        digest = hashlib.sha1(f"blob {nbytes}\0".encode(), usedforsecurity=False)
+    hidden = True if nbytes < _LONG else None  # None hides the bar if stderr is no terminal
     with (
         path.open("rb") as file,
         tqdm(  # type: ignore[no-untyped-call]
@@ -32,21 +32,21 @@ def digest_of(path: Path, like: str) -> str:
         ) as bar,
     ):
         while chunk := file.read(_CHUNK):
-            found.update(chunk)
+            digest.update(chunk)
             bar.update(len(chunk))
-    return found.hexdigest()
+    return digest.hexdigest()
 
 
 class Notes:
-    """Which files of a folder were verified, kept in a file so that it is done once.
+    """Notes in a file about which files of a folder were verified, so that each is hashed once.
 
-    A file counts as verified while its size and its times (of contents and of the entry) are those
-    that were noted; whatever changed is verified again. What can't be read or written is forgotten.
+    A file counts as verified while its size and its times (of contents and of the inode) are those
+    that were noted; a changed file is verified again. Unreadable notes count as none.
 
     Parameters
     ----------
     path
-        Where the notes lie.
+        The file of the notes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,22 +55,22 @@ class Notes:
 
     @property
     def files(self) -> dict[str, RemoteFile]:
-        """The files that the hub listed, when it was asked."""
+        """The files in the saved listing of the hub."""
         return {
             name: RemoteFile(name, noted["nbytes"], noted["digest"])
             for name, noted in self._files.items()
         }
 
-    def take_listing(self, files: Iterable[RemoteFile]) -> None:
-        """Note which files the hub lists; what was verified stays so."""
+    def save_listing(self, files: Iterable[RemoteFile]) -> None:
+        """Save which files the hub lists; files with an unchanged hash stay verified."""
         before = self._files
         self._files = {file.name: _entry(file, before.get(file.name)) for file in files}
         if self._files != before:
             self._write()
 
     def verify(self, file: RemoteFile, path: Path) -> bool:
-        """Return whether a file is what the hub has, reading it unless it is noted."""
-        seen = _seen(path)
+        """Return whether a file has the hub's hash; it is read unless it was verified before."""
+        seen = _size_and_times(path)
         noted = self._files.get(file.name, {})
         if noted.get("digest") == file.digest and noted.get("seen") == seen:
             return True
@@ -83,15 +83,15 @@ class Notes:
     def _write(self) -> None:
         text = json.dumps({"format": _FORMAT, "files": self._files}, indent=1)
         new = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        with suppress(OSError):  # a cache that is read-only: it is verified again next time
+        with suppress(OSError):  # a read-only cache: files are verified again next time
             self._path.parent.mkdir(parents=True, exist_ok=True)
             new.write_text(text, encoding="utf-8")
             new.replace(self._path)
 
 
-def _seen(path: Path) -> list[int]:
-    told = path.stat()
-    return [told.st_size, told.st_mtime_ns, told.st_ctime_ns]
+def _size_and_times(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _entry(file: RemoteFile, before: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _entry(file: RemoteFile, before: Mapping[str, Any] | None) -> dict[str, Any]
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
-    """Return what a file of notes holds, or nothing if it isn't as it was written."""
+    """Return a file's notes, or none if they are missing or not in this format."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != _FORMAT:

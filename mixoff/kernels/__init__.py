@@ -1,18 +1,19 @@
-"""y = x W^T straight from packed weights, and who computes it on which device.
+"""Products y = x W^T straight from packed weights, on CPUs and GPUs.
 
-`multiplying` has who multiplies, `choice` says who does here; `cpu` and `one_token` have the
-operations in code that is compiled for this machine at run time, `cuda` in Triton, for GPUs.
-Kernels know the layout of packed weights (`layout`) and what quantizations use it; no models.
+Knows the layout of packed weights and the quantizations that use it; knows nothing of models. Read
+`base.py` first: the interface, and the operations behind it. `select.py` chooses kernels for a
+device; `cpu` has code that LLVM compiles at run time, `triton` has kernels for GPUs.
 """
 
 from mixoff.kernels.base import GatedActivation, Kernels, TorchKernels
 from mixoff.kernels.packed import CPUKernels
 from mixoff.kernels.select import (
     KERNELS,
-    cpu_module,
+    attention_operations,
     host_kernels,
     kernels_named,
     kernels_planned,
+    router_norm_operations,
 )
 
 __all__ = [
@@ -21,8 +22,9 @@ __all__ = [
     "GatedActivation",
     "Kernels",
     "TorchKernels",
-    "cpu_module",
+    "attention_operations",
     "host_kernels",
     "kernels_named",
     "kernels_planned",
+    "router_norm_operations",
 ]

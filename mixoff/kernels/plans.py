@@ -1,15 +1,13 @@
-"""Quantized matrices as kernels take them, and what is planned for them and kept with them.
+"""Quantized matrices as kernels take them, and plans that are kept by what they depend on.
 
-Knows quantizations; nothing of devices' code.
+Knows quantizations; knows nothing of code for devices.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
-from weakref import ref
+from typing import Concatenate, Generic, ParamSpec, TypeVar
 
-from mixoff.kernels.layout import CodeForm, Form, Packed, PackedAxis0
+from mixoff.kernels.layout import CodeForm, Form, Located, Packed, PackedAxis0, PackedLocation
 from mixoff.quantization import (
     HQQ,
     HQQAxis0,
@@ -19,100 +17,106 @@ from mixoff.quantization import (
     Shape,
 )
 
+_MOST_PLANS = 1 << 13  # of about 7 kB: one for each of 128 experts in 48 layers, and more
 
-def packed_kind(stored: Quantization, shape: Shape) -> type | None:
-    """Return how kernels take a matrix; None if there are none for it."""
+Settings = ParamSpec("Settings")
+Plan = TypeVar("Plan")
+
+
+def packed_kind(stored: Quantization, shape: Shape) -> type[Packed | PackedAxis0] | None:
+    """Return the type in which kernels take a matrix; None if there are no kernels for it."""
     if isinstance(stored, HQQAxis0):  # not of words, nor with groups that cut columns
         return None if stored.nbits == 3 or shape[0] % stored.group_size else PackedAxis0
-    if isinstance(stored, HQQ) and _form(stored).is_supported:
-        return Packed
-    return None
-
-
-@cache
-def _form(stored: HQQ) -> Form:
-    return Form(stored.nbits, stored.group_size, stored.scale_nbits == 8)
+    return Packed if isinstance(stored, HQQ) and _form(stored) else None
 
 
 def as_packed(matrix: QuantizedTensor) -> Packed | PackedAxis0 | None:
-    """Return a matrix as kernels take it, made once; None if there are none for it."""
-    if "packed" not in matrix.kept:
-        matrix.kept["packed"] = _as_packed(matrix)
-    packed: Packed | PackedAxis0 | None = matrix.kept["packed"]
-    return packed
+    """Return a matrix's parts as kernels take them; None if there are no kernels for it."""
+    stored = matrix.quantization
+    return _axis0(matrix, stored) if isinstance(stored, HQQAxis0) else _axis1(matrix)
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """What was planned, for which matrices, where these lay, and for which settings."""
+class Plans(Generic[Settings, Plan]):
+    """Makes plans for matrices and one token, and keeps them up to a bound.
 
-    matrices: Sequence[ref[PackedMatrix]]  # no more than that, since one of them keeps this
-    addresses: Sequence[Sequence[int]]
-    settings: Hashable
-    plan: Any
-
-    def is_of(self, matrices: Sequence[PackedMatrix]) -> bool:
-        """Return whether it was planned for these matrices, where they are now."""
-        for own, addresses, matrix in zip(self.matrices, self.addresses, matrices, strict=True):
-            if own() is not matrix or addresses != _addresses(matrix):
-                return False
-        return True
-
-
-def planned(
-    name: str,
-    matrices: Sequence[PackedMatrix],
-    settings: Hashable,
-    plan: Callable[[], Any],
-) -> Any:
-    """Return what is planned for matrices and settings: made once, and kept with the first of them.
+    A plan is found by the forms, shapes and addresses of its matrices, and by its settings. It
+    depends on nothing else and holds no tensors. So it keeps no memory alive, and may outlive the
+    matrices that it was made for. That is safe: it is only run for tensors that a caller holds, at
+    the addresses that they have then, and reads their content at each run. If memory was freed,
+    moved or written again since the plan was made, then either a form, a shape or an address
+    differs and another plan is made, or the plan is right for what lies there now.
 
     Parameters
     ----------
-    name
-        Tells plans of one matrix apart.
+    make
+        Returns a plan for matrices in host memory and hashable settings; None if there are no
+        kernels for these matrices together.
     """
-    keeper = matrices[0].pieces[0]
-    kept: _Kept | None = keeper.kept.get(name)
-    if kept is None or kept.settings != settings or not kept.is_of(matrices):
-        kept = _Kept([*map(ref, matrices)], [*map(_addresses, matrices)], settings, plan())
-        keeper.kept[name] = kept
-    return kept.plan
+
+    def __init__(self, make: Callable[Concatenate[Located, Settings], Plan | None]) -> None:
+        self._make = make
+        self._plans: dict[Hashable, Plan | None] = {}
+
+    def __call__(
+        self, matrices: Sequence[PackedMatrix], *args: Settings.args, **settings: Settings.kwargs
+    ) -> Plan | None:
+        """Return the plan for matrices and settings; None if there are no kernels for them."""
+        fields: list[Hashable] = [*args, *settings.items()]
+        for matrix in matrices:
+            fields.append(len(matrix.pieces))
+            for piece in matrix.pieces:
+                stored, parts = piece.quantization, piece.parts
+                if not isinstance(stored, HQQ) or not parts["W_q"].is_cpu:
+                    return None
+                # The address of each part: parts may be replaced one by one.
+                codes, scale, zero = parts["W_q"], parts["scale"], parts["zero"]
+                fields += (stored, piece.shape)
+                fields += (codes.data_ptr(), scale.data_ptr(), zero.data_ptr())
+                if stored.scale_nbits == 8:
+                    fields.append(parts["pairs"].data_ptr())
+        key = tuple(fields)
+        try:
+            return self._plans[key]
+        except KeyError:
+            if len(self._plans) >= _MOST_PLANS:
+                self._plans.clear()  # a single operation, so that threads need no lock
+            located = _located(matrices)
+            plan = None if located is None else self._make(located, *args, **settings)
+            self._plans[key] = plan
+            return plan
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Plans, (self._make,)  # in another process, code has other addresses: none are copied
 
 
-def _addresses(matrix: PackedMatrix) -> list[int]:
-    """Return where the first parts of a matrix's pieces lie, with which the others move."""
-    return [next(iter(piece.parts.values())).data_ptr() for piece in matrix.pieces]
+def _located(matrices: Sequence[PackedMatrix]) -> Located | None:
+    """Return where the pieces of matrices lie; None if one has no kernels."""
+    packed = [[_axis1(piece) for piece in matrix.pieces] for matrix in matrices]
+    if any(piece is None for pieces in packed for piece in pieces):
+        return None
+    return [[PackedLocation.of(piece) for piece in pieces if piece] for pieces in packed]
 
 
-def packed_alike(*matrices: PackedMatrix) -> list[Packed] | None:
-    """Return a CPU's matrices, in pieces, that take the same activations; None if they don't."""
-    pieces = []
-    for matrix in matrices:
-        for piece in matrix.pieces:
-            packed = as_packed(piece)
-            if not isinstance(packed, Packed) or packed.codes.device.type != "cpu":
-                return None
-            pieces.append(packed)
-    first = pieces[0].form
-    alike = all((p.form.unit, p.form.lane) == (first.unit, first.lane) for p in pieces)
-    return pieces if alike else None
+@cache
+def _form(stored: HQQ) -> Form | None:
+    """Return the form that kernels are compiled for; None if there are no kernels for it."""
+    form = Form(stored.nbits, stored.group_size, stored.scale_nbits == 8)
+    return form if form.is_supported else None
 
 
-def _as_packed(matrix: QuantizedTensor) -> Packed | PackedAxis0 | None:
+def _axis1(matrix: QuantizedTensor) -> Packed | None:
     stored, parts = matrix.quantization, matrix.parts
+    form = _form(stored) if isinstance(stored, HQQ) else None
+    if form is None:
+        return None
     rows, columns = matrix.shape
+    scales = (parts["scale"], parts["zero"], parts.get("pairs"))
+    return Packed(form, rows, columns, parts["W_q"], *scales)
+
+
+def _axis0(matrix: QuantizedTensor, stored: HQQAxis0) -> PackedAxis0 | None:
     if packed_kind(stored, matrix.shape) is None:
         return None
-    if isinstance(stored, HQQAxis0):
-        return _as_packed_axis0(stored, matrix)
-    assert isinstance(stored, HQQ)
-    scales = (parts["scale"], parts["zero"], parts.get("pairs"))
-    return Packed(_form(stored), rows, columns, parts["W_q"], *scales)
-
-
-def _as_packed_axis0(stored: HQQAxis0, matrix: QuantizedTensor) -> PackedAxis0:
-    rows, columns = matrix.shape
     names = (
         "W_q",
         "meta.scale_q",
@@ -122,5 +126,6 @@ def _as_packed_axis0(stored: HQQAxis0, matrix: QuantizedTensor) -> PackedAxis0:
         "meta.meta_zero.scale",
         "meta.meta_zero.zero",
     )
+    rows, columns = matrix.shape
     parts = [matrix.parts[name] for name in names]
     return PackedAxis0(CodeForm(stored.nbits), stored.group_size, rows, columns, *parts)

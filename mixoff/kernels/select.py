@@ -1,31 +1,29 @@
-"""Which kernels multiply on a device: those asked for, or the fastest that can be had."""
+"""The choice of kernels for a device: by name, or the fastest that this machine can run."""
 
 import logging
 from functools import cache
-from importlib import import_module
-from typing import Any
 
 import torch
 
 from mixoff.errors import ConfigError
-from mixoff.kernels.base import Kernels, TorchKernels
+from mixoff.kernels.base import AttentionOperations, Kernels, RouterNormOperations, TorchKernels
 from mixoff.kernels.packed import CPUKernels, PackedKernels
 
 KERNELS = ("auto", "cpu", "torch", "triton")
 
 _FASTEST = {"cpu": "cpu", "cuda": "triton"}
-_LEAST_CAPABILITY = (7, 0)  # of what Triton compiles for
+_LEAST_CAPABILITY = (7, 0)  # of the GPUs that Triton compiles for
 
 _log = logging.getLogger(__name__)
 
 
 def kernels_named(name: str, device: torch.device | str = "cpu") -> Kernels:
-    """Return who multiplies: "torch", "cpu", "triton", or "auto" for what is fastest on a device.
+    """Return the kernels "torch", "cpu" or "triton", or for "auto" the fastest for a device.
 
     Raises
     ------
     ConfigError
-        If there is none of that name, or it can't be had.
+        If there are none of that name, or this machine can't run them.
     """
     device = torch.device(device)
     if name not in KERNELS:
@@ -34,58 +32,70 @@ def kernels_named(name: str, device: torch.device | str = "cpu") -> Kernels:
     if chosen == "torch":
         return TorchKernels()
     try:
-        return _compiled(chosen, device)
+        return _cpu_kernels() if chosen == "cpu" else _triton_kernels(device)
     except _Unusable as error:
         if name == "auto":
             _log.log(error.level, "%s: plain torch multiplies.", error)
             return TorchKernels()
-        raise ConfigError(f"kernels={name!r}: {error}: {error.way_out}.") from error
-
-
-@cache
-def cpu_module(name: str) -> Any | None:
-    """Return the module of that name in `mixoff.kernels.cpu`; None if llvmlite is missing."""
-    try:
-        return import_module(f"mixoff.kernels.cpu.{name}")
-    except ImportError:
-        return None
+        raise ConfigError(f"kernels={name!r}: {error}: {error.remedy}.") from error
 
 
 def kernels_planned(device: torch.device) -> Kernels:
-    """Return who would multiply on a device, which needn't be here: then plain torch."""
-    here = device.type == "cpu" or torch.cuda.is_available()
-    return kernels_named("auto", device) if here else TorchKernels()
+    """Return the kernels that a run on a device would use; plain torch for a GPU not present."""
+    present = device.type == "cpu" or torch.cuda.is_available()
+    return kernels_named("auto", device) if present else TorchKernels()
 
 
 def host_kernels(name: str) -> Kernels:
-    """Return who multiplies on the CPU beside a device that has the kernels of a name."""
+    """Return the kernels of the CPU for a run whose device has the kernels of a name."""
     return kernels_named("torch" if name == "torch" else "auto", "cpu")
 
 
-class _Unusable(Exception):
-    """Why kernels can't be had, how much that matters, and what to do about it."""
+# Modules of compiled code are imported by full names: mypy then checks each against its protocol.
 
-    def __init__(self, reason: str, way_out: str, *, level: int = logging.INFO) -> None:
+
+@cache
+def attention_operations() -> AttentionOperations | None:
+    """Return the kernel for one token's attention on this CPU; None if llvmlite is missing."""
+    try:
+        import mixoff.kernels.cpu.operations as operations
+    except ImportError:
+        return None
+    return operations
+
+
+@cache
+def router_norm_operations() -> RouterNormOperations | None:
+    """Return the kernels for one token's router and norms; None if llvmlite is missing."""
+    try:
+        import mixoff.kernels.cpu.router_norm as router_norm
+    except ImportError:
+        return None
+    return router_norm
+
+
+class _Unusable(Exception):
+    """The reason why kernels can't be used, its level in the log, and a remedy."""
+
+    def __init__(self, reason: str, remedy: str, *, level: int = logging.INFO) -> None:
         super().__init__(reason)
-        self.way_out = way_out
+        self.remedy = remedy
         self.level = level
 
 
-def _compiled(name: str, device: torch.device) -> Kernels:
-    """Return the kernels "cpu" or "triton"."""
-    if name == "triton":
-        return _triton_kernels(device)
+def _cpu_kernels() -> CPUKernels:
     try:
-        modules = ("mixoff.kernels.cpu.operations", "mixoff.kernels.cpu.one_token")
-        return CPUKernels(*map(import_module, modules))
+        import mixoff.kernels.cpu.one_token as one_token
+        import mixoff.kernels.cpu.operations as operations
     except ImportError as error:  # llvmlite is missing, or too old
         reason = f"llvmlite can't be used ({error})"
         raise _Unusable(reason, "pip install mixoff[cpu]") from error
+    return CPUKernels(operations, one_token)
 
 
 def _triton_kernels(device: torch.device) -> Kernels:
     try:
-        operations = import_module("mixoff.kernels.triton.operations")
+        import mixoff.kernels.triton.operations as operations
     except ImportError as error:
         reason = f"triton can't be imported ({error})"
         raise _Unusable(reason, "pip install mixoff[triton]", level=logging.WARNING) from error

@@ -1,12 +1,12 @@
-"""The report's ways to serve experts, from its whole algorithm to none, and how fast each decodes.
+"""Decoding speed with the parts of the offloading algorithm removed one by one.
 
-Knows settings, a model and a clock. Table 2 of "Fast Inference of Mixture-of-Experts Language
-Models with Offloading" (arXiv 2312.17238) takes the parts of the algorithm away one by one.
+The algorithm and its ablations are those of Table 2 in "Fast Inference of Mixture-of-Experts
+Language Models with Offloading" (arXiv 2312.17238). Knows settings, models and a clock.
 """
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,17 +38,17 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Ablation:
-    """A way to serve experts.
+    """The offloading algorithm without some of its parts.
 
     Parameters
     ----------
     name
-        What the report's Table 2 calls it.
+        Its name in the report's Table 2.
     offload
-        The settings that make it.
-    whole_layers
-        Whether all experts of a layer are fetched whenever it is computed, as `fetch_whole_layers`
-        does.
+        The settings that it runs with.
+    fetch_whole_layers
+        Whether all experts of a layer are fetched whenever the layer is computed, as the function
+        `fetch_whole_layers` does.
     """
 
     name: str
@@ -59,23 +59,23 @@ class Ablation:
 def ablations(num_experts: int, *, slots: int = 4, prefetch: int = 2) -> tuple[Ablation, ...]:
     """Return the four rows of the report's Table 2, from the whole algorithm to none of it.
 
-    The whole algorithm is a least-recently-used cache and guesses of the next layer's experts. The
-    second row makes no guesses. The third has no slots, either: what a token needs is fetched and
-    let go. The last one fetches all experts of each layer, needed or not.
+    The whole algorithm is a least-recently-used cache with prefetch of the next layer's experts.
+    The second row has no prefetch. The third has no slots, either: every expert that a token needs
+    is fetched, and freed after use. The last fetches all experts of each layer, needed or not.
 
     Parameters
     ----------
     num_experts
         Experts of a layer.
     slots
-        Experts of a layer that the cache keeps in the first two rows.
+        Slots of a layer in the first two rows.
     prefetch
         Experts that are guessed for the next layer in the first row.
 
     Raises
     ------
     ConfigError
-        If a layer hasn't so many experts.
+        If there is no slot, or a layer has fewer experts than slots.
     """
     if not 1 <= slots <= num_experts:
         raise ConfigError(
@@ -96,10 +96,10 @@ def ablations(num_experts: int, *, slots: int = 4, prefetch: int = 2) -> tuple[A
 
 @contextmanager
 def fetch_whole_layers(model: nn.Module) -> Iterator[None]:
-    """Fetch, inside the ``with`` block, all experts of a layer before it is computed.
+    """Fetch all experts of a layer before it is computed, inside the ``with`` block.
 
-    They go when the next layer's come. That is what offloading does that knows layers and no
-    experts, as accelerate's; nothing is fetched while something else is computed.
+    They are evicted when the next layer's experts are fetched. Offloading by layers works like
+    this, such as accelerate's; no transfer overlaps with compute.
 
     Raises
     ------
@@ -109,11 +109,11 @@ def fetch_whole_layers(model: nn.Module) -> Iterator[None]:
     cache = cache_of(model)
     slots = cache.slots_per_layer
 
-    def fetch(module: nn.Module, given: tuple[Any, ...]) -> None:
+    def fetch(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         assert isinstance(module, OffloadedExperts)
-        cache.resize(0)
+        cache.resize(0)  # evicts the experts of all other layers
         cache.resize(cache.num_experts)
-        for _ in cache.acquire(module.layer, range(cache.num_experts), tokens=len(given[0])):
+        for _ in cache.acquire(module.layer, range(cache.num_experts), tokens=len(inputs[0])):
             pass
 
     layers = [module for module in model.modules() if isinstance(module, OffloadedExperts)]
@@ -128,83 +128,91 @@ def fetch_whole_layers(model: nn.Module) -> Iterator[None]:
 
 def ablation_speed(
     name_or_path: str | Path,
-    ways: Sequence[Ablation],
+    ablations: Sequence[Ablation],
     ids: Sequence[int] | Tensor,
     *,
     prompt: int = 16,
     rounds: int = 3,
     device: str | torch.device = "cpu",
 ) -> "pd.DataFrame":
-    """Return how fast a model decodes a given text in each way, a row a way and round.
+    """Return how fast a model decodes a text under each ablation, a row per round and ablation.
 
-    Ways take turns, so that what else the machine does strikes all alike: take medians. Each time
-    the model is built anew, reads the prompt, and is given the other tokens one by one, so that
-    all ways compute the same. Columns: algorithm; round, from 0; tokens_per_second; hit_rate, of
-    the experts that a token needs how many were in a slot when their layer was reached;
-    nbytes_per_token, fetched for demands and for wrong guesses; wait_ms_per_token, how long compute
-    stood still for experts.
+    Every round runs all ablations, so that other load on the machine affects all of them alike:
+    compare medians. Each run builds the model, reads the prompt, and decodes the other tokens of
+    the text one by one (teacher forcing), so that all ablations compute the same tokens.
 
     Parameters
     ----------
     name_or_path, device
         As `mixoff.build_model` takes them.
-    ways
-        Such as `ablations` returns; each name once.
+    ablations
+        What to compare, such as the function `ablations` returns; each name once.
     ids
         The text's tokens [T].
     prompt
-        How many of them are read at once, and not timed.
+        The number of tokens that are read at once, and not timed.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns: algorithm, the ablation's name; round, from 0; tokens_per_second; hit_rate, the
+        share of needed experts that were in a slot when their layer was reached; nbytes_per_token,
+        fetched for demands and for wrong guesses; wait_ms_per_token, for which compute waited for
+        experts.
 
     Raises
     ------
     ConfigError
-        If no token is left to decode, or there is no way or round.
+        If there is no ablation, no round, or no token after the prompt.
     """
     import pandas as pd
 
     tokens = torch.as_tensor(ids)
-    if not (ways and rounds >= 1 and 1 <= prompt < len(tokens)):
+    if not (ablations and rounds >= 1 and 1 <= prompt < len(tokens)):
         raise ConfigError(
-            f"{len(ways)} ways, rounds={rounds}, prompt={prompt} of {len(tokens)} tokens: give one "
-            "way and round or more, and a prompt that leaves tokens to decode."
+            f"{len(ablations)} ablations, rounds={rounds}, prompt={prompt} of {len(tokens)} "
+            "tokens: give at least one ablation and one round, and a prompt that leaves tokens to "
+            "decode."
         )
     rows = [
-        (way.name, turn, *_run(name_or_path, way, tokens, prompt, device))
-        for turn in range(rounds)
-        for way in ways
+        (ablation.name, number, *_run(name_or_path, ablation, tokens, prompt, device))
+        for number in range(rounds)
+        for ablation in ablations
     ]
     return pd.DataFrame(rows, columns=list(_COLUMNS))
 
 
 def _run(
-    name_or_path: str | Path, way: Ablation, tokens: Tensor, prompt: int, device: Any
+    name_or_path: str | Path,
+    ablation: Ablation,
+    tokens: Tensor,
+    prompt: int,
+    device: str | torch.device,
 ) -> tuple[float, float, float, float]:
-    model, cache = build_model(name_or_path, way.offload, device=device)
+    """Return one run's measurements, as the columns after `round` hold them."""
+    model, cache = build_model(name_or_path, ablation.offload, device=device)
     try:
-        if not way.fetch_whole_layers:
-            seconds, found = _decode(model, cache, tokens, prompt)
-        else:
-            with fetch_whole_layers(model):
-                seconds, found = _decode(model, cache, tokens, prompt)
+        with fetch_whole_layers(model) if ablation.fetch_whole_layers else nullcontext():
+            seconds, stats = _decode(model, cache, tokens, prompt)
     finally:
         cache.close()
     count = len(tokens) - prompt
-    # Fetching a whole layer is a demand, too, and leaves the model's own nothing to miss.
-    hit_rate = 0.0 if way.fetch_whole_layers else found.hit_rate
-    nbytes = (found.bytes_moved + found.bytes_wasted) / count
-    return count / seconds, hit_rate, nbytes, found.wait_ns / count / 1e6
+    # Fetching a whole layer is a demand of its own, after which the model's demand only hits.
+    hit_rate = 0.0 if ablation.fetch_whole_layers else stats.hit_rate
+    nbytes = (stats.bytes_moved + stats.bytes_wasted) / count
+    return count / seconds, hit_rate, nbytes, stats.wait_ns / count / 1e6
 
 
 @torch.inference_mode()
 def _decode(
     model: PreTrainedModel, cache: ExpertCache, tokens: Tensor, prompt: int
 ) -> tuple[float, CacheStats]:
-    """Return how long it takes to decode what comes after the prompt, and what the cache did."""
+    """Return the seconds of decoding all tokens after the prompt, and the cache's statistics."""
     past = growing_cache(model.config)
     ids = tokens[None].to(model.device)  # [1, T]
     model(input_ids=ids[:, :prompt], past_key_values=past)
     before, began = cache.stats(), time.perf_counter()
-    for place in range(prompt, len(tokens)):
-        logits = model(input_ids=ids[:, place : place + 1], past_key_values=past).logits
-    logits.argmax().item()  # a device works on after it was told: only now all is done
+    for position in range(prompt, len(tokens)):
+        logits = model(input_ids=ids[:, position : position + 1], past_key_values=past).logits
+    logits.argmax().item()  # a GPU computes asynchronously: this waits until it has finished
     return time.perf_counter() - began, cache.stats() - before

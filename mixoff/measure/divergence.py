@@ -1,6 +1,6 @@
-"""How far a quantized model's predictions are from the unquantized model's. Knows no files.
+"""The KL divergence of a quantized model's predictions from the unquantized model's.
 
-Letters: N tokens, T tokens of a window, V vocabulary.
+Knows models and logits; knows no files. Letters: T tokens of a window, V vocabulary.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import MixtralConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from mixoff.checkpoints.unquantized import UnquantizedCheckpoint
 from mixoff.errors import ConfigError
 from mixoff.measure.perplexity import HeldOutLoss
 from mixoff.measure.reference import Reference
 
-_ROWS = 256  # tokens that are compared at once: 65 MB for each 32,000 words in float64
+_ROWS = 256  # tokens that are compared at once: 65 MB of float64 for a vocabulary of 32,000
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -35,26 +35,26 @@ _SIZES = (
 
 @dataclass(frozen=True)
 class Divergence:
-    """KL divergence of a quantized model from the unquantized one, token by token of a text.
+    """The KL divergence of a quantized model from the unquantized one, over the tokens of a text.
 
-    The divergence of a token is the sum over the vocabulary of p (log p - log q), where p is what
-    the unquantized model expects after the tokens before it and q what the quantized model does
-    (Kullback and Leibler, "On Information and Sufficiency", 1951, equation 2.4). It is 0 where
-    both expect the same, whatever the text goes on with, so it tells of small damage long before
-    the loss does.
+    The divergence at a token is the sum over the vocabulary of p (log p - log q), where p is the
+    unquantized model's distribution of the next token and q the quantized model's (Kullback and
+    Leibler, "On Information and Sufficiency", 1951, equation 2.4). It is 0 where both are equal and
+    doesn't depend on the token that follows, so it shows small damage that the loss hides in noise.
 
     Parameters
     ----------
     mean
-        In nats a token.
+        Mean divergence, in nats a token.
     standard_error, rise_standard_error
-        Of `mean` and of `rise`, in nats, as if tokens were independent; NaN of a single token.
+        Standard errors of `mean` and of `rise`, in nats, as if tokens were independent; NaN for a
+        single token.
     median, percentile_99
-        What half of all tokens, and 99 of 100, don't exceed; in nats.
+        Divergence that half of all tokens, and 99 of 100, don't exceed, in nats.
     top1_agreement
-        Share of tokens, 0 to 1, where both models' most likely token is the same.
+        Share of tokens, 0 to 1, for which both models have the same most probable token.
     quantized, unquantized
-        Both models' losses on the text.
+        The losses of both models on the text.
     """
 
     mean: float
@@ -68,48 +68,48 @@ class Divergence:
 
     @property
     def rise(self) -> float:
-        """How much larger the quantized model's loss is, in nats a token; noise may make it < 0."""
+        """Increase of the quantized model's loss, in nats a token; noise can make it negative."""
         return self.quantized.loss - self.unquantized.loss
 
     @property
     def tokens(self) -> int:
-        """How many tokens were predicted."""
+        """The number of predicted tokens."""
         return self.quantized.tokens
 
 
 def kl_divergence(
     model: PreTrainedModel, reference: Reference, *, progress: bool = False
 ) -> Divergence:
-    """Return how far a model's predictions are from a reference's, on the reference's text.
+    """Return the divergence of a model from a reference, on the reference's text.
 
     Logits are compared in float64; `model` computes them in its own type, the reference in float32.
-    Beside both this takes the model's logits of one window, 250 MiB of Mixtral-8x7B in float32 and
-    as much for a copy, and where the model isn't on the CPU the reference's head once more.
+    Memory beyond both is the model's logits of one window (250 MiB for Mixtral-8x7B in float32),
+    a copy of them, and a copy of the reference's head where the model isn't on the CPU.
 
     Parameters
     ----------
     model
         The quantized model.
     reference
-        What `mixoff.measure.compute_reference` made of the unquantized one.
+        The unquantized model's predictions, from `mixoff.measure.compute_reference`.
     progress
         Whether to show a progress bar.
 
     Raises
     ------
     ConfigError
-        If the model's sizes aren't the reference's.
+        If the model and the reference differ in a size.
     """
     refuse_other_sizes(model.config.to_dict(), reference.original, str(model.name_or_path))
     reference = reference.to(model.device)
     start = 0
-    found: list[Tensor] = []  # of pieces of windows, [4, rows]
+    pieces: list[Tensor] = []  # [4, rows] each
     for read, following in tqdm(reference.windows, desc="comparing", disable=not progress):
         with torch.inference_mode():
             logits = model(input_ids=read[None].to(model.device), use_cache=False).logits[0]
-            found += _compared(reference, start, logits, following.to(logits.device))
+            pieces += _compare_window(reference, start, logits, following.to(logits.device))
         start += len(read)
-    return _summary(torch.cat(found, dim=1).numpy())
+    return _summary(torch.cat(pieces, dim=1).numpy())
 
 
 def refuse_other_sizes(
@@ -120,18 +120,18 @@ def refuse_other_sizes(
     Parameters
     ----------
     config
-        The quantized model's settings, as ``config.json`` holds them.
+        The quantized model's ``config.json``.
     original
         The unquantized model.
     name
-        What a person calls the quantized model.
+        The quantized model's name, for the message.
 
     Raises
     ------
     ConfigError
-        If a size isn't the same in both: the message names the sizes.
+        If the models differ in a size: the message names the sizes.
     """
-    ours, theirs = (MixtralConfig.from_dict(dict(c)) for c in (config, original.config))
+    ours, theirs = (_settings(known) for known in (config, original.config))
     differing = [
         f"{size} is {_size(theirs, size)} there and {_size(ours, size)} here"
         for size in _SIZES
@@ -144,16 +144,21 @@ def refuse_other_sizes(
         )
 
 
-def _size(config: MixtralConfig, size: str) -> int:
-    if size == "head_dim":  # may be left to follow from others
+def _settings(config: Mapping[str, Any]) -> PreTrainedConfig:
+    """Return settings as transformers has them, which knows those that are left out."""
+    return CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+
+
+def _size(config: Any, size: str) -> int:
+    if size == "head_dim":  # optional: by default it follows from other sizes
         return int(config.head_dim or config.hidden_size // config.num_attention_heads)
     return int(getattr(config, size))
 
 
-def _compared(
+def _compare_window(
     reference: Reference, start: int, logits: Tensor, following: Tensor
 ) -> Iterator[Tensor]:
-    """Yield, piece by piece of a window, the divergences, agreements and both losses [4, rows]."""
+    """Yield divergences, agreements and both models' losses [4, rows] of a window's pieces."""
     for first in range(0, len(following), _ROWS):
         rows = slice(first, first + _ROWS)
         tokens = following[rows, None]
@@ -165,8 +170,8 @@ def _compared(
         yield torch.stack([kl, agree.double(), *losses]).cpu()
 
 
-def _summary(found: NDArray[np.float64]) -> Divergence:
-    (kl, agree, quantized, unquantized), tokens = found, found.shape[1]
+def _summary(values: NDArray[np.float64]) -> Divergence:
+    (kl, agree, quantized, unquantized), tokens = values, values.shape[1]
     return Divergence(
         mean=float(kl.mean()),
         standard_error=_standard_error(kl),

@@ -1,4 +1,4 @@
-"""How long a model takes to load, and how much memory: measured in a process of its own."""
+"""The time and host memory that loading a model takes, measured in a new process."""
 
 import ctypes
 import gc
@@ -22,24 +22,24 @@ from mixoff.known_models import demo_path
 from mixoff.models.build import build_model
 from mixoff.planning.plan import PREFILL_TOKENS, MemoryPlan, plan_memory
 
-_EVERY_SECONDS = 0.001  # memory is asked for
+_EVERY_SECONDS = 0.001  # memory is read
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What loading a model and reading a first prompt took.
+    """The time and memory of loading a model and reading a first prompt.
 
     Parameters
     ----------
     seconds
-        From the call of `mixoff.build_model` to the model; imports aren't counted.
+        Time of the call of `mixoff.build_model`, without imports.
     peak_nbytes
-        The most host memory of the process meanwhile, less what it had before.
+        Peak host memory of the process during loading and the prompt, less its memory before.
     libraries_nbytes
-        What libraries took for themselves once they were imported and used for the first time,
-        whatever the model: it is in no plan.
+        Memory that libraries take for themselves when they are imported and first used. It doesn't
+        depend on the model and is in no plan.
     plan
-        What was planned.
+        The plan of the same run.
     """
 
     seconds: float
@@ -51,10 +51,10 @@ class LoadReport:
 def load_time(
     name_or_path: str | Path, offload: OffloadConfig | None = None, *, device: str = "cpu"
 ) -> LoadReport:
-    """Return how long a model takes to load and how much host memory, beside what was planned.
+    """Return the time and host memory that loading a model takes, beside its plan.
 
-    A new process loads the demo model first, so that libraries have what they need, lets it go, and
-    then loads the model and reads a prompt of random tokens, as many as a chat reads at once.
+    A new process first loads and frees the demo model, so that libraries have initialized. Then it
+    loads the model and reads a prompt of random tokens, as many as a chat reads at once.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def load_time(
     """
     folder, offload = named_checkpoint(name_or_path).folder, offload or OffloadConfig()
     plan = plan_memory(open_checkpoint(folder), offload, device=device)
-    # A process that begins anew: one that is forked has what this one has, and its threads' locks.
+    # Spawned, not forked: a fork inherits this process's memory, and locks that its threads hold.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes:
         measured = processes.submit(_measure, folder, offload, device, torch.get_num_threads())
         return LoadReport(*measured.result(), plan)
@@ -76,7 +76,7 @@ def _measure(
     torch.set_num_threads(threads)
     imported = _resident_nbytes()
     _load_and_read(demo_path(), OffloadConfig(), device)
-    _give_back()
+    _release_freed_memory()
     before = _resident_nbytes()
     with _peak() as peak:
         seconds = _load_and_read(folder, offload, device)
@@ -84,7 +84,7 @@ def _measure(
 
 
 def _load_and_read(folder: Path, offload: OffloadConfig, device: str) -> float:
-    """Return the seconds until a model is there, which then reads a prompt and goes."""
+    """Load a model, read a prompt and free both; return the seconds that loading took."""
     began = time.perf_counter()
     model, cache = build_model(folder, offload, device=device)
     seconds = time.perf_counter() - began
@@ -96,8 +96,8 @@ def _load_and_read(folder: Path, offload: OffloadConfig, device: str) -> float:
     return seconds
 
 
-def _give_back() -> None:
-    """Give freed memory back to the system, where its allocator can be told to: glibc's."""
+def _release_freed_memory() -> None:
+    """Return freed memory to the system, where the allocator has a call for it (glibc's)."""
     gc.collect()
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -114,7 +114,7 @@ class _Peak:
 
 @contextmanager
 def _peak() -> Iterator[_Peak]:
-    """Watch the process's memory inside the ``with`` block for the most it has."""
+    """Measure the process's peak memory inside the ``with`` block, by reading it repeatedly."""
     peak, over = _Peak(), threading.Event()
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""How well a model predicts a text. Knows losses; nothing of caches or files."""
+"""A model's loss and perplexity on a text. Knows models and losses; knows no caches or files."""
 
 import math
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from mixoff.measure.text_windows import text_windows
 
 @dataclass(frozen=True)
 class HeldOutLoss:
-    """Mean loss in nats a token, and how many tokens were predicted."""
+    """The mean loss in nats a token, and the number of predicted tokens."""
 
     loss: float
     tokens: int
 
     @property
     def perplexity(self) -> float:
-        """e to the loss: how many tokens the model hesitates between, on average."""
+        """e to the power of the loss."""
         return math.exp(self.loss)
 
 
@@ -34,25 +34,25 @@ def held_out_loss(
     tokens: int | None = None,
     progress: bool = False,
 ) -> HeldOutLoss:
-    """Return the model's loss on a text, every token but the first predicted once.
+    """Return the model's loss on a text, of which every token but the first is predicted once.
 
-    The text is cut into windows without overlap, and a window's tokens see only that window.
-    Special tokens written in the text are special.
+    The text is divided into windows without overlap, and tokens attend to their own window only.
+    Special tokens in the text are encoded as special tokens.
 
     Parameters
     ----------
     window
-        Tokens of a window: by default as many as the model has positions for, 2,048 at most.
+        Tokens of a window: by default the number of the model's positions, at most 2,048.
     tokens
-        How many tokens to predict: the text's first ones, by default all.
+        The number of tokens to predict, from the start of the text; by default all.
     progress
         Whether to show a progress bar.
 
     Raises
     ------
     ConfigError
-        If the text has fewer than two tokens, none are to be predicted, or a window has more than
-        the model has positions for.
+        If the text has fewer than two tokens, `tokens` is below 1, or a window is longer than the
+        model's positions.
     """
     positions = int(model.config.max_position_embeddings)
     windows = text_windows(tokenizer, text, positions, window=window, tokens=tokens)

@@ -1,4 +1,4 @@
-"""One reply under several settings of a cache, turn by turn. Knows chats and the latency model."""
+"""Predicted and measured decoding speed under several cache settings. Knows chats and traces."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CacheSetting:
-    """What can be changed of a cache while its model stays loaded.
+    """The settings of a cache that can change while its model stays loaded.
 
     Parameters
     ----------
     slots
-        How many experts of a layer are resident.
+        Slots of each layer.
     prefetch, layers_ahead
-        How many experts are guessed, 0 for none, and for how many of the next layers.
+        Experts that are guessed for a layer, 0 for none, and how many of the next layers are
+        guessed.
     """
 
     slots: int
@@ -40,31 +41,34 @@ class CacheSetting:
 def record_with_settings(
     chat: Chat, settings: Iterable[CacheSetting], message: str, *, rounds: int = 3
 ) -> list[list[Trace]]:
-    """Return recordings of one and the same reply, ``[round][setting]``.
+    """Return recordings of one reply under each setting, ``[round][setting]``.
 
-    Settings take turns, so that what else the machine does touches all alike. Tokens are the most
-    probable ones, so that replies are the same ones however fast they come. The chat forgets its
-    turns, and has its settings back in the end. A reply before the first round warms up.
+    Every round runs all settings, so that other load on the machine affects all of them alike.
+    Decoding is greedy, so that all replies are the same. A reply before the first round warms up.
+    At the end the chat's conversation is empty, and its settings are what they were.
 
     Raises
     ------
     ConfigError
-        If the chat's model has no cache, there is no setting, or one can't be met.
+        If the chat's model has no cache, there is no setting or round, or a setting is invalid.
     MixoffError
-        If a reply runs, or the chat was closed.
+        If a reply is running, or the chat is closed.
     """
-    wanted = list(settings)
-    if chat.cache is None or not wanted or rounds < 1:
-        raise ConfigError(f"settings={wanted}, rounds={rounds}: a cache's, and 1 or more of each.")
+    listed = list(settings)
+    if chat.cache is None or not listed or rounds < 1:
+        raise ConfigError(
+            f"settings={listed}, rounds={rounds}: give at least one setting and one round, and a "
+            "chat whose model has a cache."
+        )
     cache, prefetcher = chat.cache, prefetcher_of(chat.model)
     before = CacheSetting(cache.slots_per_layer, prefetcher.experts, prefetcher.layers_ahead)
     sampling, chat.sampling = chat.sampling, replace(chat.sampling, temperature=0.0)
     try:
         _record(chat, before, message)
-        return [[_record(chat, setting, message) for setting in wanted] for _ in range(rounds)]
+        return [[_record(chat, setting, message) for setting in listed] for _ in range(rounds)]
     finally:
         chat.sampling = sampling
-        _set(chat, before)
+        _apply(chat, before)
         chat.reset()
 
 
@@ -73,31 +77,31 @@ def check_predictions(
     transfers: "pd.DataFrame | LinkModel",
     recall: "pd.DataFrame | None" = None,
 ) -> "pd.DataFrame":
-    """Return how fast replies were decoded, beside what is predicted from the first setting alone.
+    """Return the measured speed of every setting, and the speed predicted from the first one.
 
-    In each round a machine is fitted to the first recording and to the transfers; from both, all
-    other settings are predicted. Numbers are medians of the rounds.
+    In each round a machine model is fitted to the first recording and to the transfers. It predicts
+    the other settings. Numbers are medians over the rounds.
 
     Parameters
     ----------
     rounds
-        What `record_with_settings` gave.
+        Recordings, from `record_with_settings`.
     transfers
-        What `mixoff.measure.transfers` gave, or the link that misses come over.
+        Measurements from `mixoff.measure.transfers`, or a model of the link that serves misses.
     recall
-        What `mixoff.measure.recall` gave, of one predictor: needed where a setting guesses.
+        Measurements of one predictor from `mixoff.measure.recall`: needed where a setting guesses.
 
     Returns
     -------
     pandas.DataFrame
         A row a setting: setting, how ("fitted", "other slots", "guesses"), measured_wait_ms,
-        predicted_wait_ms, measured and predicted (tokens a second), error (predicted by measured,
-        less 1).
+        predicted_wait_ms, measured and predicted (tokens a second), error (predicted / measured
+        - 1).
 
     Raises
     ------
     ConfigError
-        If recall isn't known of what a setting guesses, or the misses' way wasn't measured.
+        If `recall` lacks a setting's guesses, or `transfers` lacks the path that serves misses.
     """
     import pandas as pd
 
@@ -105,18 +109,18 @@ def check_predictions(
     for base, *others in rounds:
         machine = Machine.fit(base, transfers)
         for trace in (base, *others):
-            told = recorded_speed(trace).iloc[0]
-            setting = CacheSetting(*map(int, told[["slots", "prefetch", "layers_ahead"]]))
-            guessing = _guessing(setting, recall) if setting.prefetch else None
-            found = predict_speed(base, machine, slots=setting.slots, guessing=guessing).iloc[0]
+            measured = recorded_speed(trace).iloc[0]
+            setting = CacheSetting(*map(int, measured[["slots", "prefetch", "layers_ahead"]]))
+            guessing = _accuracy(setting, recall) if setting.prefetch else None
+            predicted = predict_speed(base, machine, slots=setting.slots, guessing=guessing).iloc[0]
             rows.append(
                 {
                     "setting": str(setting),
                     "how": _how(trace is base, setting),
-                    "measured_wait_ms": told["wait_ms"],
-                    "predicted_wait_ms": found["wait_ms"],
-                    "measured": told["tokens_per_s"],
-                    "predicted": found["tokens_per_s"],
+                    "measured_wait_ms": measured["wait_ms"],
+                    "predicted_wait_ms": predicted["wait_ms"],
+                    "measured": measured["tokens_per_s"],
+                    "predicted": predicted["tokens_per_s"],
                 }
             )
     table = pd.DataFrame(rows).groupby(["setting", "how"], sort=False).median().reset_index()
@@ -127,20 +131,22 @@ def _how(is_base: bool, setting: CacheSetting) -> str:
     return "fitted" if is_base else "guesses" if setting.prefetch else "other slots"
 
 
-def _guessing(setting: CacheSetting, recall: "pd.DataFrame | None") -> PrefetchAccuracy:
-    """Return how well a setting guesses, as it was measured, of all layers together."""
+def _accuracy(setting: CacheSetting, recall: "pd.DataFrame | None") -> PrefetchAccuracy:
+    """Return the measured recall of a setting's guesses, a mean over layers."""
     if recall is None:
-        raise ConfigError(f"{setting}: how well is guessed isn't known: give recall.")
+        raise ConfigError(f"{setting}: the recall of its guesses is unknown: give recall.")
     rows = recall[recall["guesses"] == setting.prefetch]
     shares = rows.groupby("layers_ahead")["recall"].mean()
-    wanted = range(1, setting.layers_ahead + 1)
-    if missing := [ahead for ahead in wanted if ahead not in shares]:
-        raise ConfigError(f"{setting}: recall of {missing[0]} ahead wasn't measured.")
-    return PrefetchAccuracy(setting.prefetch, tuple(float(shares[ahead]) for ahead in wanted))
+    distances = range(1, setting.layers_ahead + 1)
+    if missing := [ahead for ahead in distances if ahead not in shares]:
+        raise ConfigError(
+            f"{setting}: recall of {setting.prefetch} guesses {missing[0]} ahead wasn't measured."
+        )
+    return PrefetchAccuracy(setting.prefetch, tuple(float(shares[ahead]) for ahead in distances))
 
 
 def _record(chat: Chat, setting: CacheSetting, message: str) -> Trace:
-    _set(chat, setting)
+    _apply(chat, setting)
     chat.reset()
     assert chat.cache is not None
     with chat.cache.record() as trace:
@@ -149,7 +155,7 @@ def _record(chat: Chat, setting: CacheSetting, message: str) -> Trace:
     return trace
 
 
-def _set(chat: Chat, setting: CacheSetting) -> None:
+def _apply(chat: Chat, setting: CacheSetting) -> None:
     assert chat.cache is not None
     if chat.cache.slots_per_layer != setting.slots:
         chat.cache.resize(setting.slots)

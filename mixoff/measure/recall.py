@@ -1,6 +1,6 @@
-"""How many of the experts that layers need were guessed. Knows routings; moves and times nothing.
+"""The share of needed experts that predictors guess. Knows routings; moves and times nothing.
 
-T tokens, D hidden size, E experts, k experts a token.
+Letters: T tokens, D hidden size, E experts, k experts a token.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mixoff.errors import ConfigError
-from mixoff.models.layers.experts import OffloadedExperts
+from mixoff.models.layers.experts import gates_and_experts
 from mixoff.predictors.base import Predictor
 from mixoff.predictors.registry import PREDICTORS, predictor_named
 
@@ -39,13 +39,7 @@ def watch_routers(model: nn.Module) -> Iterator[Watched]:
     ConfigError
         If the model has no experts behind a cache.
     """
-    pairs = [
-        (gate, child)
-        for block in model.modules()
-        if isinstance(gate := getattr(block, "gate", None), nn.Module)
-        for child in block.children()
-        if isinstance(child, OffloadedExperts)
-    ]
+    pairs = gates_and_experts(model)
     if not pairs:
         raise ConfigError(
             f"{type(model).__name__} has no experts behind a cache: build it with "
@@ -72,27 +66,36 @@ def recall(
     guesses: Sequence[int] = (1, 2, 3, 4),
     layers_ahead: Sequence[int] = (0, 1, 2, 4),
 ) -> "pd.DataFrame":
-    """Return which share of the needed experts predictors guess, on text that is given.
+    """Return the share of needed experts that each predictor guesses on a text.
 
-    One row a predictor, distance, number of guesses and layer that is guessed. Columns: predictor,
-    layers_ahead, guesses, layer, recall, chance (guesses / E). A window's tokens are taken one
-    after the other, as decoding would, and what predictors learn stays from window to window. A
-    token of which a predictor has no idea counts as not guessed.
+    A window's tokens are processed in order, as decoding would, and predictors keep what they
+    learned from one window to the next. A token for which a predictor has no scores yet counts as
+    not guessed.
 
     Parameters
     ----------
     model
-        One that `mixoff.build_model` built.
+        A model built by `mixoff.build_model`.
     windows
-        Token ids [T] of each.
+        Token ids [T] of each window.
+    predictors
+        Names of predictors.
+    guesses
+        Numbers of experts to guess.
     layers_ahead
-        How far ahead the guessed layer is; 0 is the layer itself before it has chosen, which is a
-        control: ``"next-gate"`` then is the router, and guesses every expert that is needed.
+        Distances of the guessed layer. 0 is the layer itself before routing, a control:
+        ``"next-gate"`` then is the router, and guesses every needed expert.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per predictor, distance, number of guesses and guessed layer. Columns: predictor,
+        layers_ahead, guesses, layer, recall, chance (guesses / E).
 
     Raises
     ------
     ConfigError
-        If the model has no experts behind a cache, there is no such predictor, or no window.
+        If the model has no experts behind a cache, a predictor is unknown, or there is no window.
     """
     import pandas as pd
 
@@ -109,7 +112,7 @@ def recall(
                 for tally in tallies:
                     tally.add(watched.layers)
         if not watched.layers:
-            raise ConfigError("windows: there is none: give one, or more.")
+            raise ConfigError("windows is empty: give one or more.")
     num_experts = len(watched.gates[0].weight)  # type: ignore[arg-type]  # a tensor [E, D]
     rows = [row for tally in tallies for row in tally.rows(num_experts)]
     columns = ["predictor", "layers_ahead", "guesses", "layer", "recall", "chance"]
@@ -117,7 +120,7 @@ def recall(
 
 
 class _Tally:
-    """Counts of one predictor: experts that were needed, and those of them that were guessed."""
+    """The counts of one predictor: needed experts, and those of them that were guessed."""
 
     def __init__(
         self,
@@ -129,10 +132,10 @@ class _Tally:
         self._name, self._predictor = name, predictor
         self._guesses, self._layers_ahead = guesses, layers_ahead
         self._needed: dict[tuple[int, int], int] = {}  # by distance and guessed layer
-        self._found: dict[tuple[int, int], list[int]] = {}  # for each number of guesses
+        self._guessed: dict[tuple[int, int], list[int]] = {}  # for each number of guesses
 
     def add(self, layers: Sequence[Routing]) -> None:
-        """Guess and learn, token by token and in each token layer by layer."""
+        """Let the predictor guess and observe, token by token and layer by layer."""
         for token in range(len(layers[0][1])):
             for layer, (hidden_states, choices) in enumerate(layers):
                 for ahead in self._layers_ahead:
@@ -148,13 +151,13 @@ class _Tally:
         needed = layers[target][1][token]
         key = (target - layer, target)
         self._needed[key] = self._needed.get(key, 0) + len(needed)
-        found = self._found.setdefault(key, [0] * len(self._guesses))
+        guessed = self._guessed.setdefault(key, [0] * len(self._guesses))
         for place, guesses in enumerate(self._guesses):
-            found[place] += len({*ranked[:guesses]}.intersection(needed))
+            guessed[place] += len({*ranked[:guesses]}.intersection(needed))
 
     def rows(self, num_experts: int) -> Iterator[tuple[str, int, int, int, float, float]]:
         """Yield the data frame's rows."""
-        for (ahead, layer), found in sorted(self._found.items()):
-            for guesses, count in zip(self._guesses, found, strict=True):
+        for (ahead, layer), guessed in sorted(self._guessed.items()):
+            for guesses, count in zip(self._guesses, guessed, strict=True):
                 recall = count / self._needed[ahead, layer]
                 yield self._name, ahead, guesses, layer, recall, guesses / num_experts

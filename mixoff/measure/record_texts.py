@@ -1,4 +1,4 @@
-"""Recordings of texts that a model reads as if it had written them. Knows ids; judges nothing."""
+"""Recordings of teacher-forced texts: a model reads them token by token, as if it decoded them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,46 +22,46 @@ def record_texts(
     window: int | None = None,
     progress: bool = False,
 ) -> dict[str, Trace]:
-    """Return a recording of each text, which the model reads token by token, as it decodes.
+    """Return a recording of each text, which the model reads token by token, as in decoding.
 
-    A step is one token, and what the model would have written doesn't matter: it is given the text
-    (it is teacher-forced), so recordings of the same texts can be compared between models. The text
-    is cut into windows without overlap, and a window's tokens see only that window. The cache goes
-    on from one text to the next; a replay of another policy or size begins as `mixoff.sweep` tells.
+    A step is one token of the text, whatever the model would have generated (teacher forcing), so
+    recordings of the same texts can be compared between models. The text is divided into windows
+    without overlap, and tokens attend to their own window only. The cache isn't emptied between
+    texts; `mixoff.sweep` describes how a replay of another policy or size begins.
 
     Parameters
     ----------
     model
-        One that `mixoff.build_model` built.
+        A model built by `mixoff.build_model`.
     texts
-        The text of each kind. Special tokens written in it are special.
+        The text of each kind. Special tokens in it are encoded as special tokens.
     tokens
-        How many tokens of each text to read: its first ones, by default all but the last.
+        The number of tokens to read of each text, from its start; by default all but the last.
     window
-        Tokens of a window: by default as many as the model has positions for, 2,048 at most.
+        Tokens of a window: by default the number of the model's positions, at most 2,048.
     progress
         Whether to show a progress bar.
 
     Raises
     ------
     ConfigError
-        If there is no text, one has fewer than two tokens, none are to be read, or a window has
-        more than the model has positions for.
+        If there is no text, one has fewer than two tokens, `tokens` is below 1, or a window is
+        longer than the model's positions.
     MixoffError
         If the model has no expert cache.
     """
     if not texts:
-        raise ConfigError("texts: there is none: give one, or more.")
+        raise ConfigError("texts is empty: give one or more.")
     cache = cache_of(model)
     positions = int(model.config.max_position_embeddings)
-    cut = {
+    by_kind = {
         kind: text_windows(tokenizer, text, positions, window=window, tokens=tokens)
         for kind, text in texts.items()
     }
     traces: dict[str, Trace] = {}
-    total = sum(windows.predicted for windows in cut.values())
+    total = sum(windows.predicted for windows in by_kind.values())
     with tqdm(total=total, desc="recording", unit="token", disable=not progress) as bar:
-        for kind, windows in cut.items():
+        for kind, windows in by_kind.items():
             with cache.record() as traces[kind]:
                 for read, _ in windows:
                     context = Context(model)

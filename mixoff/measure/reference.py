@@ -1,13 +1,14 @@
-"""What an unquantized model says of a text, computed one layer and one expert at a time.
+"""An unquantized model's predictions of a text, computed one layer and one expert at a time.
 
-A Mixtral of one layer, transformers' own, takes the layers' weights in turn. At the seam where a
-layer's experts are called it notes what they would be given and adds nothing; then each expert is
-read once, does its work for all windows, and goes. Nothing of the model is written anew.
+A model of a single layer, transformers' own class, receives the weights of all layers one after the
+other. In the place of its experts a module records their inputs and returns zeros; then each expert
+is read once, computed for all windows, and freed. All but the loop over experts is transformers'.
 
 Letters: N tokens, T tokens of a window, D hidden size, V vocabulary, k experts a token.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,33 +17,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import MixtralConfig
-from transformers.models.mixtral.modeling_mixtral import MixtralModel, MixtralRotaryEmbedding
+from transformers import MODEL_MAPPING, PreTrainedConfig
 
 from mixoff.checkpoints.source_files import FolderFiles
 from mixoff.checkpoints.unquantized import UnquantizedCheckpoint
 from mixoff.errors import ConfigError
+from mixoff.families.architecture import EMBEDDINGS, HEAD, LAST_NORM
 from mixoff.measure.text_windows import Windows, text_windows
+from mixoff.models.replace import expert_modules
+from mixoff.models.transformers_seam import apply_gate
 from mixoff.planning.free_memory import free_device_memory, headroom
 from mixoff.units import format_nbytes
-
-_HEAD, _EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What an unquantized model says of a text's windows; logits are made when asked for.
+    """An unquantized model's predictions of a text; logits are computed on demand.
 
     Parameters
     ----------
     original
-        The model, whose weights are not in memory any more.
+        The model, whose weights are no longer in memory.
     windows
         The text.
     hidden_states
-        What the head is given [N, D], float32 on the CPU: 16 KiB a token of Mixtral-8x7B.
+        The head's inputs [N, D], float32 on the CPU: 16 KiB a token for Mixtral-8x7B.
     head
-        The head's weights [V, D], float32: 500 MiB of Mixtral-8x7B.
+        The head's weights [V, D], float32: 500 MiB for Mixtral-8x7B.
     """
 
     original: UnquantizedCheckpoint
@@ -51,22 +52,22 @@ class Reference:
     head: Tensor
 
     def logits(self, rows: slice) -> Tensor:
-        """Return the logits [rows, V] after some of the text's tokens, in float32."""
+        """Return the float32 logits [rows, V] of the tokens that follow the given ones."""
         hidden_states = self.hidden_states[None, rows].to(self.head.device)
         return F.linear(hidden_states, self.head)[0]
 
     def to(self, device: str | torch.device) -> "Reference":
-        """Return the same with the head on a device, where logits are made then."""
+        """Return the same reference with its head on a device, where logits are then computed."""
         return replace(self, head=self.head.to(device))
 
 
 def open_unquantized(original: str | Path | UnquantizedCheckpoint) -> UnquantizedCheckpoint:
-    """Return an unquantized Mixtral whose headers are read: a folder in Hugging Face's form.
+    """Return an opened unquantized Mixtral, of a folder in Hugging Face's form.
 
     Raises
     ------
     CheckpointError
-        If it is no unquantized Mixtral, or is damaged.
+        If the folder has no unquantized Mixtral, or a damaged one.
     """
     return (
         original
@@ -85,32 +86,32 @@ def compute_reference(
     device: str | torch.device = "cpu",
     progress: bool = False,
 ) -> Reference:
-    """Return what an unquantized Mixtral says of a text, in float32 whatever type it is stored in.
+    """Return an unquantized Mixtral's predictions of a text, computed in float32.
 
-    It needn't fit in memory: `reference_nbytes` tells what is needed, which is checked beforehand.
-    Mixtral-8x7B takes 2.9 GiB and 48 KiB a token: 4.4 GiB for 32,768 tokens.
+    The model need not fit in memory. `reference_nbytes` returns the memory that is needed, which is
+    checked first: 2.9 GiB and 48 KiB a token for Mixtral-8x7B, 4.4 GiB for 32,768 tokens.
 
     Parameters
     ----------
     original
-        A folder in Hugging Face's form, or one that `open_unquantized` opened.
+        A folder in Hugging Face's form, or the result of `open_unquantized`.
     window, tokens
         As `mixoff.measure.held_out_loss` takes them.
     device
-        Where to compute, and to hold all of it meanwhile.
+        The device to compute on, which also holds all data of the computation.
     progress
         Whether to show a progress bar.
 
     Raises
     ------
     CheckpointError
-        If it is no unquantized Mixtral, or is damaged.
+        If the folder has no unquantized Mixtral, or a damaged one.
     ConfigError
-        If the text has nothing to predict, a window doesn't suit the model, or there is too little
-        memory for so many tokens.
+        If the text has no token to predict, a window is longer than the model's positions, or
+        there is too little memory for this many tokens.
     """
     original, device = open_unquantized(original), torch.device(device)
-    config = MixtralConfig.from_dict(dict(original.config))
+    config = original.architecture.transformers_config()
     positions = int(config.max_position_embeddings)
     windows = text_windows(tokenizer, text, positions, window=window, tokens=tokens)
     _refuse_too_much(original, windows, free_device_memory(device))
@@ -120,23 +121,28 @@ def compute_reference(
 
 
 def reference_nbytes(original: UnquantizedCheckpoint, windows: Windows) -> int:
-    """Return the bytes that `compute_reference` takes at most, beside what is there before.
+    """Return the bytes that `compute_reference` allocates at most.
 
-    For each token three rows of D; embeddings, head, one expert as it is stored and in float32,
-    a layer's attention, and a window's activations.
+    They are three rows of D for each token; embeddings, head, one expert as it is stored and in
+    float32, a layer's attention, and a window's activations.
     """
     return _fixed_nbytes(original, windows.size) + windows.predicted * _nbytes_per_token(original)
 
 
 def _nbytes_per_token(original: UnquantizedCheckpoint) -> int:
-    """Bytes of a token: the residual stream, what the experts are given, and what they add."""
-    return 3 * 4 * original.model.expert_shapes()["w1"][1]
+    """Return the bytes of a token: the residual stream, and the experts' inputs and outputs."""
+    return 3 * 4 * original.architecture.hidden_size
 
 
 def _fixed_nbytes(original: UnquantizedCheckpoint, size: int) -> int:
-    inner, hidden = original.model.expert_shapes()["w1"]
-    vocab = dict(original.model.non_expert_shapes())[_EMBEDDINGS][0]
-    attention = sum(rows * columns for rows, columns in original.model.attention_shapes().values())
+    architecture = original.architecture
+    inner, hidden = architecture.intermediate_size, architecture.hidden_size
+    vocab = dict(architecture.non_expert_shapes())[EMBEDDINGS][0]
+    attention = sum(
+        math.prod(shape)
+        for name, shape in architecture.non_expert_shapes()
+        if architecture.is_packed(name) and name.startswith(architecture.layer_prefix(0))
+    )
     expert = 2 * 3 * inner * hidden  # as stored, gate and up joined, and in float32
     return 4 * (2 * vocab * hidden + expert + attention + size * (3 * inner + 4 * hidden))
 
@@ -146,31 +152,34 @@ def _refuse_too_much(original: UnquantizedCheckpoint, windows: Windows, free: in
     if needed <= usable:
         return
     fit = (usable - _fixed_nbytes(original, windows.size)) // _nbytes_per_token(original)
-    way_out = f"give tokens={fit} or fewer" if fit > 0 else "not even one token fits"
+    remedy = f"give tokens={fit} or fewer" if fit > 0 else "not even one token fits"
     raise ConfigError(
         f"tokens={windows.predicted}: computing the unquantized {original.files.name} over them "
         f"takes {format_nbytes(needed)} of memory, and {format_nbytes(max(0, usable))} can be "
-        f"used: {way_out}."
+        f"used: {remedy}."
     )
 
 
 @dataclass(frozen=True)
 class _Call:
-    """What a layer's experts are given for a window, and what they add to the residual stream."""
+    """The inputs of a layer's experts for a window, and what they add to the residual stream."""
 
     hidden_states: Tensor  # [T, D]
     top_k_index: Tensor  # [T, k]
     top_k_weights: Tensor  # [T, k]
     out: Tensor  # [T, D]
 
-    def chose(self, expert: int) -> tuple[Tensor, Tensor]:
-        """Return where an expert was chosen, in transformers' order: positions, and tokens."""
+    def chosen(self, expert: int) -> tuple[Tensor, Tensor]:
+        """Return the positions in `top_k_index`, and the tokens, for which an expert was chosen.
+
+        The order is that of transformers' loop over experts, so that sums are equal to the bit.
+        """
         position, token = torch.where(self.top_k_index.T == expert)
         return position, token
 
 
-class _NotedCalls(nn.Module):
-    """Stands in the experts' place, notes their calls, and adds nothing yet."""
+class _CallRecorder(nn.Module):
+    """A module in the place of the experts that records their calls and returns zeros."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -184,29 +193,31 @@ class _NotedCalls(nn.Module):
 
 
 class _Stream:
-    """A Mixtral of one layer, which takes the weights of all layers in turn."""
+    """A model of one layer, which receives the weights of all layers one after the other."""
 
     def __init__(
-        self, original: UnquantizedCheckpoint, config: MixtralConfig, device: torch.device
+        self, original: UnquantizedCheckpoint, config: PreTrainedConfig, device: torch.device
     ) -> None:
         self._original = original
         self._device = device
         self._layers = int(config.num_hidden_layers)
         config.num_hidden_layers = 1
-        with torch.device("meta"):  # nothing is allocated, and weights are assigned
-            self._model = MixtralModel(config).train(False)
-        (block,) = self._model.layers
-        self._apply_gate: Callable[[Tensor], Tensor] = block.mlp.experts._apply_gate
-        block.mlp.experts = self._noted = _NotedCalls()
+        model_class: Any = MODEL_MAPPING[type(config)]
+        with torch.device("meta"):  # allocates nothing: weights are assigned later
+            self._model = model_class(config).train(False)
+        (experts,) = expert_modules(self._model)
+        self._apply_gate = apply_gate(self._model.get_submodule(experts))
+        self._recorder = _CallRecorder()
+        self._model.set_submodule(experts, self._recorder)
         self._norm, self._model.norm = self._model.norm, nn.Identity()
-        self._model.rotary_emb = MixtralRotaryEmbedding(config).to(device)
+        self._model.rotary_emb = type(self._model.rotary_emb)(config).to(device)
 
     def run(self, windows: Windows, *, progress: bool) -> tuple[Tensor, Tensor]:
-        """Return what the head is given [N, D], and the head [V, D]."""
-        head_name = _EMBEDDINGS if self._original.config.get("tie_word_embeddings") else _HEAD
-        self._fetch(self._original.files_of({_EMBEDDINGS, "model.norm.weight", head_name}))
+        """Return the head's inputs [N, D], and the head [V, D]."""
+        head_name = EMBEDDINGS if self._original.config.get("tie_word_embeddings") else HEAD
+        self._fetch(self._original.files_of({EMBEDDINGS, LAST_NORM, head_name}))
         head = self._original.tensor(head_name)
-        self._norm.load_state_dict({"weight": self._tensor("model.norm.weight")}, assign=True)
+        self._norm.load_state_dict({"weight": self._tensor(LAST_NORM)}, assign=True)
         states = self._embedded(windows)
         nbytes = format_nbytes(reference_nbytes(self._original, windows))
         about = f"unquantized model, {windows.predicted} tokens, {nbytes}"
@@ -219,30 +230,32 @@ class _Stream:
                     inputs_embeds=hidden_states[None], use_cache=False
                 ).last_hidden_state[0]
             self._add_experts(layer, states)
-            self._model.layers.to("meta")  # lets go of the layer before the next is read
+            self._model.layers.to("meta")  # frees the layer's weights before the next are read
             self._release_after(layer)
         normed = [self._norm(hidden_states).cpu() for hidden_states in _drained(states)]
         return torch.cat(normed), head.float()
 
     def _embedded(self, windows: Windows) -> list[Tensor]:
-        embeddings = self._original.tensor(_EMBEDDINGS)  # [V, D]
+        embeddings = self._original.tensor(EMBEDDINGS)  # [V, D]
         return [
             F.embedding(read, embeddings).to(self._device, torch.float32) for read, _ in windows
         ]
 
     def _load(self, layer: int) -> None:
-        prefix = f"model.layers.{layer}."
-        names = [
-            name for name, _ in self._original.model.non_expert_shapes() if name.startswith(prefix)
-        ]
-        weights = {name.removeprefix(prefix): self._tensor(name) for name in names}
+        prefix = self._original.architecture.layer_prefix(layer)
+        names = [name for name, _ in self._original.architecture.non_expert_shapes()]
+        weights = {
+            name.removeprefix(prefix): self._tensor(name)
+            for name in names
+            if name.startswith(prefix)
+        }
         self._model.layers[0].load_state_dict(weights, assign=True)
 
     def _add_experts(self, layer: int, states: list[Tensor]) -> None:
-        """Add what a layer's experts give, the lowest first, as transformers' ``eager`` does."""
-        calls = self._noted.calls
-        for expert in range(self._original.model.num_experts):
-            chosen = [call.chose(expert) for call in calls]
+        """Add the outputs of a layer's experts, in the order of transformers' ``eager`` experts."""
+        calls = self._recorder.calls
+        for expert in range(self._original.architecture.num_experts):
+            chosen = [call.chosen(expert) for call in calls]
             if any(len(token) for _, token in chosen):
                 self._apply(layer, expert, zip(calls, chosen, strict=True))
         for hidden_states, call in zip(states, calls, strict=True):
@@ -269,14 +282,14 @@ class _Stream:
             self._original.files.fetch(name)
 
     def _release_after(self, layer: int) -> None:
-        """Let go of the files that no later layer needs."""
-        later = (self._original.files_of_layer(other) for other in range(layer + 1, self._layers))
+        """Release a layer's files that no later layer needs."""
+        later = (self._original.files_of_layer(after) for after in range(layer + 1, self._layers))
         for name in sorted(self._original.files_of_layer(layer).difference(*later)):
             self._original.files.release(name)
 
 
 def _drained(tensors: list[Tensor]) -> Iterator[Tensor]:
-    """Yield a list's tensors, which goes on without them."""
-    tensors.reverse()
+    """Yield a list's tensors in order, and remove each, so that it is freed after use."""
+    tensors.reverse()  # `pop` removes at the end in constant time
     while tensors:
         yield tensors.pop()

@@ -1,4 +1,7 @@
-"""A text's tokens, cut into the windows that a model reads. Knows ids; no models."""
+"""A text's tokens, divided into the windows that a model reads at once. Knows ids; no models.
+
+Letters: N tokens to predict, T tokens of a window.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,19 +14,17 @@ from mixoff.errors import ConfigError
 
 _LONGEST_WINDOW = 2048
 
-# N tokens to predict, T tokens of a window
-
 
 @dataclass(frozen=True)
 class Windows:
-    """A text's tokens; a window's tokens see only that window, and each but the first is predicted.
+    """A text's tokens in windows, whose tokens attend to their own window only.
 
     Parameters
     ----------
     ids
         The tokens [N + 1].
     size
-        Tokens that a model reads at once; the last window may have fewer.
+        Tokens of a window; the last one may have fewer.
     """
 
     ids: Tensor
@@ -31,14 +32,14 @@ class Windows:
 
     @property
     def predicted(self) -> int:
-        """N, the number of tokens that are predicted, each once."""
+        """N, the number of predicted tokens; each is predicted once."""
         return len(self.ids) - 1
 
     def __len__(self) -> int:
         return -(-self.predicted // self.size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield each window's tokens, and those that follow them, [T] both."""
+        """Yield each window's tokens, and the tokens that follow each of them, [T] both."""
         for start in range(0, self.predicted, self.size):
             piece = self.ids[start : start + self.size + 1]
             yield piece[:-1], piece[1:]
@@ -47,22 +48,22 @@ class Windows:
 def text_windows(
     tokenizer: Any, text: str, positions: int, *, window: int | None, tokens: int | None
 ) -> Windows:
-    """Return a text's windows. Special tokens written in the text are special.
+    """Return a text's windows. Special tokens in the text are encoded as special tokens.
 
     Parameters
     ----------
     positions
-        How many the model has.
+        The number of the model's positions.
     window
-        Tokens of a window: by default as many as the model has positions for, 2,048 at most.
+        Tokens of a window: by default the number of positions, at most 2,048.
     tokens
-        How many tokens to predict: the text's first ones, by default all.
+        The number of tokens to predict, from the start of the text; by default all.
 
     Raises
     ------
     ConfigError
-        If the text has fewer than two tokens, none are to be predicted, or a window has more than
-        the model has positions for.
+        If the text has fewer than two tokens, `tokens` is below 1, or a window is longer than the
+        model's positions.
     """
     window = window or min(positions, _LONGEST_WINDOW)
     if not 1 <= window <= positions:

@@ -1,7 +1,7 @@
-"""Ways between the tiers that records can be sent on, to see how long they take. Knows no sizes.
+"""The paths of records between tiers, each behind an object that moves records and times it.
 
-Each way moves records as a run does: by a mover's fetches, read by `DiskReader`, in the threads of
-`Transfers`.
+Records move as in a run: by a mover's fetches, read by `DiskReader`, in the threads of `Transfers`.
+Knows movers and clocks; knows nothing of which sizes are measured.
 """
 
 import os
@@ -11,10 +11,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Literal, Protocol
 
+from mixoff.config import Io
 from mixoff.tiers.aligned import PAGE, align
 from mixoff.tiers.buffers import Buffer, chunks
 from mixoff.tiers.cpu import CpuMover
-from mixoff.tiers.disk import DiskReader, Io
+from mixoff.tiers.disk import DiskReader
 from mixoff.tiers.gpu import GpuMover
 from mixoff.tiers.host import PinnedMemory
 from mixoff.tiers.mover import Fetch
@@ -23,15 +24,15 @@ from mixoff.tiers.record import RecordLocation
 from mixoff.tiers.store import RecordStore
 from mixoff.tiers.streams import Device
 
-CAN_DROP = hasattr(os, "posix_fadvise")  # pages of a file out of the page cache
+CAN_DROP = hasattr(os, "posix_fadvise")  # whether files can be dropped from the page cache
 
 _NO_LIMIT = 1 << 62  # bytes
 _IN_CACHE, _DROPPED, _PAST, _NO_FILE = "in it", "dropped from it", "past it", "no file"
 
 
 @dataclass(frozen=True)
-class Way:
-    """From which tier to which, and how; what of a file was in the page cache."""
+class TransferPath:
+    """Source and target tier, the method, and the part of the file that is in the page cache."""
 
     source: str
     target: str
@@ -40,40 +41,40 @@ class Way:
 
 
 class Route(Protocol):
-    """Moves records on one way, or there and back, and times it."""
+    """Moves records along one path, or along two (there and back), and times them."""
 
-    ways: tuple[Way, ...]
-    num_records: int  # there are
+    paths: tuple[TransferPath, ...]
+    num_records: int  # that can be moved
 
     def move(self, records: Sequence[int]) -> list[float]:
-        """Move records at once; return the seconds until the last one was there, way by way."""
+        """Move records concurrently; return, for each path, the seconds until the last arrived."""
 
     def refusal(self) -> str | None:
-        """Return why records weren't moved as they were to be, or None."""
+        """Return why records were moved by another method than this route's, or None."""
 
     def close(self) -> None:
-        """Give memory and files back."""
+        """Release memory and files."""
 
 
 def record_store(file: Path, nbytes: int, num_records: int, io: Io) -> RecordStore:
-    """Return a store of so many records, each on a page behind the one before, unverified."""
+    """Return a store of unverified records in a file, each at the start of a page."""
     stride = align(nbytes, PAGE)
-    places = [RecordLocation(file, place * stride, nbytes, None) for place in range(num_records)]
-    return RecordStore([places], DiskReader(io))
+    locations = [RecordLocation(file, n * stride, nbytes, None) for n in range(num_records)]
+    return RecordStore([locations], DiskReader(io))
 
 
 class FromDisk:
-    """From a file into host memory, as a device that computes there reads its experts.
+    """From a file into host memory, as experts are read where the device is the CPU.
 
     Parameters
     ----------
     file, nbytes, num_records
-        Where records lie, one behind the other.
+        The file, the bytes of a record, and the number of records in it.
     transfers
-        Moves them.
+        The threads that read.
     method
         "direct"; "buffered", through the page cache, which must hold the file; "dropped", through
-        a page cache that is asked each time to drop the file.
+        the page cache after the file was dropped from it.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class FromDisk:
     ) -> None:
         io: Io = "direct" if method == "direct" else "buffered"
         state = {"direct": _PAST, "buffered": _IN_CACHE, "dropped": _DROPPED}[method]
-        self.ways: tuple[Way, ...] = (Way("disk", "host", io, state),)
+        self.paths: tuple[TransferPath, ...] = (TransferPath("disk", "host", io, state),)
         self.num_records = num_records
         self._file = file
         self._method = method
@@ -109,7 +110,7 @@ class FromDisk:
         return [perf_counter() - began]
 
     def refusal(self) -> str | None:
-        """Return why there was no direct I/O, if there was to be."""
+        """Return why direct I/O isn't possible here, or None."""
         return self._store.reader.fallbacks
 
     def close(self) -> None:
@@ -118,9 +119,9 @@ class FromDisk:
 
 
 class WithinHost:
-    """From one place in host memory to another one."""
+    """From one buffer in host memory to another."""
 
-    ways: tuple[Way, ...] = (Way("host", "host", "copied", _NO_FILE),)
+    paths: tuple[TransferPath, ...] = (TransferPath("host", "host", "copied", _NO_FILE),)
 
     def __init__(self, nbytes: int, transfers: Transfers) -> None:
         self.num_records = transfers.max_threads
@@ -129,10 +130,10 @@ class WithinHost:
         self._pairs: list[tuple[Buffer, Buffer]] = []
 
     def move(self, records: Sequence[int]) -> list[float]:
-        """Copy as many records; which ones makes no difference."""
+        """Copy this number of records; their indices don't matter."""
         while len(self._pairs) < len(records):
             source, target = (Buffer.for_records(self._nbytes) for _ in range(2))
-            source.memory.fill_(1)  # or its pages aren't there before the first copy
+            source.memory.fill_(1)  # maps its pages, which the first copy would do otherwise
             self._pairs.append((source, target))
         began = perf_counter()
         pairs = self._pairs[: len(records)]
@@ -145,29 +146,29 @@ class WithinHost:
             yield None
 
     def refusal(self) -> None:
-        """Return None."""
+        """Return None: a copy within host memory is always possible."""
 
     def close(self) -> None:
-        """Give memory back."""
+        """Release memory."""
         self._pairs.clear()
 
 
 class ToDevice:
     """From host memory to a device with memory of its own, and back.
 
-    Host memory is exclusive, as where it is too small for all records: one that leaves the device
-    goes back there, and comes from there again.
+    The host tier is exclusive, as in a run whose host memory is too small for all records: an
+    evicted record is copied back to host memory, from where it is fetched again.
 
     Parameters
     ----------
     file, nbytes
-        Where records come from the first time.
+        The file that records are read from the first time, and the bytes of a record.
     transfers
-        Moves them to the device.
+        The threads that copy to the device.
     device
         Streams and memory.
     pinned
-        Whether host memory is to be pinned.
+        Whether to pin host memory.
     """
 
     def __init__(
@@ -180,9 +181,11 @@ class ToDevice:
         pinned: bool,
     ) -> None:
         method = "pinned" if pinned else "pageable"
-        there, back = ("host", "device"), ("device", "host")
         self.num_records = transfers.max_threads
-        self.ways: tuple[Way, ...] = (Way(*there, method, _NO_FILE), Way(*back, method, _NO_FILE))
+        self.paths: tuple[TransferPath, ...] = (
+            TransferPath("host", "device", method, _NO_FILE),
+            TransferPath("device", "host", method, _NO_FILE),
+        )
         self._memory = (PinnedMemory if pinned else _PageableMemory)(device, _NO_LIMIT)
         self._link = GpuMover(
             record_store(file, nbytes, self.num_records, "buffered"),
@@ -193,58 +196,59 @@ class ToDevice:
             inclusive=False,
             pinned=self._memory,
         )
-        self._held: dict[int, Buffer] = {}  # buffers of the device, by the record that was in them
+        self._held: dict[int, Buffer] = {}  # the device's buffer of each record that was moved
 
     def move(self, records: Sequence[int]) -> list[float]:
-        """Fetch records and let them go again; those not in host memory yet get there first."""
+        """Fetch records from host memory and evict them again."""
         fresh = [record for record in records if record not in self._held]
-        if fresh:
+        if fresh:  # only on disk: without this, the disk's time would be measured, too
             self._held |= {record: self._link.allocate() for record in fresh}
             self._fetch(fresh)
-            self._leave(fresh)
-        return [self._fetch(records), self._leave(records)]
+            self._evict(fresh)
+        return [self._fetch(records), self._evict(records)]
 
     def _fetch(self, records: Sequence[int]) -> float:
         fetches = [Fetch((0, record), self._held[record]) for record in records]
         began = perf_counter()
         _wait(self._link.transfers.submit(self._link.fetch(fetch)) for fetch in fetches)
-        took = self._until_done(records, began)
+        seconds = self._seconds_until_done(records, began)
         for fetch in fetches:
             self._link.slot_filled(fetch.key)
-        return took
+        return seconds
 
-    def _leave(self, records: Sequence[int]) -> float:
+    def _evict(self, records: Sequence[int]) -> float:
         began = perf_counter()
-        left = [self._link.evict((0, record), self._held[record]) for record in records]
-        _wait(ticket for _, ticket in left if ticket is not None)
-        return self._until_done(records, began)
+        evicted = [self._link.evict((0, record), self._held[record]) for record in records]
+        _wait(ticket for _, ticket in evicted if ticket is not None)
+        return self._seconds_until_done(records, began)
 
-    def _until_done(self, records: Sequence[int], began: float) -> float:
+    def _seconds_until_done(self, records: Sequence[int], began: float) -> float:
+        # A ticket is done when the copy is queued on a stream; the event, when it has run.
         for record in records:
             if (event := self._held[record].after) is not None:
                 event.wait()
         return perf_counter() - began
 
     def refusal(self) -> str | None:
-        """Return why memory isn't pinned, if it was to be."""
+        """Return why host memory isn't pinned although it should be, or None."""
         return self._memory.notice
 
     def close(self) -> None:
-        """Wait for what is under way, and give memory back."""
+        """Wait for copies in flight, and release memory."""
         self._link.close()
         self._held.clear()
 
 
 class _PageableMemory(PinnedMemory):
-    """Host memory none of which is pinned, as was asked for: nobody has to be told."""
+    """Host memory of which none is pinned on purpose, so that no notice is logged."""
 
     def allocate(self, nbytes: int) -> Buffer:
-        """Return a buffer for records of up to so many bytes."""
+        """Return a buffer for records of at most this many bytes."""
         return Buffer.for_records(nbytes)
 
 
 def _wait(tickets: Iterable[Ticket]) -> None:
-    for ticket in list(tickets):  # all are asked for before the first is waited for
+    for ticket in list(tickets):  # all are submitted before the first is waited for
         ticket.wait()
 
 

@@ -1,4 +1,4 @@
-"""How long records take between the tiers of this machine, size by size. Knows clocks; no model."""
+"""Transfer times of records between the tiers of this machine, by size. Knows clocks; no models."""
 
 import os
 import random
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SIZES = tuple(4096 << (2 * power) for power in range(7))  # 4 KiB to 16 MiB
-_SEVERAL_BELOW = 1 << 20  # bytes: smaller records are moved several times a round
-_MOST_TIMES = 8
+_REPEATED_BELOW = 1 << 20  # bytes: smaller records are moved several times a round
+_MOST_REPEATS = 8
 _MS, _GB = 1e-3, 1e9
 
 
@@ -38,88 +38,92 @@ def transfers(
     rounds: int = 7,
     seconds: float = 4.0,
 ) -> "pd.DataFrame":
-    """Return how long records of each size take between the tiers of this machine.
+    """Return the transfer time of records of each size between the tiers of this machine.
 
-    All ways and sizes take turns, round by round, so that whatever else the machine does touches
-    all alike. The first round warms up and isn't counted; after `seconds` no other round begins,
-    but one is always counted. Two files of random bytes, each as large as the most that is in
-    flight, are written and removed.
+    Every round measures all paths and sizes, so that other load on the machine affects all alike.
+    The first round warms up and isn't counted; after `seconds` no further round begins, but one is
+    always counted. Two files of random bytes, each as large as the records in flight of the largest
+    size, are written and removed.
 
-    From disk into host memory records come with direct I/O; buffered while the file's pages are in
-    the page cache, since it has just been written; and buffered after the system was asked to drop
-    them. Within host memory they are copied, which mixoff itself never does where that is what it
-    computes in: there it hands buffers on. With a GPU they go from host memory, pinned and
-    pageable, to the device and back. What a file system or a driver refuses is left out, and
-    ``attrs["notes"]`` says why. Whether a disk has a cache of its own can't be told from here.
+    From disk to host memory, records are read with direct I/O; buffered, with the file in the page
+    cache, since it was just written; and buffered, after the file was dropped from the page cache.
+    Within host memory they are copied, which mixoff itself doesn't do where the device is the CPU:
+    there it passes buffers on. With a GPU they are copied from pinned and from pageable host memory
+    to the device and back. Methods that a file system or a driver refuses are left out, and
+    ``attrs["notes"]`` says why. A cache inside the disk can't be detected.
 
     Parameters
     ----------
     device
-        "cpu", or a GPU whose ways are measured besides.
+        "cpu", or a GPU whose paths are measured, too.
     folder
-        Where to write: on the disk that the checkpoint lies on. By default the system's folder for
-        temporary files, which may lie in memory.
+        A folder for temporary files, on the checkpoint's disk. By default the system's folder for
+        them, which may be in memory.
     sizes
         Bytes of a record.
     in_flight
-        How many records are asked for at once, by as many threads.
+        Numbers of records that are transferred concurrently, each by its own thread.
+    rounds
+        The most rounds that are counted.
+    seconds
+        The time after which no further round begins.
 
     Returns
     -------
     pandas.DataFrame
-        A row for each way, number in flight and size: source, target, method ("direct",
-        "buffered", "copied", "pinned", "pageable"), page_cache (what of the file was in it),
+        A row for each path, number in flight and size: source, target, method ("direct",
+        "buffered", "copied", "pinned", "pageable"), page_cache (the file's state in it),
         in_flight, nbytes (of a record), samples; ms, ms_min, ms_max: median, least and most
-        milliseconds from asking until the last record in flight was there; gb_per_s,
-        gb_per_s_min, gb_per_s_max: the bytes of all in flight by that time, 1e9 bytes a second.
+        milliseconds from the submission until the last record in flight arrived; gb_per_s,
+        gb_per_s_min, gb_per_s_max: the bytes of all in flight over that time, 1e9 bytes a second.
 
     Raises
     ------
     ConfigError
-        If a number can't be used, or the folder can't be written to.
+        If a number is below 1, or the folder can't be written to.
     """
     sizes, in_flight = _checked("sizes", sizes), _checked("in_flight", in_flight)
     _checked("rounds", [rounds])
     with ExitStack() as stack:
         nbytes = align(max(sizes), PAGE) * max(in_flight)
         files = stack.enter_context(_random_files(folder, nbytes))
-        several = {number: stack.enter_context(closing(Transfers(number))) for number in in_flight}
+        threads = {number: stack.enter_context(closing(Transfers(number))) for number in in_flight}
         cells = [
             _Cell(stack.enter_context(closing(route)), size, number)
             for size, number in product(sizes, in_flight)
-            for route in _routes(files, size, several[number], device)
+            for route in _routes(files, size, threads[number], device)
         ]
-        _go_round(cells, rounds, seconds)
+        _measure_rounds(cells, rounds, seconds)
         return _table(cells)
 
 
 class _Cell:
-    """A size and a number in flight on one route, and how long records took there."""
+    """The measurements of one route with one size and number in flight."""
 
     def __init__(self, route: Route, nbytes: int, in_flight: int) -> None:
         self.route = route
         self._nbytes = nbytes
         self._in_flight = in_flight
-        self._samples: list[list[float]] = []  # seconds of each way
-        self._chance = random.Random(nbytes + in_flight)  # the same records on all routes
+        self._samples: list[list[float]] = []  # seconds, for each path
+        self._random = random.Random(nbytes + in_flight)  # the same records on all routes
 
     def measure(self) -> None:
-        """Move records, small ones several times."""
-        for _ in range(min(_MOST_TIMES, max(1, _SEVERAL_BELOW // self._nbytes))):
-            records = self._chance.sample(range(self.route.num_records), self._in_flight)
+        """Move records once, or small ones several times, and add the samples."""
+        for _ in range(min(_MOST_REPEATS, max(1, _REPEATED_BELOW // self._nbytes))):
+            records = self._random.sample(range(self.route.num_records), self._in_flight)
             self._samples.append(self.route.move(records))
 
-    def forget(self) -> None:
-        """Forget what was measured."""
+    def clear(self) -> None:
+        """Drop all samples."""
         self._samples.clear()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield a row of the table for each way."""
+        """Yield a row of the table for each path."""
         moved = self._nbytes * self._in_flight / _GB
-        for way, seconds in zip(self.route.ways, zip(*self._samples, strict=True), strict=True):
+        for path, seconds in zip(self.route.paths, zip(*self._samples, strict=True), strict=True):
             middle, least, most = median(seconds), min(seconds), max(seconds)
             yield {
-                **vars(way),
+                **vars(path),
                 "in_flight": self._in_flight,
                 "nbytes": self._nbytes,
                 "samples": len(seconds),
@@ -132,13 +136,13 @@ class _Cell:
             }
 
 
-def _go_round(cells: list[_Cell], rounds: int, seconds: float) -> None:
+def _measure_rounds(cells: list[_Cell], rounds: int, seconds: float) -> None:
     for cell in cells:
         cell.measure()
-        cell.forget()
+        cell.clear()
     deadline = perf_counter() + seconds
-    for counted in range(rounds):
-        if counted and perf_counter() > deadline:
+    for number in range(rounds):
+        if number and perf_counter() > deadline:
             return
         for cell in cells:
             cell.measure()
@@ -148,8 +152,8 @@ def _table(cells: list[_Cell]) -> "pd.DataFrame":
     import pandas as pd
 
     refusals = [cell.route.refusal() for cell in cells]
-    kept = [cell for cell, refusal in zip(cells, refusals, strict=True) if refusal is None]
-    rows = [row for cell in kept for row in cell.rows()]
+    measured = [cell for cell, refusal in zip(cells, refusals, strict=True) if refusal is None]
+    rows = [row for cell in measured for row in cell.rows()]
     keys = ["source", "target", "method", "page_cache", "in_flight", "nbytes"]
     table = pd.DataFrame(rows).sort_values(keys, ignore_index=True)
     table.attrs["notes"] = tuple(dict.fromkeys(filter(None, refusals)))
@@ -162,7 +166,7 @@ def _routes(
     transfers: Transfers,
     device: str | torch.device | Device,
 ) -> Iterator[Route]:
-    """Yield the routes that this machine has."""
+    """Yield all routes of this machine."""
     cached, uncached = files
     num_records = cached.stat().st_size // align(nbytes, PAGE)
     yield FromDisk(cached, nbytes, num_records, transfers, "buffered")
@@ -180,19 +184,18 @@ def _routes(
 
 @contextmanager
 def _random_files(folder: str | Path | None, nbytes: int) -> Iterator[tuple[Path, Path]]:
-    """Write two files of random bytes: one that stays in the page cache, and one that needn't."""
-    where = Path(folder or tempfile.gettempdir())
+    """Write two temporary files of random bytes; only the second is ever dropped from the cache."""
+    parent = Path(folder or tempfile.gettempdir())
     with ExitStack() as stack:
         try:
-            place = Path(
-                stack.enter_context(tempfile.TemporaryDirectory(prefix="mixoff-", dir=where))
-            )
-            files = place / "cached", place / "uncached"
+            temporary = tempfile.TemporaryDirectory(prefix="mixoff-", dir=parent)
+            target = Path(stack.enter_context(temporary))
+            files = target / "cached", target / "uncached"
             for seed, file in enumerate(files):
                 _write(file, random.Random(seed).randbytes(nbytes))
         except OSError as error:
             raise ConfigError(
-                f"folder={str(where)!r}: twice {format_nbytes(nbytes)} can't be written there "
+                f"folder={str(parent)!r}: twice {format_nbytes(nbytes)} can't be written there "
                 f"({error.strerror}): give another folder, or smaller sizes."
             ) from error
         yield files
@@ -202,11 +205,11 @@ def _write(file: Path, content: bytes) -> None:
     with file.open("wb") as out:
         out.write(content)
         out.flush()
-        os.fsync(out.fileno())  # or it is still on its way to the disk while that is measured
+        os.fsync(out.fileno())  # otherwise the disk is still writing while reads are measured
 
 
 def _checked(name: str, numbers: Iterable[int]) -> list[int]:
-    found = list(numbers)
-    if not found or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in found):
-        raise ConfigError(f"{name}={found}: give whole numbers from 1 up.")
-    return found
+    listed = list(numbers)
+    if not listed or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in listed):
+        raise ConfigError(f"{name}={listed}: give whole numbers from 1 up.")
+    return listed

@@ -1,9 +1,9 @@
-"""From a plan to an expert cache: reader, transfers, tiers, slots. Knows no model."""
+"""From a run's plan to an expert cache: disk reader, transfers, tiers, slots. Knows no model."""
 
 import torch
 
 from mixoff.cache.cache import ExpertCache
-from mixoff.checkpoints.formats import AnyCheckpoint
+from mixoff.checkpoints.formats import RunnableCheckpoint
 from mixoff.config import OffloadConfig
 from mixoff.planning.plan import MemoryPlan
 from mixoff.tiers.aligned import PAGE
@@ -18,9 +18,9 @@ from mixoff.tiers.streams import Cuda
 
 
 def expert_cache(
-    checkpoint: AnyCheckpoint, offload: OffloadConfig, plan: MemoryPlan, device: torch.device
+    checkpoint: RunnableCheckpoint, offload: OffloadConfig, plan: MemoryPlan, device: torch.device
 ) -> ExpertCache:
-    """Return a cache over a checkpoint's experts, with the sizes that were planned.
+    """Return a cache of a checkpoint's experts, with the sizes that were planned.
 
     Raises
     ------

@@ -1,30 +1,30 @@
-"""From budgets to counts: how many experts a tier holds. Knows numbers; no files, no devices."""
+"""Budgets in bytes, turned into numbers of experts for each tier. Knows no files or devices."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from mixoff.config import OffloadConfig
+from mixoff.config import HostTier, OffloadConfig
 from mixoff.errors import ConfigError
 from mixoff.planning.free_memory import FreeMemory, headroom
 from mixoff.units import format_nbytes, parse_budget
 
-Tier = Literal["none", "inclusive", "exclusive"]
+PlannedTier = HostTier | Literal["none"]
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a model takes on a device whatever the budgets are, and what an expert takes.
+    """The bytes that a run takes under any budget, and the bytes of one expert.
 
     Parameters
     ----------
     non_expert, kv_cache, workspace, staging, bounce
         Bytes, as in `mixoff.planning.plan.MemoryPlan`.
     buffer
-        Bytes of a buffer that holds any one expert.
+        Bytes of a buffer that is large enough for any expert.
     layers, experts_per_layer, context
-        Counts: of the model, and the tokens in its KV cache.
+        Counts: layers, experts in each, and tokens in the KV cache.
     on_gpu
-        Whether the device's memory is its own: a CPU's is host memory.
+        Whether the device has memory of its own; a CPU's memory is host memory.
     """
 
     non_expert: int
@@ -40,16 +40,16 @@ class Needs:
 
     @property
     def experts(self) -> int:
-        """Experts of the model."""
+        """The number of the model's experts."""
         return self.layers * self.experts_per_layer
 
     def device_nbytes(self, slots_per_layer: int) -> int:
-        """Return what the device holds with so many slots."""
+        """Return the bytes that the device holds with this many slots in each layer."""
         slots = slots_per_layer * self.layers * self.buffer
         return self.non_expert + self.kv_cache + self.workspace + self.staging + slots
 
     def device_parts(self) -> str:
-        """Return what lies on the device beside slots, for a person."""
+        """Return the sizes of all that is on the device beside slots, as text for a message."""
         return (
             f"the non-expert parameters take {format_nbytes(self.non_expert)}, "
             f"the KV cache of {self.context} tokens {format_nbytes(self.kv_cache)}, "
@@ -60,20 +60,20 @@ class Needs:
 
 @dataclass(frozen=True)
 class HostBudget:
-    """What host memory keeps: `buffers` records of `nbytes` in all."""
+    """The records that host memory keeps: `buffers` of them, `nbytes` in all."""
 
-    kind: Tier
+    kind: PlannedTier
     buffers: int
     nbytes: int
 
 
 def fit_slots(offload: OffloadConfig, needs: Needs, free: FreeMemory) -> int:
-    """Return the slots of each layer: as asked for, or as many as fit the device's budget.
+    """Return the slots of each layer: the number set, or as many as fit the device's budget.
 
     Raises
     ------
     ConfigError
-        If not even one slot a layer fits.
+        If the budget has no room for one slot in each layer.
     """
     if offload.device_memory is None:
         return offload.slots_per_layer(needs.experts_per_layer)
@@ -96,26 +96,29 @@ def fit_slots(offload: OffloadConfig, needs: Needs, free: FreeMemory) -> int:
 def fit_host(
     offload: OffloadConfig, needs: Needs, slots_per_layer: int, free: FreeMemory
 ) -> HostBudget:
-    """Return what host memory keeps of the experts that the device doesn't.
+    """Return the records that host memory keeps of experts that have no slot.
 
     Raises
     ------
     ConfigError
-        If the budget holds no record, or the kind asked for makes no sense.
+        If the budget is smaller than a record, or the host tier that is set can't be used.
     """
     budget = parse_budget(offload.host_memory)
     _check_host_tier(offload, needs, budget)
     outside = needs.experts - needs.layers * slots_per_layer
     if budget is None:
-        beside = needs.bounce if needs.on_gpu else needs.device_nbytes(slots_per_layer)
-        budget = max(0, _less_headroom("host_memory", free.host) - beside)
+        # On a CPU the slots are in host memory, too: the same bytes are not counted as free twice.
+        taken = needs.bounce if needs.on_gpu else needs.device_nbytes(slots_per_layer)
+        budget = max(0, _less_headroom("host_memory", free.host) - taken)
     elif outside and 0 < budget < needs.buffer:
         raise ConfigError(
             f"host_memory={offload.host_memory!r}: one record takes {format_nbytes(needs.buffer)}: "
             f"give {needs.buffer} bytes or more, or 0 to read each miss from disk."
         )
     fit = budget // needs.buffer
-    kind: Tier = "inclusive" if needs.on_gpu and fit >= needs.experts else "exclusive"
+    # Where all experts fit, an inclusive tier saves the copy back of every evicted one. Where they
+    # don't, an exclusive one wastes no bytes on experts that are on the device anyway.
+    kind: HostTier = "inclusive" if needs.on_gpu and fit >= needs.experts else "exclusive"
     if offload.host_tier != "auto":
         kind = offload.host_tier
     buffers = min(fit, needs.experts if kind == "inclusive" else outside) if outside else 0
@@ -124,19 +127,19 @@ def fit_host(
 
 
 def pinned_nbytes(offload: OffloadConfig, needs: Needs, host_nbytes: int, free: FreeMemory) -> int:
-    """Return how much of host memory is to be pinned: half of what is free at most, unless told.
+    """Return the bytes of host memory to pin: without a budget, at most half of the free ones.
 
     Raises
     ------
     ConfigError
-        If memory is to be pinned that no GPU reads.
+        If there is a budget but no GPU that would read pinned memory.
     """
     budget = parse_budget(offload.pinned_memory)
     if not needs.on_gpu:
         if budget:
             raise ConfigError(
-                f"pinned_memory={offload.pinned_memory!r}: memory is pinned for a GPU and the "
-                "device is none: leave it out."
+                f"pinned_memory={offload.pinned_memory!r}: memory is pinned for a GPU, and the "
+                "device is not one: leave it out."
             )
         return 0
     wanted = needs.bounce + host_nbytes
@@ -148,17 +151,18 @@ def pinned_nbytes(offload: OffloadConfig, needs: Needs, host_nbytes: int, free: 
 def refuse_too_much(
     offload: OffloadConfig, needs: Needs, slots_per_layer: int, host: HostBudget, free: FreeMemory
 ) -> None:
-    """Refuse budgets that together are more than what is free, where that is known.
+    """Refuse budgets whose sum exceeds the free memory, where that is known.
 
     Raises
     ------
     ConfigError
-        If they are.
+        If a run takes more host or device memory than is free.
     """
     device, on_host = needs.device_nbytes(slots_per_layer), host.nbytes + needs.bounce
     if not needs.on_gpu and (offload.device_memory is not None or host.nbytes):
-        parts = f"{format_nbytes(device)} for slots and what computes, {format_nbytes(on_host)}"
-        _refuse_above(free.host, device + on_host, f"{parts} for records in host memory")
+        parts = f"{format_nbytes(device)} for slots, non-expert parameters and buffers, "
+        parts += f"{format_nbytes(on_host)} for records in host memory"
+        _refuse_above(free.host, device + on_host, parts)
     if needs.on_gpu and offload.device_memory is not None:
         _refuse_above(free.device, device, f"{needs.device_parts()}, slots the rest")
     if needs.on_gpu and host.nbytes:
@@ -177,25 +181,25 @@ def _refuse_above(free: int | None, nbytes: int, parts: str) -> None:
 def _less_headroom(name: str, free: int | None) -> int:
     if free is None:
         raise ConfigError(
-            f"{name}='auto': how much is free can't be asked of a device that isn't here: "
-            "give bytes, as 10GiB."
+            f"{name}='auto': free memory is unknown of a device that isn't here: "
+            "give bytes, such as 10GiB."
         )
     return free - headroom(free)
 
 
 def _check_miss(offload: OffloadConfig, needs: Needs, host_buffers: int | None) -> None:
-    """Refuse to compute misses where no record lies beside the device, unless none is outside."""
+    """Refuse to compute misses on the host where it has no records of the experts outside."""
     if offload.miss == "fetch":
         return
     if not needs.on_gpu:
         raise ConfigError(
-            f"miss={offload.miss!r}: a miss is computed in host memory beside a GPU, and here the "
-            "device is host memory itself: give 'fetch', or device='cuda'."
+            f"miss={offload.miss!r}: misses are computed in host memory beside a GPU, and here "
+            "the device is the CPU itself: give 'fetch', or device='cuda'."
         )
     if host_buffers == 0:
         raise ConfigError(
             f"miss={offload.miss!r}: host_memory={offload.host_memory!r} keeps no record to "
-            "compute from: give a budget, as 10GiB or auto."
+            "compute from: give a budget, such as 10GiB or auto."
         )
 
 
@@ -208,6 +212,6 @@ def _check_host_tier(offload: OffloadConfig, needs: Needs, budget: int | None) -
         )
     if offload.host_tier == "inclusive" and not needs.on_gpu:
         raise ConfigError(
-            "host_tier='inclusive': on a CPU slots are host memory, too, and a record would lie "
-            "there twice: give 'exclusive' or 'auto'."
+            "host_tier='inclusive': on a CPU the slots are in host memory, too, and a record "
+            "would lie there twice: give 'exclusive' or 'auto'."
         )

@@ -1,4 +1,4 @@
-"""How much memory is free, here and now. Asks the machine; plans nothing."""
+"""The free memory of this machine, now. Reads the system's counters; plans nothing."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ _LEAST_HEADROOM = 256 << 20  # bytes
 
 @dataclass(frozen=True)
 class FreeMemory:
-    """Bytes free for a run; None where the machine can't be asked.
+    """The bytes that are free for a run; None where they are unknown.
 
     Parameters
     ----------
     host
         Free host memory.
     device
-        Free memory of the device; on a CPU it is host memory, the same bytes.
+        Free memory of the device; on a CPU, the same bytes of host memory.
     """
 
     host: int | None
@@ -27,10 +27,10 @@ class FreeMemory:
 
 
 def free_memory(device: str | torch.device) -> FreeMemory:
-    """Return what is free for a run on a device; nothing is known of a device that isn't here."""
+    """Return the free memory for a run on a device; unknown (None) of a device that isn't here."""
     kind = torch.device(device).type
     if kind == "cuda" and not torch.cuda.is_available():
-        return FreeMemory(host=None, device=None)  # a run on some other machine is planned
+        return FreeMemory(host=None, device=None)  # a run on another machine is planned
     host = free_host_memory()
     if kind in ("cpu", "cuda"):
         return FreeMemory(host, free_device_memory(device) if kind == "cuda" else host)
@@ -38,35 +38,35 @@ def free_memory(device: str | torch.device) -> FreeMemory:
 
 
 def free_host_memory(root: Path = Path("/")) -> int:
-    """Return the bytes of host memory that this process could still take without swapping.
+    """Return the bytes of host memory that this process can still allocate without swapping.
 
-    What the system has available, or less where a control group (a container) has a limit.
+    That is what the system has available, or less where a control group (a container) limits it.
 
     Parameters
     ----------
     root
-        Where ``proc`` and ``sys`` lie.
+        The folder that contains ``proc`` and ``sys``.
     """
     available = int(psutil.virtual_memory().available)
     return max(0, min([available, *_free_in_control_groups(root)]))
 
 
 def free_device_memory(device: str | torch.device) -> int:
-    """Return the bytes free on a device: a GPU's own, or the host's for a CPU."""
+    """Return the free bytes of a device: of a GPU's own memory, or of host memory for a CPU."""
     device = torch.device(device)
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_memory()
 
 
 def headroom(free_nbytes: int) -> int:
-    """Return how many of the bytes that are free are to stay free: a tenth, 256 MiB at least.
+    """Return how many of the free bytes a plan leaves free: a tenth, at least 256 MiB.
 
-    Allocators round up, libraries keep workspaces, and other programs come and go.
+    Allocators round sizes up, libraries keep workspaces, and other programs need memory, too.
     """
     return max(free_nbytes // 10, _LEAST_HEADROOM)
 
 
 def _free_in_control_groups(root: Path) -> Iterator[int]:
-    """Yield what each control group leaves this process, from its own up to the topmost."""
+    """Yield the free bytes of each control group of this process, from its own to the topmost."""
     for line in _text(root / "proc/self/cgroup").splitlines():
         hierarchy, controllers, path = [*line.split(":", 2), "", ""][:3]
         if hierarchy == "0" and not controllers:
@@ -75,7 +75,7 @@ def _free_in_control_groups(root: Path) -> Iterator[int]:
             mount, names = root / "sys/fs/cgroup/memory", _VERSION_1
         else:
             continue
-        # Inside a container the path may name folders of the host's that can't be seen.
+        # Inside a container the path may name folders of the host that are not visible here.
         parts = [part for part in PurePosixPath(path).parts if part not in ("/", "..")]
         for depth in range(len(parts), -1, -1):
             free = names.free(mount.joinpath(*parts[:depth]))
@@ -84,29 +84,31 @@ def _free_in_control_groups(root: Path) -> Iterator[int]:
 
 
 @dataclass(frozen=True)
-class _Names:
-    """What a version of control groups calls its files, and the page cache that it could drop."""
+class _FileNames:
+    """The file names of one version of control groups, and its name for reclaimable page cache."""
 
     limit: str
     usage: str
     droppable: str
 
     def free(self, group: Path) -> int | None:
+        """Return the bytes that a group can still allocate, or None without a limit."""
         limit, usage = _text(group / self.limit).strip(), _text(group / self.usage).strip()
         if not (limit.isdecimal() and usage.isdecimal()):  # no limit is "max", or no file
             return None
         statistics = dict(
             line.split(" ", 1) for line in _text(group / "memory.stat").splitlines() if " " in line
         )
+        # Usage counts the page cache, whose inactive part the kernel drops when memory is needed.
         return int(limit) - int(usage) + int(statistics.get(self.droppable, 0))
 
 
-_VERSION_1 = _Names("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-_VERSION_2 = _Names("memory.max", "memory.current", "inactive_file")
+_VERSION_1 = _FileNames("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_VERSION_2 = _FileNames("memory.max", "memory.current", "inactive_file")
 
 
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="ascii", errors="replace")
-    except OSError:  # no Linux, no such control group, or one that is closed to us
+    except OSError:  # not Linux, no such control group, or no permission to read it
         return ""

@@ -1,4 +1,4 @@
-"""What a machine has: a GPU, memory, disk and cores. Asks the system; decides nothing."""
+"""A machine's GPU, memory, disk and cores. Reads them from the system; decides nothing."""
 
 import os
 import shutil
@@ -15,18 +15,18 @@ from mixoff.units import format_nbytes
 
 @dataclass(frozen=True)
 class Hardware:
-    """What there is to run a model on. Printed, it is a table.
+    """The hardware to run a model on. `print` shows it as a table.
 
     Parameters
     ----------
     gpu
         The GPU's name; None if torch finds none.
     gpu_nbytes, free_gpu_nbytes
-        The GPU's memory, and how much of it is free; 0 without one.
+        The GPU's memory, and how much of it is free; 0 without a GPU.
     host_nbytes, free_host_nbytes
-        Host memory, and what this process may still take of it.
+        Host memory, and how much of it this process can still allocate.
     free_disk_nbytes
-        What is free where the hub's files go.
+        Free bytes of the disk that holds the hub's cache.
     cores
         Cores that this process may use.
     """
@@ -41,12 +41,12 @@ class Hardware:
 
     @property
     def device(self) -> str:
-        """What to compute on: "cuda" where there is a GPU, else "cpu"."""
+        """The device to compute on: "cuda" with a GPU, else "cpu"."""
         return "cuda" if self.gpu else "cpu"
 
     @property
     def free(self) -> FreeMemory:
-        """What memory is free, as `mixoff.plan_memory` takes it."""
+        """The free memory, in the form that `mixoff.plan_memory` takes."""
         device = self.free_gpu_nbytes if self.gpu else self.free_host_nbytes
         return FreeMemory(host=self.free_host_nbytes, device=device)
 
@@ -63,12 +63,13 @@ class Hardware:
 
 
 def this_hardware(folder: str | Path | None = None) -> Hardware:
-    """Return what this machine has, as far as this process may use it.
+    """Return the hardware of this machine that this process may use.
 
     Parameters
     ----------
     folder
-        Where free disk is counted, whether it is there yet or not; by default the hub's cache.
+        A folder on the disk whose free bytes are counted; it need not exist yet. By default the
+        hub's cache.
     """
     gpu, free_gpu, gpu_nbytes = None, 0, 0
     if torch.cuda.is_available():
@@ -91,12 +92,12 @@ def _free(nbytes: int) -> str:
 
 def _free_disk(folder: Path) -> int:
     folder = folder.expanduser().absolute()
-    there = next(each for each in (folder, *folder.parents) if each.exists())
-    return shutil.disk_usage(there).free
+    existing = next(each for each in (folder, *folder.parents) if each.exists())
+    return shutil.disk_usage(existing).free
 
 
 def _cores() -> int:
     try:
         return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS and Windows have no such call
+    except AttributeError:  # macOS and Windows don't have sched_getaffinity
         return os.cpu_count() or 1

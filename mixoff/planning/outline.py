@@ -1,4 +1,4 @@
-"""A checkpoint of which only settings are known. Knows what its tensors would weigh; no files."""
+"""A checkpoint of which only settings are known. Knows sizes of tensors; no files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import torch
 
 from mixoff.checkpoints.mixoff_format import NonExpertTensor, layer_layouts
 from mixoff.checkpoints.quantization_config import stored_dtype
-from mixoff.families.mixtral import Mixtral, is_attention_matrix
+from mixoff.families import Architecture, architecture_of
 from mixoff.quantization import Scheme, Shape
 from mixoff.tiers.record import RecordLayout
 
@@ -18,8 +18,6 @@ from mixoff.tiers.record import RecordLayout
 @dataclass(frozen=True)
 class CheckpointEstimate:
     """What a checkpoint would hold, by a model's settings and a scheme alone.
-
-    It has what `mixoff.checkpoints.mixoff_format.Checkpoint` has for those who plan and show.
 
     Parameters
     ----------
@@ -33,7 +31,7 @@ class CheckpointEstimate:
     Raises
     ------
     CheckpointError
-        If the settings aren't a Mixtral's.
+        If the settings are of no known family.
     ConfigError
         If the scheme doesn't suit the model's shapes.
     """
@@ -47,15 +45,20 @@ class CheckpointEstimate:
     def __post_init__(self) -> None:
         self._layer_layouts, self.non_expert  # noqa: B018 - what doesn't suit is refused here
 
+    @cached_property
+    def architecture(self) -> Architecture:
+        """The model's sizes and tensors."""
+        return architecture_of(self.config, self.path / "config.json")
+
     @property
     def num_layers(self) -> int:
         """Layers of the model."""
-        return self._model.num_layers
+        return self.architecture.num_layers
 
     @property
     def num_experts(self) -> int:
         """Experts of a layer."""
-        return self._model.num_experts
+        return self.architecture.num_experts
 
     def expert_layouts(self) -> list[list[RecordLayout]]:
         """Return where the tensors of each record would lie in it, ``[layer][expert]``."""
@@ -71,9 +74,9 @@ class CheckpointEstimate:
         """The tensors that are no experts, under the names that the model has for them."""
         return {
             name: self._packed(shape)
-            if is_attention_matrix(name)
+            if self.architecture.is_packed(name)
             else NonExpertTensor(stored_dtype(self.config), shape)
-            for name, shape in self._model.non_expert_shapes()
+            for name, shape in self.architecture.non_expert_shapes()
         }
 
     def _packed(self, shape: Shape) -> NonExpertTensor:
@@ -81,10 +84,5 @@ class CheckpointEstimate:
         return NonExpertTensor(torch.uint8, (layout.nbytes,))
 
     @cached_property
-    def _model(self) -> Mixtral:
-        return Mixtral(self.config, self.path / "config.json")
-
-    @cached_property
     def _layer_layouts(self) -> list[RecordLayout]:
-        inner, hidden = self._model.expert_shapes()["w1"]
-        return layer_layouts(self.scheme, self.num_layers, hidden, inner)
+        return layer_layouts(self.scheme, self.architecture)

@@ -6,33 +6,32 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from mixoff.checkpoints.formats import AnyCheckpoint
+from mixoff.checkpoints.formats import PlannedCheckpoint
 from mixoff.checkpoints.quantization_config import stored_dtype
-from mixoff.config import OffloadConfig
+from mixoff.config import Io, OffloadConfig
 from mixoff.errors import ConfigError
 from mixoff.kernels import Kernels, kernels_planned
 from mixoff.planning.budgets import (
     HostBudget,
     Needs,
-    Tier,
+    PlannedTier,
     fit_host,
     fit_slots,
     pinned_nbytes,
     refuse_too_much,
 )
 from mixoff.planning.free_memory import FreeMemory, free_memory
-from mixoff.planning.outline import CheckpointEstimate
 from mixoff.tiers.aligned import PAGE
 from mixoff.tiers.disk import choose_io
+from mixoff.tiers.gpu import bounce_buffers
+from mixoff.tiers.queue import THREADS
 from mixoff.tiers.record import RecordLayout
 
 if TYPE_CHECKING:
     import pandas as pd
 
-PlannedCheckpoint = AnyCheckpoint | CheckpointEstimate
-PREFILL_TOKENS = 512  # tokens that a chat computes at once
+PREFILL_TOKENS = 512  # tokens of a prompt that a chat computes at once: bounds activations
 _DEFAULT_CONTEXT = 4096
-_BOUNCE = 4  # host buffers: thread and caller may each have a fetch in hand and one overtaken
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class MemoryPlan:
         What is dequantized at a time, a whole matrix at most, and the activations of a piece of
         prefill.
     staging
-        Device buffers that belong to no layer, through which experts come in.
+        Device buffers that belong to no layer, into which experts are copied.
     slots
         Device buffers for experts: ``slots_per_layer`` in every layer.
     host
@@ -66,7 +65,7 @@ class MemoryPlan:
         Whether host memory keeps the records that are on the device, too (``"inclusive"``) or not
         (``"exclusive"``); ``"none"`` without any.
     experts_on_device, experts_on_host, experts_on_disk
-        Where the model's experts are found once the cache is warm, each counted once.
+        Where the model's experts lie once the cache is warm, each counted once.
     io, io_reason
         How the disk is read, and why so; unknown for a machine that isn't this one.
     context
@@ -85,11 +84,11 @@ class MemoryPlan:
     bounce: int
     pinned: int
     disk: int
-    host_tier: Tier
+    host_tier: PlannedTier
     experts_on_device: int
     experts_on_host: int
     experts_on_disk: int
-    io: Literal["direct", "buffered", "unknown"]
+    io: Io | Literal["unknown"]
     io_reason: str
     context: int
     slots_per_layer: int
@@ -151,9 +150,9 @@ def plan_memory(
         Tokens that the KV cache holds: by default all that the model has positions for, 4,096 at
         most.
     free
-        What memory is free; by default this machine is asked, if it has such a device.
+        What memory is free; by default this machine's, if it has such a device.
     kernels
-        Who multiplies; by default those that `mixoff.build_model` takes by itself.
+        Kernels for products with packed weights; by default those that `mixoff.build_model` uses.
 
     Raises
     ------
@@ -223,9 +222,7 @@ def _check_prefetch(offload: OffloadConfig, num_experts: int) -> None:
         )
 
 
-def _io(
-    offload: OffloadConfig, disk: int, free: int | None
-) -> tuple[Literal["direct", "buffered", "unknown"], str]:
+def _io(offload: OffloadConfig, disk: int, free: int | None) -> tuple[Io | Literal["unknown"], str]:
     if offload.io != "auto":
         return offload.io, "as asked for"
     if free is None:
@@ -251,7 +248,7 @@ def _needs(
         kv_cache=_kv_nbytes_per_token(config) * dtype.itemsize * context,
         workspace=_workspace_nbytes(checkpoint, dtype, kernels),
         staging=offload.staging * buffer,
-        bounce=_BOUNCE * buffer if on_gpu else 0,
+        bounce=bounce_buffers(THREADS) * buffer if on_gpu else 0,
         buffer=buffer,
         layers=checkpoint.num_layers,
         experts_per_layer=checkpoint.num_experts,
@@ -275,12 +272,10 @@ def _kv_nbytes_per_token(config: Any) -> int:
 
 
 def _workspace_nbytes(checkpoint: PlannedCheckpoint, dtype: torch.dtype, kernels: Kernels) -> int:
-    hidden, inner = (
-        int(checkpoint.config["hidden_size"]),
-        int(checkpoint.config["intermediate_size"]),
-    )
+    hidden = checkpoint.architecture.hidden_size
+    inner = checkpoint.architecture.intermediate_size
     layouts = dict.fromkeys(_layouts(checkpoint))  # each once
-    matrices = {(one.quantization, shape) for one in layouts for _, shape in one.shapes}
+    matrices = {(layout.quantization, shape) for layout in layouts for _, shape in layout.shapes}
     dequantized = max(kernels.workspace_nbytes(*matrix, dtype) for matrix in matrices)
     activations = PREFILL_TOKENS * (3 * inner + 4 * hidden) * dtype.itemsize
     return dequantized + activations

@@ -1,16 +1,16 @@
-"""A checkpoint by its metadata alone, before it is fetched or converted. Knows kinds and sizes."""
+"""A checkpoint by its metadata alone, before it is fetched or converted. Knows formats, sizes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from mixoff.checkpoints.mixoff_format import INDEX_NAME
-from mixoff.checkpoints.mixtral_offloading import MixtralOffloadingCheckpoint, is_mixtral_offloading
+from mixoff.checkpoints.folder import INDEX_NAME, CheckpointFolder
+from mixoff.checkpoints.mixtral_offloading import first_scheme, is_mixtral_offloading
 from mixoff.checkpoints.quantization_config import QUANT_METHOD, scheme_from_settings
-from mixoff.checkpoints.safetensors_read import Shard, files_beside, read_shard
+from mixoff.checkpoints.safetensors_read import Shard, read_shard
 from mixoff.errors import CheckpointError, ConfigError
-from mixoff.families.mixtral import Mixtral
+from mixoff.families import architecture_of
 from mixoff.hub import HubMetadata, is_on_hub
 from mixoff.planning.outline import CheckpointEstimate
 from mixoff.quantization import Scheme
@@ -19,7 +19,7 @@ from mixoff.safe_json import quoted, read_json
 
 @dataclass(frozen=True)
 class CheckpointPreview:
-    """A checkpoint of which nothing but metadata is here.
+    """A checkpoint of which only metadata was read.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ class _FolderMetadata:
 
 
 def preview_checkpoint(name_or_path: str | Path) -> CheckpointPreview:
-    """Return what a Mixtral's settings and headers tell of it. No weights are fetched or read.
+    """Return what a Mixtral needs, by its settings and headers; no weights are fetched or read.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def preview_checkpoint(name_or_path: str | Path) -> CheckpointPreview:
     config = metadata.json("config.json")
     if config is None:
         raise CheckpointError(f"{metadata.title}: has no config.json, so it is no model.")
-    Mixtral(config, metadata.folder / "config.json").check()
+    architecture_of(config, metadata.folder / "config.json")  # refuses what mixoff can't read
     stored = _stored_scheme(metadata, config)
     fetched_nbytes = sum(metadata.nbytes.values())
     return CheckpointPreview(metadata.title, metadata.folder, config, stored, fetched_nbytes)
@@ -129,23 +129,10 @@ def _stored_scheme(metadata: _Metadata, config: Mapping[str, Any]) -> Scheme | N
             raise CheckpointError(f"{metadata.folder / 'config.json'}: {error}") from None
     weight_map = (metadata.json(INDEX_NAME) or {}).get("weight_map")
     if isinstance(weight_map, dict) and is_mixtral_offloading(weight_map):
-        return _released_scheme(metadata, config, weight_map)
+        return first_scheme(CheckpointFolder(metadata.folder, config), metadata.header)
     if settings:
         raise CheckpointError(
             f"{metadata.title}: is quantized by {quoted(method)}, which mixoff doesn't read: "
             "name the model that it was made of."
         )
     return None
-
-
-def _released_scheme(
-    metadata: _Metadata, config: Mapping[str, Any], weight_map: Mapping[str, Any]
-) -> Scheme:
-    firsts = ("model.layers.0.self_attn.q_proj.", "model.layers.0.block_sparse_moe.experts.0.w1.")
-    files = {name: file for name, file in weight_map.items() if name.startswith(firsts)}
-    headers = {
-        file: metadata.header(file)
-        for file in files_beside(metadata.folder / INDEX_NAME, files.values())
-    }
-    known = {name: headers[file] for name, file in files.items()}
-    return MixtralOffloadingCheckpoint(metadata.folder, config, known).first_scheme()

@@ -1,4 +1,4 @@
-"""Which checkpoint a machine can chat with. Knows Mixtral's sizes and plans; fetches nothing."""
+"""The checkpoint that suits a machine. Knows Mixtral's sizes and plans; downloads nothing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from mixoff.planning.plan import MemoryPlan, plan_memory
 from mixoff.quantization import HQQAxis0, Scheme
 from mixoff.units import AUTO, format_nbytes
 
-# The settings of Mixtral-8x7B-Instruct-v0.1 that tell its sizes, as its config.json has them.
+# The settings in config.json of Mixtral-8x7B-Instruct-v0.1 that determine its sizes.
 _MIXTRAL_8X7B: Mapping[str, Any] = MappingProxyType(
     {
         "model_type": "mixtral",
@@ -35,26 +35,26 @@ _MIXTRAL_8X7B: Mapping[str, Any] = MappingProxyType(
         "max_position_embeddings": 32768,
     }
 )
-# How the released checkpoint of it is quantized (the report, section 3.3).
+# The scheme of the checkpoint that mixtral-offloading released (arXiv 2312.17238, section 3.3).
 _RELEASED = Scheme(
     attention=HQQAxis0(4, group_size=64, scale_group_size=256),
     experts=HQQAxis0(2, group_size=16, scale_group_size=128),
 )
-_ALL_THERE_IS = OffloadConfig(device_memory=AUTO, host_memory=AUTO, prefetch=2)
+_ALL_FREE = OffloadConfig(device_memory=AUTO, host_memory=AUTO, prefetch=2)
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """A checkpoint to chat with, and why this one. Printed, it is the reason.
+    """A checkpoint to chat with, and the reason for it, which `print` shows.
 
     Parameters
     ----------
     name
-        What `mixoff.build_model` takes: a folder, or a name on the hub.
+        A folder or a name on the hub, as `mixoff.build_model` takes it.
     offload, device
-        How to run it.
+        The settings to run it with.
     reason
-        Why this one, in a sentence or two.
+        Why this checkpoint was chosen, in one or two sentences.
     """
 
     name: str
@@ -70,21 +70,21 @@ def recommend_checkpoint(hardware: Hardware) -> Recommendation:
     """Return Mixtral-8x7B where it fits the machine's GPU, memory and disk, else the demo model.
 
     Mixtral-8x7B is the checkpoint that mixtral-offloading released: attention in 4 bits, experts in
-    2. Nothing is fetched or asked for to tell: its sizes are known.
+    2. Its sizes are known, so nothing is downloaded and the hub isn't contacted.
 
     Parameters
     ----------
     hardware
-        Such as `mixoff.this_hardware` returns.
+        The machine, as `mixoff.this_hardware` describes it.
 
     Raises
     ------
     MixoffError
-        If it is to be the demo model and that isn't here.
+        If the demo model is recommended and its files are missing.
     """
     try:
-        reason = _how_it_fits(hardware, _refuse_or_plan(hardware))
-        return Recommendation(MIXTRAL_OFFLOADING, _ALL_THERE_IS, hardware.device, reason)
+        reason = _summary(hardware, _refuse_or_plan(hardware))
+        return Recommendation(MIXTRAL_OFFLOADING, _ALL_FREE, hardware.device, reason)
     except ConfigError as obstacle:
         reason = f"the demo model, since {obstacle}"
     offload = OffloadConfig(offload_per_layer=4, prefetch=2)
@@ -92,29 +92,29 @@ def recommend_checkpoint(hardware: Hardware) -> Recommendation:
 
 
 def _refuse_or_plan(hardware: Hardware) -> MemoryPlan:
-    """Return what of Mixtral-8x7B would lie where on a machine; ConfigError tells why it can't."""
+    """Return the memory plan of Mixtral-8x7B on a machine, or raise ConfigError with the reason."""
     if hardware.gpu is None:
-        raise ConfigError("torch finds no GPU here, and Mixtral-8x7B is suggested for one only.")
-    outline = CheckpointEstimate(Path("Mixtral-8x7B"), _MIXTRAL_8X7B, _RELEASED)
+        raise ConfigError("torch finds no GPU here, and Mixtral-8x7B is recommended for one only.")
+    estimate = CheckpointEstimate(Path("Mixtral-8x7B"), _MIXTRAL_8X7B, _RELEASED)
     try:
-        plan = plan_memory(outline, _ALL_THERE_IS, device=hardware.device, free=hardware.free)
+        plan = plan_memory(estimate, _ALL_FREE, device=hardware.device, free=hardware.free)
     except ConfigError as error:
         raise ConfigError(f"Mixtral-8x7B doesn't fit here: {error}") from None
-    nbytes = outline.experts_nbytes + sum(tensor.nbytes for tensor in outline.non_expert.values())
+    nbytes = estimate.experts_nbytes + sum(tensor.nbytes for tensor in estimate.non_expert.values())
     missing, free = nbytes - cached_nbytes(MIXTRAL_OFFLOADING), hardware.free_disk_nbytes
-    if missing < nbytes // 100:  # files have no padding between records
+    if missing < nbytes // 100:  # the files are a little smaller: records in them aren't padded
         return plan
     if constants.HF_HUB_OFFLINE:
         raise ConfigError("Mixtral-8x7B isn't in the hub's cache and HF_HUB_OFFLINE is set.")
     if missing > free - headroom(free):
         raise ConfigError(
-            f"Mixtral-8x7B takes {format_nbytes(missing)} of disk and some must stay free, where "
-            f"{format_nbytes(free)} are free."
+            f"Mixtral-8x7B takes {format_nbytes(missing)} of disk, of which {format_nbytes(free)} "
+            "are free and some must stay free."
         )
     return plan
 
 
-def _how_it_fits(hardware: Hardware, plan: MemoryPlan) -> str:
+def _summary(hardware: Hardware, plan: MemoryPlan) -> str:
     inside, on_host = plan.slots_per_layer, plan.experts_on_host
     outside = on_host + plan.experts_on_disk
     return (

@@ -1,4 +1,7 @@
-"""Quantized matrices: schemes, and the typed tensor they make. Knows nothing of files or caches."""
+"""Quantization methods, schemes, and quantized matrices. Knows nothing of files or caches.
+
+`base.py` has what all methods share; each method is one file. Read `base.py` first.
+"""
 
 from mixoff.quantization.base import (
     PackedMatrix,

@@ -1,4 +1,4 @@
-"""What every quantization is, and the matrices that it makes. Knows no method.
+"""The base class of quantization methods, and quantized matrices. Knows no single method.
 
 Letters: N rows (outputs), K columns (inputs).
 """
@@ -6,7 +6,7 @@ Letters: N rows (outputs), K columns (inputs).
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -18,10 +18,10 @@ PartSpecs = dict[str, tuple[torch.dtype, Shape]]
 
 
 class Quantization(ABC):
-    """How a matrix is stored: which tensors, and how to make the matrix from them."""
+    """A storage method of matrices: the tensors that store one, and how to restore it from them."""
 
     method: ClassVar[str]  # its name in a checkpoint's settings
-    joins_rows: ClassVar[bool] = True  # whether matrices can be stored as one, row after row
+    joins_rows: ClassVar[bool] = True  # whether several matrices can be stored as one of all rows
 
     @abstractmethod
     def part_specs(self, shape: Shape) -> PartSpecs:
@@ -30,7 +30,7 @@ class Quantization(ABC):
         Raises
         ------
         ConfigError
-            If a matrix of that shape can't be stored this way.
+            If this method can't store a matrix of that shape.
         """
 
     @abstractmethod
@@ -42,8 +42,8 @@ class Quantization(ABC):
         """Return the [N, K] matrix that the tensors store."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the scheme as JSON holds it; `quantization_from_dict` is its inverse."""
-        settings: dict[str, Any] = asdict(self)  # type: ignore[call-overload]  # subclasses are
+        """Return the settings for JSON; `quantization_from_dict` is the inverse."""
+        settings: dict[str, Any] = asdict(self)  # type: ignore[call-overload]  # of dataclasses
         return {"method": self.method, **settings}
 
     def nbits_per_weight(self, shape: Shape) -> float:
@@ -55,24 +55,21 @@ class Quantization(ABC):
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """An [N, K] matrix in the form its quantization stores.
+    """An [N, K] matrix in its stored form.
 
     Parameters
     ----------
     quantization
-        How it is stored.
+        The method that stores it.
     shape
         (N, K): outputs and inputs.
     parts
         The tensors that `quantization.part_specs(shape)` names.
-    kept
-        What kernels made of it, to be found again: views of the same parts.
     """
 
     quantization: Quantization
     shape: Shape
     parts: Mapping[str, Tensor]
-    kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def quantize(cls, weight: Tensor, quantization: Quantization) -> "QuantizedTensor":
@@ -81,30 +78,27 @@ class QuantizedTensor:
 
     @property
     def pieces(self) -> tuple["QuantizedTensor", ...]:
-        """The matrix itself, since it is stored in one piece."""
+        """This matrix alone, since it is stored in one piece."""
         return (self,)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the [N, K] matrix in a floating point type."""
         return self.quantization.dequantize(self.parts, self.shape, dtype)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"kept": {}}  # a copy has parts of its own
-
     @property
     def nbytes(self) -> int:
-        """Bytes of all parts."""
+        """The bytes of all parts."""
         return sum(part.nbytes for part in self.parts.values())
 
 
 @dataclass(frozen=True)
 class StackedRows:
-    """Quantized matrices [N_i, K] as the one matrix [N, K] of all their rows.
+    """Quantized matrices [N_i, K] as one matrix [N, K] of all their rows.
 
     Parameters
     ----------
     pieces
-        The matrices, the first rows first.
+        The matrices, in the order of their rows.
     """
 
     pieces: tuple[QuantizedTensor, ...]
@@ -120,7 +114,7 @@ class StackedRows:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all parts of all pieces."""
+        """The bytes of all parts of all pieces."""
         return sum(piece.nbytes for piece in self.pieces)
 
 

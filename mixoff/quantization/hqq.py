@@ -1,6 +1,6 @@
 """Half-quadratic quantization in groups along the inputs (axis 1).
 
-HQQ's names and meaning: W = (W_q - zero) * scale.
+Names and meaning of the parts are those of the package hqq: W = (W_q - zero) * scale.
 Letters: N rows (outputs), K columns (inputs), G = K / group_size groups a row.
 """
 
@@ -15,7 +15,7 @@ from mixoff.quantization.base import Parts, PartSpecs, Quantization, Shape
 from mixoff.quantization.hqq_solver import solve
 from mixoff.quantization.packing import BITS, pack, packed_shape, unpack
 
-_GROUPS_PER_PAIR = 128
+GROUPS_PER_PAIR = 128  # of 8-bit scales; kernels read pairs by it
 _SCALE_BITS = (16, 8)
 
 
@@ -30,9 +30,9 @@ class HQQ(Quantization):
     group_size
         Weights of a row that share a scale and a zero.
     scale_nbits
-        16 stores scales and zeros as float16. 8 stores them as bytes with a float32 pair (factor
-        and offset) for each 128 groups of a row, a row's last ones fewer: 3.06 instead of 4 bits a
-        weight for 2-bit codes in groups of 16.
+        16 stores scales and zeros as float16. 8 stores them as bytes, with a float32 pair (factor
+        and offset) for every 128 groups of a row, of which the last may be fewer: 3.06 instead of
+        4 bits a weight for 2-bit codes in groups of 16.
     """
 
     method = "hqq"
@@ -49,7 +49,13 @@ class HQQ(Quantization):
             raise ConfigError(f"scale_nbits={self.scale_nbits!r}: give 16 or 8.")
 
     def part_specs(self, shape: Shape) -> PartSpecs:
-        """Return the packed codes W_q, scale, zero, and with 8-bit scales their float32 pairs."""
+        """Return the specs of W_q, scale and zero, and of `pairs` where scales have 8 bits.
+
+        Raises
+        ------
+        ConfigError
+            If groups don't divide the matrix's rows.
+        """
         rows, columns = shape
         if columns % self.group_size:
             raise ConfigError(
@@ -62,12 +68,12 @@ class HQQ(Quantization):
             meta = (torch.float16, (rows, groups))
             return {"W_q": codes, "scale": meta, "zero": meta}
         meta = (torch.uint8, (rows, groups))
-        pairs = (torch.float32, (rows, -(-groups // _GROUPS_PER_PAIR), 4))
+        pairs = (torch.float32, (rows, -(-groups // GROUPS_PER_PAIR), 4))
         return {"W_q": codes, "scale": meta, "zero": meta, "pairs": pairs}
 
     def quantize(self, weight: Tensor) -> Parts:
-        """Return packed codes, scales and zeros as hqq's solver finds them."""
-        self.part_specs(tuple(weight.shape))
+        """Return the packed codes, scales and zeros that `solve` computes."""
+        self.part_specs(tuple(weight.shape))  # raises before the solver runs for seconds
         rows, columns = weight.shape
         W_q, scale, zero = solve(weight, self.nbits, self.group_size, axis=1)
         scale, zero = scale.reshape(rows, -1), zero.reshape(rows, -1)  # [N, G]
@@ -92,7 +98,7 @@ class HQQ(Quantization):
         scale, zero = parts["scale"].float(), parts["zero"].float()  # [N, G]
         if self.scale_nbits == 16:
             return scale, zero
-        pairs = parts["pairs"].repeat_interleave(_GROUPS_PER_PAIR, dim=1)[:, : scale.shape[1]]
+        pairs = parts["pairs"].repeat_interleave(GROUPS_PER_PAIR, dim=1)[:, : scale.shape[1]]
         factor_s, offset_s, factor_z, offset_z = pairs.unbind(-1)  # [N, G] each
         return scale * factor_s + offset_s, zero * factor_z + offset_z
 
@@ -100,7 +106,7 @@ class HQQ(Quantization):
 def _quantize_to_bytes(values: Tensor) -> tuple[Tensor, Tensor]:
     """Return [N, G] bytes and [N, ceil(G/128), 2] pairs: value = byte * factor + offset."""
     codes, pairs = [], []
-    for block in torch.split(values, _GROUPS_PER_PAIR, dim=1):  # [N, 128], the last narrower
+    for block in torch.split(values, GROUPS_PER_PAIR, dim=1):  # [N, 128], the last narrower
         offset = block.amin(1, keepdim=True)  # [N, 1]
         factor = (block.amax(1, keepdim=True) - offset) / 255
         steps = (block - offset) / torch.where(factor > 0, factor, 1)

@@ -1,8 +1,9 @@
 """Half-quadratic quantization in groups along the outputs (axis 0), as mixtral-offloading has it.
 
 A matrix W [N, K] is reshaped to [group_size, G] with G = N * K / group_size, and each column is a
-group: W = (W_q - zero) * scale. Scales [1, G], reshaped to [scale_group_size, S], are bytes with a
-scale and a zero for each column. Zeros [1, G] are bytes with one scale and one zero for all.
+group: W = (W_q - zero) * scale. Scales and zeros are themselves quantized to bytes: scales [1, G],
+reshaped to [scale_group_size, S], with a float16 scale and zero for each column; zeros [1, G] with
+one float16 scale and zero for all of them.
 """
 
 import math
@@ -25,15 +26,15 @@ from mixoff.quantization.packing import (
     unpack_words,
 )
 
-_LARGEST_ZERO = 60_000  # of 8-bit scales and zeros; float16 ends at 65,504
-_SMALLEST_STEP = 2**-20  # which float16 has with four bits of precision
+_LARGEST_ZERO = 60_000  # of bytes' zeros, which are stored as float16 (65,504 at most)
+_SMALLEST_STEP = 2**-20  # of bytes' scales: below float16's normal range, with 4 bits of precision
 
 
 @dataclass(frozen=True)
 class HQQAxis0(Quantization):
     """Half-quadratic quantization along axis 0, with 8-bit scales and zeros.
 
-    Parts have the names of the layout that mixtral-offloading released.
+    The names of parts are those of the checkpoint that mixtral-offloading released.
 
     Parameters
     ----------
@@ -42,11 +43,11 @@ class HQQAxis0(Quantization):
     group_size
         Weights that share a scale and a zero: a multiple of 8.
     scale_group_size
-        Scales that share a scale and a zero of their own.
+        Scales of groups that share a scale and a zero.
     """
 
     method = "hqq-axis0"
-    joins_rows = False  # a group has weights of many rows
+    joins_rows = False  # a group has weights of many rows, so matrices can't be joined by rows
     nbits: int = 2
     group_size: int = 16
     scale_group_size: int = 128
@@ -63,12 +64,12 @@ class HQQAxis0(Quantization):
 
     @classmethod
     def read_off(cls, specs: PartSpecs, shape: Shape) -> "HQQAxis0":
-        """Return the settings that tensors of an [N, K] matrix were made with.
+        """Return the settings that the tensors of an [N, K] matrix were made with.
 
         Raises
         ------
         ConfigError
-            If these are no tensors of such a matrix.
+            If no settings give tensors of these types and shapes.
         """
         codes_dtype, codes = specs["W_q"]
         _, scales = specs["meta.scale_q"]
@@ -76,22 +77,27 @@ class HQQAxis0(Quantization):
         group_size = math.prod(shape) // max(1, math.prod(zeros))
         is_words = codes_dtype is torch.int32
         nbits = 3 if is_words else codes[0] * 8 // max(1, group_size) if codes else 0
-        found = cls(nbits, group_size, scales[0] if scales else 0)
-        expected = found.part_specs(shape)
-        for name, spec in expected.items():
+        settings = cls(nbits, group_size, scales[0] if scales else 0)
+        for name, spec in settings.part_specs(shape).items():
             if specs[name] != spec:
-                raise ConfigError(f"{name} is {_said(specs[name])} where {_said(spec)} would fit.")
-        return found
+                raise ConfigError(f"{name} is {_text(specs[name])} where {_text(spec)} would fit.")
+        return settings
 
     def part_specs(self, shape: Shape) -> PartSpecs:
-        """Return packed codes, and scales and zeros as bytes with float16 ones of their own."""
+        """Return the specs of packed codes, and of scales and zeros as bytes with float16 scales.
+
+        Raises
+        ------
+        ConfigError
+            If groups, or groups of scales, don't divide the matrix.
+        """
         groups = math.prod(shape) // self.group_size
         columns = groups // self.scale_group_size
         if not columns or columns * self.scale_group_size * self.group_size != math.prod(shape):
             raise ConfigError(
                 f"group_size={self.group_size} and scale_group_size={self.scale_group_size}: a "
-                f"{' x '.join(map(str, shape))} matrix doesn't fall into such groups, "
-                "so give sizes whose product divides its weights."
+                f"{' x '.join(map(str, shape))} matrix can't be divided into such groups: "
+                "give sizes whose product divides its number of weights."
             )
         codes = (torch.uint8, packed_shape(self.group_size, groups, self.nbits))
         words = (torch.int32, packed_words_shape(self.group_size, groups))
@@ -106,8 +112,8 @@ class HQQAxis0(Quantization):
         }
 
     def quantize(self, weight: Tensor) -> Parts:
-        """Return packed codes as hqq's solver finds them, and its scales and zeros as bytes."""
-        self.part_specs(tuple(weight.shape))
+        """Return the packed codes that `solve` computes, and its scales and zeros as bytes."""
+        self.part_specs(tuple(weight.shape))  # raises before the solver runs for seconds
         codes, scale, zero = solve(weight, self.nbits, self.group_size, axis=0)
         scale_q, scale_step, scale_zero = _to_bytes(scale.reshape(self.scale_group_size, -1))
         zero_q, zero_step, zero_zero = _to_bytes(zero.reshape(-1, 1))
@@ -141,12 +147,14 @@ def _from_bytes(parts: Mapping[str, Tensor], name: str) -> Tensor:
 def _to_bytes(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return uint8 [R, C] and float16 steps and zeros [1, C]: value = (byte - zero) * step."""
     low, high = values.amin(0, keepdim=True), values.amax(0, keepdim=True)
+    # A step is at least so wide that the zero, -low / step, fits float16.
     narrowest = (low.abs() / _LARGEST_ZERO).clamp_min(_SMALLEST_STEP)
     step = ((high - low) / 255).maximum(narrowest).half()  # [1, C]
     zero = (-low / step.float()).half()
+    # With step and zero as float16 stores them: their rounding then moves no value that is stored.
     codes = (values / step.float() + zero.float()).round().clamp(0, 255)
     return codes.to(torch.uint8), step, zero
 
 
-def _said(spec: tuple[torch.dtype, Shape]) -> str:
+def _text(spec: tuple[torch.dtype, Shape]) -> str:
     return f"{str(spec[0]).removeprefix('torch.')} {list(spec[1])}"

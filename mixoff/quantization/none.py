@@ -1,4 +1,4 @@
-"""The method that leaves matrices as they are."""
+"""The method that stores matrices unquantized."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from mixoff.quantization.base import Parts, PartSpecs, Quantization, Shape
 
 @dataclass(frozen=True)
 class Unquantized(Quantization):
-    """The matrix as it is, in a floating point type: float32, float16 or bfloat16."""
+    """No quantization: the matrix in a floating point type, float32, float16 or bfloat16."""
 
     method = "none"
     dtype: str = "float16"
@@ -22,7 +22,7 @@ class Unquantized(Quantization):
             raise ConfigError(f"dtype={self.dtype!r}: give float32, float16 or bfloat16.")
 
     def part_specs(self, shape: Shape) -> PartSpecs:
-        """Return one tensor of the matrix's own shape."""
+        """Return one tensor of the matrix's shape."""
         return {"weight": (getattr(torch, self.dtype), shape)}
 
     def quantize(self, weight: Tensor) -> Parts:

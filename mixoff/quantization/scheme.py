@@ -1,4 +1,4 @@
-"""Which methods there are, and which of them a checkpoint has for what."""
+"""The table of methods, and the scheme that says how attention and experts are stored."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ METHODS: dict[str, type[Quantization]] = {
 
 
 def quantization_from_dict(settings: Mapping[str, Any]) -> Quantization:
-    """Return the scheme that `Quantization.to_dict` wrote.
+    """Return the quantization with the settings that `Quantization.to_dict` wrote.
 
     Raises
     ------
@@ -37,9 +37,9 @@ def quantization_from_dict(settings: Mapping[str, Any]) -> Quantization:
     try:
         return METHODS[name](**options)
     except TypeError as error:
-        told = truncated(repr(options))
         raise ConfigError(
-            f"settings {told} of quantization method {name!r}: {truncated(str(error))}."
+            f"settings {truncated(repr(options))} of quantization method {name!r}: "
+            f"{truncated(str(error))}."
         ) from None
 
 
@@ -49,16 +49,16 @@ _TWO_BITS = HQQ(nbits=2, group_size=16, scale_nbits=8)
 
 @dataclass(frozen=True)
 class Scheme:
-    """How a checkpoint is quantized: attention and experts each have their own way.
+    """The quantization of a checkpoint: one of attention, and one of experts in each layer.
 
     Parameters
     ----------
     attention
-        How attention's matrices are stored.
+        The quantization of attention's matrices.
     experts
-        How experts' matrices are stored, in all layers that `layer_experts` doesn't name.
+        The quantization of experts' matrices, in all layers that `layer_experts` doesn't name.
     layer_experts
-        How experts' matrices of single layers are stored, by the layer's number.
+        The quantization of experts' matrices in single layers, by the layer's number.
     """
 
     attention: Quantization = _FOUR_BITS
@@ -66,5 +66,5 @@ class Scheme:
     layer_experts: Mapping[int, Quantization] = field(default_factory=dict, hash=False)
 
     def experts_of(self, layer: int) -> Quantization:
-        """Return how the experts' matrices of a layer are stored."""
+        """Return the quantization of the experts' matrices in a layer."""
         return self.layer_experts.get(layer, self.experts)

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from mixoff.errors import ConfigError, TraceError
 from mixoff.trace import Trace
 from mixoff.trace.schema import COPY, DEMAND, Demands
+from mixoff.units import CHUNK
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # N demands
 
-PIECE = 8 << 20  # bytes: a demanded copy waits for no more of a guessed one
 _MOST_POINTS = 2000  # of a median slope, which takes all pairs of them
 _MS, _NS = 1e-3, 1e-9
 
@@ -69,7 +69,7 @@ class LinkModel:
 
     def pieces(self, nbytes: int) -> list[float]:
         """Return the seconds of each piece of a copy; the first has the latency."""
-        sizes = [min(PIECE, nbytes - first) for first in range(0, nbytes, PIECE)]
+        sizes = [min(CHUNK, nbytes - first) for first in range(0, nbytes, CHUNK)]
         return [self.seconds(sizes[0]), *(size / self.bytes_per_s for size in sizes[1:])]
 
 

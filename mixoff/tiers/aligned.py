@@ -1,4 +1,4 @@
-"""Memory that starts on a page. Knows sizes and pages; nothing of records."""
+"""Memory that starts on a page boundary. Knows sizes and pages; nothing of records."""
 
 import mmap
 from contextlib import suppress
@@ -6,26 +6,23 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-PAGE = 4096  # bytes; records start on a page, as direct I/O wants them
-
+PAGE = 4096  # bytes; records start on a page boundary, which direct I/O requires
 
 _HUGE_PAGE = 2 << 20  # bytes
-
-
-_HUGE_ADVICE: int | None = getattr(mmap, "MADV_HUGEPAGE", None)  # Linux has it
+_HUGE_ADVICE: int | None = getattr(mmap, "MADV_HUGEPAGE", None)  # Linux only
 
 
 def align(nbytes: int, to: int) -> int:
-    """Return the next multiple of `to`."""
+    """Return the smallest multiple of `to` that is at least `nbytes`."""
     return -(-nbytes // to) * to
 
 
 def aligned_buffer(nbytes: int, device: torch.device | str = "cpu") -> Tensor:
-    """Return an uninitialized uint8 tensor [nbytes] that starts on a page, a huge one if it can.
+    """Return an uninitialized uint8 tensor [nbytes] that starts on a page boundary.
 
-    A CPU's large buffer asks the system for huge pages: direct reads have fewer pages to pin, and
-    products fewer to look up. Other threads write into it whatever mode the caller is in, which
-    they couldn't if it were an inference tensor.
+    On a CPU, a large buffer starts on a huge page and the system is advised to back it with huge
+    pages: direct reads pin fewer pages and matrix products look up fewer. It is never an inference
+    tensor, whatever mode the caller is in: transfer threads write into it outside that mode.
     """
     if _HUGE_ADVICE is not None and torch.device(device).type == "cpu" and nbytes >= _HUGE_PAGE:
         return _huge_buffer(nbytes, _HUGE_ADVICE)
@@ -36,11 +33,11 @@ def aligned_buffer(nbytes: int, device: torch.device | str = "cpu") -> Tensor:
 
 
 def _huge_buffer(nbytes: int, advice: int) -> Tensor:
-    """Return a tensor [nbytes] that starts on a huge page; what fills none is in usual ones."""
+    """Return a tensor [nbytes] in huge pages; a last part smaller than one is in normal pages."""
     memory = mmap.mmap(-1, nbytes + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with torch.inference_mode(False):
-        raw = torch.frombuffer(memory, dtype=torch.uint8)  # keeps the memory while it lives
+        raw = torch.frombuffer(memory, dtype=torch.uint8)  # keeps the mapping alive
         start = -raw.data_ptr() % _HUGE_PAGE
-        with suppress(OSError):  # a system that has none of them serves as well
+        with suppress(OSError):  # a system without huge pages uses normal ones
             memory.madvise(advice, start, nbytes // _HUGE_PAGE * _HUGE_PAGE)
         return raw[start : start + nbytes]

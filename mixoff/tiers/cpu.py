@@ -1,31 +1,31 @@
 """Moves records where the device computes in host memory: from disk straight into its buffers."""
 
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 from mixoff.tiers.buffers import Buffer
-from mixoff.tiers.mover import Fetch
+from mixoff.tiers.mover import Fetch, Mover
 from mixoff.tiers.queue import Ticket, Transfers
 from mixoff.tiers.record import Key
 from mixoff.tiers.store import RecordStore
 
 
-class CpuMover:
+class CpuMover(Mover):
     """A device that computes in host memory: records are read from disk straight into its buffers.
 
-    Host memory beyond the slots keeps the records that left a slot last. They come back without a
-    copy, since their buffer becomes the slot.
+    Host memory beyond the slots keeps the records that were evicted last. A kept record that is
+    demanded again moves no bytes, since its buffer becomes the slot.
 
     Parameters
     ----------
     store
         Reads records.
     transfers
-        Does the reading.
+        Runs the reads.
     nbytes
         Bytes of the largest record.
     kept
-        How many records may stay in host memory beyond the slots.
+        How many evicted records may stay in host memory beyond the slots.
     """
 
     def __init__(
@@ -35,16 +35,16 @@ class CpuMover:
         self.extra_buffers = kept
         self._store = store
         self._nbytes = nbytes
-        self._kept: dict[Key, Buffer] = {}  # the one that left a slot first comes first
+        self._kept: dict[Key, Buffer] = {}  # in the order of eviction
 
     @property
-    def busy_cores(self) -> int:
-        """One while records are read through the page cache, which copies them.
+    def reserved_threads(self) -> int:
+        """One while records are read through the page cache, whose copy takes a core; else none.
 
-        Direct reads leave the processor alone, and `benchmarks/threads.py` shows that it doesn't
-        pay to spare a thread for them, nor for what the page cache doesn't hold yet.
+        Direct reads need no core. `benchmarks/threads.py` shows that reserving a thread for them
+        doesn't pay, nor for buffered reads of what the page cache doesn't hold yet.
         """
-        return int(self.transfers.under_way and self._store.reader.io != "direct")
+        return int(self.transfers.has_work and self._store.reader.io != "direct")
 
     def allocate(self) -> Buffer:
         """Return a new buffer."""
@@ -55,11 +55,11 @@ class CpuMover:
         return self._store.nbytes(*key)
 
     def holds(self, key: Key) -> bool:
-        """Return whether host memory kept the record."""
+        """Return whether an evicted record is kept."""
         return key in self._kept
 
     def take_kept(self, key: Key) -> Buffer | None:
-        """Return the buffer of a record that host memory kept."""
+        """Return the buffer of a kept record, which is the caller's from now on, or None."""
         return self._kept.pop(key, None)
 
     def fetch(self, fetch: Fetch) -> Iterator[object]:
@@ -70,29 +70,9 @@ class CpuMover:
             if fetch.nbytes < nbytes:
                 yield None
 
-    def before_use(self, buffer: Buffer) -> None:
-        """Do nothing: what was read is there."""
-
-    def in_host_memory(self, key: Key) -> bool:
-        """Return False: there is no host memory beside this device."""
-        return False
-
-    def borrow(self, key: Key) -> NoReturn:
-        """Lend nothing, since `in_host_memory` is False."""
-        raise AssertionError(f"{key}: nothing is beside a device that is host memory")
-
-    def give_back(self, buffer: Buffer) -> None:
-        """Do nothing."""
-
-    def wait_until_in_host_memory(self, key: Key, buffer: Buffer) -> None:
-        """Do nothing."""
-
-    def slot_filled(self, key: Key) -> None:
-        """Do nothing: the record is in one place only."""
-
     def evict(self, key: Key, buffer: Buffer) -> tuple[Buffer | None, Ticket | None]:
         """Keep the record if that is allowed, and return the buffer of the one it displaces."""
-        if key in self._kept:  # it was on the device twice: two demands were open that needed it
+        if key in self._kept:  # it was on the device twice: two open demands needed it
             return buffer, None
         self._kept[key] = buffer
         if len(self._kept) <= self.extra_buffers:
@@ -104,6 +84,6 @@ class CpuMover:
         return self._store.facts()
 
     def close(self) -> None:
-        """Drop what is kept, and close the files."""
+        """Drop kept records and close the files."""
         self._kept.clear()
         self._store.close()

@@ -1,4 +1,4 @@
-"""Ranges of bytes out of files, past the page cache or through it. Knows files, not records."""
+"""Ranges of files, read past the page cache or through it. Knows files; nothing of records."""
 
 import ctypes
 import errno
@@ -12,25 +12,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Literal
 
+from mixoff.config import Io
 from mixoff.errors import CheckpointError, MixoffError
 from mixoff.tiers.aligned import PAGE
 from mixoff.units import format_nbytes
 
-Io = Literal["direct", "buffered"]
 Pread = Callable[[int, Sequence[memoryview], int], int]  # descriptor, buffers, offset: bytes read
 
 _REFUSALS = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
-_READ_ONLY = os.O_RDONLY | getattr(os, "O_BINARY", 0)  # Windows reads text unless told not to
+_READ_ONLY = os.O_RDONLY | getattr(os, "O_BINARY", 0)  # without it Windows translates line ends
 _logger = logging.getLogger(__name__)
 
 
 class SeekingPread:
-    """Reads at an offset where the system has no ``preadv``: seeks, then reads, one at a time."""
+    """A ``preadv`` for systems without one: seeks and reads, one thread at a time."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # a descriptor has one position for all threads
+        self._lock = threading.Lock()  # all threads share a descriptor's position
 
     def __call__(self, descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
         """Fill the first buffer from `offset` and return how many bytes were read."""
@@ -46,18 +45,18 @@ class _File:
 
 
 class DiskReader:
-    """Reads ranges of files from any number of threads; files stay open until it is closed.
+    """Reads ranges of files in any number of threads; files stay open until it is closed.
 
-    A file whose file system refuses direct I/O is read through the page cache instead, with one
-    logged notice; `fallbacks` tells of it.
+    A file whose file system refuses direct I/O is read through the page cache instead. One notice
+    is logged for all such files, and `fallbacks` has the reason.
 
     Parameters
     ----------
     io
-        ``"direct"`` reads past the page cache, into the caller's buffer without a copy;
-        ``"buffered"`` reads through it.
+        ``"direct"`` reads past the page cache, straight into the caller's buffer; ``"buffered"``
+        reads through it.
     open_file, pread
-        What opens and what reads: the system's own, unless a test injects faults.
+        Open a file and read from it: the system's own, unless a test injects faults.
     """
 
     def __init__(
@@ -67,28 +66,30 @@ class DiskReader:
         open_file: Callable[[Path, int], int] = os.open,
         pread: Pread | None = None,
     ) -> None:
-        self._asked = io
+        self._requested = io
         self._open_file = open_file
         self._pread = pread or _system_pread()
         self._files: dict[Path, _File] = {}
         self._refused: dict[Path, str] = {}
-        self._readers: list[int] = []  # the thread of each read under way
+        self._readers: list[int] = []  # the thread of each read in progress
         self._closed = False
         self._changed = threading.Condition()
-        descriptors: list[int] = []  # a file that fell back has two: a thread may be reading it
-        self._descriptors = descriptors
-        self._close_files = weakref.finalize(self, _close_all, descriptors)
+        # Of a file that fell back both stay open: another thread may be reading from the first.
+        self._descriptors: list[int] = []
+        # The finalizer holds the list alone. Were it to hold the reader, or a method of it, the
+        # reader would never be collected.
+        self._close_files = weakref.finalize(self, _close_all, self._descriptors)
 
     @property
     def io(self) -> Io:
-        """How files are read now: as asked for, unless direct I/O was refused for all of them."""
+        """How files are read now: as requested, unless direct I/O was refused for all of them."""
         with self._changed:
             refused = bool(self._refused) and not any(f.direct for f in self._files.values())
-        return "buffered" if refused else self._asked
+        return "buffered" if refused else self._requested
 
     @property
     def fallbacks(self) -> str | None:
-        """Why files are read through the page cache that were to be read past it, or None."""
+        """Why files are read through the page cache in spite of direct I/O, or None."""
         with self._changed:
             if not self._refused:
                 return None
@@ -98,20 +99,21 @@ class DiskReader:
         return f"{file}{more}: no direct I/O ({reason}), so the page cache is in between."
 
     def read(self, file: Path, offset: int, into: memoryview) -> int:
-        """Fill a buffer with a file's bytes from `offset` on, and return how many there were.
+        """Fill a buffer with a file's bytes from `offset` on, and return how many were read.
 
-        Fewer than the buffer takes were there only if the file ends; what the buffer holds beyond
-        them means nothing. With direct I/O, `offset` and the buffer's length and address are
+        They are fewer than the buffer takes only where the file ends; what the buffer holds beyond
+        them is undefined. With direct I/O, `offset` and the buffer's length and address are
         multiples of `mixoff.tiers.aligned.PAGE`.
 
         Raises
         ------
         CheckpointError
-            If the file is gone or can't be read.
+            If the file doesn't exist or can't be read.
         MixoffError
             If the reader was closed.
         """
-        assert self._asked == "buffered" or _is_aligned(offset, into), "direct I/O wants pages"
+        aligned = self._requested == "buffered" or _is_aligned(offset, into)
+        assert aligned, "direct I/O reads whole pages"
         with self._reading():
             try:
                 return self._fill(file, offset, into.cast("B"))
@@ -119,10 +121,11 @@ class DiskReader:
                 raise CheckpointError(f"{file}: can't be read ({error.strerror}).") from error
 
     def close(self) -> None:
-        """Wait for the reads under way, then close all files; nothing can be read afterwards.
+        """Wait for the reads in progress, then close all files; nothing can be read afterwards.
 
-        A read of the closing thread's own, which garbage collection may interrupt to close what
-        nobody holds any longer, closes them at its end.
+        If the closing thread is inside a read itself, that read closes the files at its end: then
+        garbage collection interrupted it to run the finalizer of a cache, and waiting for it here
+        would never end.
         """
         with self._changed:
             self._closed = True
@@ -133,7 +136,7 @@ class DiskReader:
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """Keep descriptors open: a closed one's number may soon be another file's."""
+        """Keep descriptors open: the system may give a closed one's number to another file."""
         with self._changed:
             if self._closed:
                 raise MixoffError("this disk reader was closed: build the model again.")
@@ -163,7 +166,7 @@ class DiskReader:
             done += count
             if not count:
                 break
-            if file.direct and count % PAGE:  # at the file's end, or no place to go on from
+            if file.direct and count % PAGE:  # the file's end, or no offset for another direct read
                 if offset + done >= os.fstat(file.descriptor).st_size:
                     break
                 self._fall_back(path, file, f"a read ended after {count} bytes, inside a page")
@@ -176,25 +179,25 @@ class DiskReader:
             return self._files[path]
 
     def _open(self, path: Path) -> _File:
-        if self._asked == "direct" and path not in self._refused:
+        if self._requested == "direct" and path not in self._refused:
             try:
-                return _File(self._kept(_open_direct(self._open_file, path)), direct=True)
+                return _File(self._keep_open(_open_direct(self._open_file, path)), direct=True)
             except OSError as error:
                 if error.errno not in _REFUSALS:
                     raise
                 self._refuse(path, str(error.strerror))
-        descriptor = self._kept(self._open_file(path, _READ_ONLY))
-        if hasattr(os, "posix_fadvise"):  # without read-ahead a record's neighbours aren't read
+        descriptor = self._keep_open(self._open_file(path, _READ_ONLY))
+        if hasattr(os, "posix_fadvise"):  # no read-ahead, which would read a record's neighbours
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         return _File(descriptor, direct=False)
 
-    def _kept(self, descriptor: int) -> int:
+    def _keep_open(self, descriptor: int) -> int:
         self._descriptors.append(descriptor)
         return descriptor
 
     def _fall_back(self, path: Path, refused: _File, reason: str) -> None:
         with self._changed:
-            if self._files[path] is refused:  # else another thread was here first
+            if self._files[path] is refused:  # else another thread has replaced it already
                 self._refuse(path, reason)
                 self._files[path] = self._open(path)
 
@@ -210,9 +213,9 @@ def choose_io(expert_nbytes: int, free_memory: int) -> tuple[Io, str]:
     Parameters
     ----------
     expert_nbytes
-        All experts on disk.
+        Bytes of all experts on disk.
     free_memory
-        What a run leaves free of host memory, and so to the page cache.
+        Bytes of host memory that a run leaves free, which the page cache may use.
     """
     experts, free = format_nbytes(expert_nbytes), format_nbytes(max(free_memory, 0))
     if expert_nbytes > free_memory:
@@ -233,7 +236,7 @@ def _open_direct(open_file: Callable[[Path, int], int], path: Path) -> int:
     if hasattr(os, "O_DIRECT"):
         return open_file(path, _READ_ONLY | os.O_DIRECT)
     if sys.platform == "darwin":
-        import fcntl  # not everywhere
+        import fcntl  # Windows has none
 
         descriptor = open_file(path, _READ_ONLY)
         try:

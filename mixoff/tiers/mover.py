@@ -1,13 +1,13 @@
-"""How records reach a device's buffers, and what becomes of those that leave them.
+"""What a cache needs of a device: protocols for moving records into its buffers and out of them.
 
-`CpuMover` is for a device that computes in host memory; `mixoff.tiers.gpu` has the one for a
-device with memory of its own. Both know tiers, buffers and copies, and neither who is resident, or
-why.
+`mixoff.tiers.cpu.CpuMover` is for a device that computes in host memory,
+`mixoff.tiers.gpu.GpuMover` for one with memory of its own. Both know tiers, buffers and copies, and
+neither knows which expert is resident, or why.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mixoff.tiers.buffers import Buffer
 from mixoff.tiers.queue import Ticket, Transfers
@@ -17,13 +17,13 @@ from mixoff.trace.events import Span, Tier
 
 @dataclass
 class Fetch:
-    """A record on its way into a buffer, and what is known of the way."""
+    """A record that is copied into a buffer, and what is known of the copy."""
 
     key: Key
     buffer: Buffer
-    tier: Tier = "disk"  # where it was found, once the fetch has begun
+    tier: Tier = "disk"  # where the record lay; right once the fetch has begun
     nbytes: int = 0  # moved so far
-    span: Span | None = None  # the copy as the device saw it
+    span: Span | None = None  # the copy as the device measured it
 
 
 class Mover(Protocol):
@@ -33,8 +33,8 @@ class Mover(Protocol):
     extra_buffers: int  # of the device, besides slots and staging, that records may rest in
 
     @property
-    def busy_cores(self) -> int:
-        """How many cores move bytes now, that could compute."""
+    def reserved_threads(self) -> int:
+        """How many of the CPU's threads kernels should leave to transfers now."""
 
     def allocate(self) -> Buffer:
         """Return a new buffer of the device."""
@@ -42,38 +42,57 @@ class Mover(Protocol):
     def nbytes(self, key: Key) -> int:
         """Return the bytes of a record."""
 
-    def holds(self, key: Key) -> bool:
-        """Return whether a buffer of the device, no slot, holds the record."""
-
-    def take_kept(self, key: Key) -> Buffer | None:
-        """Return that buffer, if there is one; it is the caller's now."""
-
     def fetch(self, fetch: Fetch) -> Iterator[object]:
-        """Fill a buffer, a chunk a step; any thread may do the steps."""
+        """Fill a buffer, one chunk a step; any thread may do the steps."""
 
     def before_use(self, buffer: Buffer) -> Span | None:
-        """Let compute begin only when the buffer is filled; return its wait if only it can tell."""
+        """Order compute after the copy into a buffer.
+
+        Returns the wait if only the device can measure it. By default the copy has ended when the
+        fetch has.
+        """
+        return None
+
+    def slot_filled(self, key: Key) -> None:
+        """Note that the record is in a slot now. By default no other copy of it exists."""
+        return
+
+    def evict(self, key: Key, buffer: Buffer) -> tuple[Buffer | None, Ticket | None]:
+        """Remove a record from its buffer.
+
+        Returns the buffer, if any, that is free now or once the ticket has ended.
+        """
+
+    def facts(self) -> dict[str, Any]:
+        """Return how bytes move, as plain values for a recording: as requested and as it is."""
+
+    def close(self) -> None:
+        """Release memory and files."""
+
+
+@runtime_checkable
+class KeepsEvicted(Protocol):
+    """A mover that keeps evicted records in buffers of the device, so that they move no bytes."""
+
+    def holds(self, key: Key) -> bool:
+        """Return whether an evicted record is kept."""
+
+    def take_kept(self, key: Key) -> Buffer | None:
+        """Return the buffer of a kept record, which is the caller's from now on, or None."""
+
+
+@runtime_checkable
+class HostSide(Protocol):
+    """A mover with host memory apart from the device's, in which a CPU may compute experts."""
 
     def in_host_memory(self, key: Key) -> bool:
-        """Return whether host memory beside the device holds the record, for a CPU to compute."""
+        """Return whether host memory holds the record."""
 
     def borrow(self, key: Key) -> Buffer:
-        """Return the buffer beside the device that holds a record; it stays until `give_back`."""
+        """Return the host buffer of a record that is in host memory; it stays until `give_back`."""
 
     def give_back(self, buffer: Buffer) -> None:
         """End what `borrow` began."""
 
     def wait_until_in_host_memory(self, key: Key, buffer: Buffer) -> None:
-        """Wait until a borrowed buffer is filled: here the host has to."""
-
-    def slot_filled(self, key: Key) -> None:
-        """Note that the record has a slot now."""
-
-    def evict(self, key: Key, buffer: Buffer) -> tuple[Buffer | None, Ticket | None]:
-        """Let a record go: return a buffer, if any, that is free now or once the ticket ended."""
-
-    def facts(self) -> dict[str, Any]:
-        """Return how bytes move, as plain values for a recording: what was asked and what came."""
-
-    def close(self) -> None:
-        """Give back all that is held."""
+        """Wait until a borrowed buffer is filled, before the host reads it."""

@@ -1,9 +1,9 @@
-"""Work that moves bytes, done by a thread beside compute. Knows order and threads; no bytes.
+"""Transfers in a queue, run by threads beside compute. Knows order and threads; no bytes.
 
-A transfer is an iterator that does one chunk a step, and whose last step ends it. Threads take
-steps from one queue: what is demanded before what is only guessed, the older first. Between two
-steps a transfer can be overtaken, promoted or cancelled. Who waits for one that no thread has in
-hand does its steps himself, so that nobody waits for a thread that is busy, or gone.
+A transfer is an iterator that does one chunk a step; it ends when the iterator does. Threads take
+steps from one queue: demands before guesses, the older first. Between two steps a transfer can be
+overtaken, promoted or cancelled. A thread that waits for a queued transfer does its steps itself,
+so that it never waits for a worker thread that is busy or has ended.
 """
 
 import threading
@@ -14,9 +14,11 @@ from itertools import count
 
 from mixoff.errors import MixoffError
 
+THREADS = 1  # workers of a link: several would share its one bandwidth
+
 
 class State(Enum):
-    """Where a transfer is in its life; the last three are its end."""
+    """The states of a transfer; the last three are final."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -29,7 +31,7 @@ _ENDS = (State.DONE, State.FAILED, State.CANCELLED)
 
 
 class Ticket:
-    """A transfer that was asked for."""
+    """A transfer that was submitted."""
 
     def __init__(
         self, transfers: "Transfers", steps: Iterator[object], order: int, *, guess: bool
@@ -57,20 +59,20 @@ class Ticket:
         self._transfers._promote(self)
 
     def cancel(self) -> None:
-        """Drop the transfer: at once if it is queued, after its present step if it is running."""
+        """Drop the transfer: at once if it is queued, after its current step if it is running."""
         self._transfers._cancel(self)
 
     def settle(self) -> None:
-        """Return when the transfer has ended, however it did.
+        """Return when the transfer has ended, in whichever final state.
 
-        Its steps are done here as long as no thread has it in hand.
+        The calling thread does its steps whenever no other thread is inside one.
         """
         self._transfers._settle(self)
 
     def wait(self) -> None:
         """Return when the transfer has moved all its bytes.
 
-        Its steps are done here as long as no thread has it in hand, as `settle` does them.
+        The calling thread does its steps whenever no other thread is inside one.
 
         Raises
         ------
@@ -85,8 +87,9 @@ class Ticket:
         if self.error is None:
             how = "cancelled" if self.state is State.CANCELLED else "interrupted"
             raise MixoffError(f"a transfer was {how}: ask for it again.")
-        # The error's traceback holds who waited, who holds the ticket: kept here, it would keep
-        # all of them until garbage is collected, with the buffers that they use.
+        # A raised error's traceback holds the frames of the waiting thread, and these hold the
+        # ticket. Kept here, it would keep all of them, and the buffers that they use, until
+        # garbage is collected: so a copy without a traceback stays for the next wait.
         error, self.error = self.error, copy(self.error)
         try:
             raise error
@@ -95,26 +98,31 @@ class Ticket:
 
 
 class Transfers:
-    """A queue of transfers and the threads that do them.
+    """A queue of transfers and the threads that run them.
 
     Parameters
     ----------
     threads
-        How many; with 0 a transfer is done by who waits for it, or by `step`.
+        How many worker threads; with 0 a transfer is run by `step`, or by a thread that waits.
     """
 
-    def __init__(self, threads: int = 1) -> None:
+    def __init__(self, threads: int = THREADS) -> None:
         self.max_threads = threads
         self._threads: list[threading.Thread] = []
+        # Guards all that follows, and the state of every ticket. Steps run without it, so that
+        # submitting never waits for a chunk. A cancelled transfer's clean-up runs with it: locks
+        # that clean-up takes (such as `HostStore`'s) come after this one, and code that holds one
+        # of them may not call a ticket. It is reentrant, since a clean-up or a garbage collection
+        # that runs with it may close this queue.
         self._changed = threading.Condition()
         self._queue: list[Ticket] = []  # as short as there are buffers to move bytes into
         self._orders = count()
-        self._running = 0  # transfers that somebody has in hand
+        self._running: list[Ticket] = []  # that a thread is inside a step of, or about to be
         self._closed = False
 
     @property
-    def under_way(self) -> bool:
-        """Whether there is anything to do, or being done."""
+    def has_work(self) -> bool:
+        """Whether a transfer is queued or running."""
         return bool(self._running or self._queue)
 
     def submit(self, steps: Iterator[object], *, guess: bool = False) -> Ticket:
@@ -138,9 +146,9 @@ class Transfers:
         return ticket
 
     def step(self) -> bool:
-        """Do one step of the first transfer in the queue; False if there is none."""
+        """Do one step of the first transfer in the queue; False if the queue is empty."""
         with self._changed:
-            ticket = self._first()
+            ticket = self._take_first()
         if ticket is not None:
             self._step(ticket)
         return ticket is not None
@@ -149,11 +157,12 @@ class Transfers:
         """Cancel what is queued and end the threads; closing again does nothing."""
         with self._changed:
             self._closed = True
-            while (ticket := self._first()) is not None:
+            while (ticket := self._take_first()) is not None:
+                self._running.remove(ticket)
                 self._end(ticket, State.CANCELLED)
             self._changed.notify_all()
         for thread in self._threads:
-            if thread is not threading.current_thread():
+            if thread is not threading.current_thread():  # a transfer may close its own queue
                 thread.join()
         self._threads.clear()
 
@@ -171,26 +180,29 @@ class Transfers:
     def _settle(self, ticket: Ticket) -> None:
         while not ticket.ended:
             with self._changed:
-                mine = ticket in self._queue
-                if mine:
+                is_queued = ticket in self._queue
+                if is_queued:
                     self._take(ticket)
-                elif not ticket.ended:
+                elif not ticket.ended:  # checked with the lock, or its end could be missed
                     self._changed.wait()
-            if mine:
+            if is_queued:
                 self._step(ticket)
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                # A link has one bandwidth: what is waited for isn't to share it with the next.
-                while self._running >= self.max_threads or (ticket := self._first()) is None:
+                # A link has one bandwidth: while a waiting thread runs a transfer itself, no
+                # worker thread starts another one, which would slow the first down.
+                while (
+                    len(self._running) >= self.max_threads or (ticket := self._take_first()) is None
+                ):
                     if self._closed:
                         return
                     self._changed.wait()
             self._step(ticket)
 
-    def _first(self) -> Ticket | None:
-        """Take the ticket whose turn it is."""
+    def _take_first(self) -> Ticket | None:
+        """Take the ticket that is first in the order of steps, if any is queued."""
         ticket = min(self._queue, key=lambda ticket: (ticket.guess, ticket._order), default=None)
         if ticket is not None:
             self._take(ticket)
@@ -199,7 +211,7 @@ class Transfers:
     def _take(self, ticket: Ticket) -> None:
         self._queue.remove(ticket)
         ticket.state = State.RUNNING
-        self._running += 1
+        self._running.append(ticket)
 
     def _step(self, ticket: Ticket) -> None:
         """Do a taken transfer's next step, and queue it again unless that ended it."""
@@ -209,12 +221,12 @@ class Transfers:
             state = State.QUEUED
         except StopIteration:
             state = State.DONE
-        except Exception as failure:  # whatever it is, it belongs to who waits for this transfer
+        except Exception as failure:  # any error of a transfer is raised where it is waited for
             error = failure
-        finally:  # an interrupt of a waiting thread, too, must not leave the ticket running
+        finally:  # after a KeyboardInterrupt, too, or the ticket would stay running for ever
             with self._changed:
-                self._running -= 1
-                ticket.error, error = error, None  # or its traceback would hold it, as in `wait`
+                self._running.remove(ticket)
+                ticket.error, error = error, None  # no local may hold the error, as in `wait`
                 if state is State.QUEUED and not (ticket._cancelled or self._closed):
                     ticket.state = state
                     self._queue.append(ticket)
@@ -223,11 +235,15 @@ class Transfers:
                 self._changed.notify_all()
 
     def _end(self, ticket: Ticket, state: State) -> None:
+        """Clean up after a transfer, then give its ticket a final state.
+
+        In this order: a ticket that has ended says that its buffers may be used again.
+        """
         close = getattr(ticket._steps, "close", None)
         try:
             if close is not None:
                 close()
-        except Exception as failure:  # it, too, belongs to who waits, and ends the transfer
+        except Exception as failure:  # a failed clean-up, too, is raised where it is waited for
             state, ticket.error = State.FAILED, failure
         finally:
             ticket.state = state

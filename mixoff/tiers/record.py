@@ -1,4 +1,4 @@
-"""What lies where inside one contiguous record of bytes. Knows shapes and offsets; no files."""
+"""Where tensors lie in a record, contiguous bytes. Knows shapes and offsets; nothing of files."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ Key = tuple[int, int]  # layer, expert
 
 @dataclass(frozen=True)
 class RecordLocation:
-    """Where one expert's record lies on disk, and the CRC-32 of its bytes, None if not known."""
+    """Where one expert's record lies on disk, and the CRC-32 of its bytes, None if unknown."""
 
     file: Path
     offset: int
@@ -25,12 +25,12 @@ class RecordLocation:
     crc32: int | None
 
 
-_CACHE_LINE = 64  # bytes; parts start on one, as kernels want them
+_CACHE_LINE = 64  # bytes; parts start on one, for the kernels
 
 
 @dataclass(frozen=True)
 class _Part:
-    matrix: int  # its number among the layout's shapes
+    matrix: int  # index in the layout's shapes
     name: str
     dtype: torch.dtype
     shape: Shape
@@ -50,17 +50,17 @@ class RecordLayout:
     quantization
         How the matrices are stored.
     shapes
-        Name and [N, K] of each matrix. Several of one name are pieces of one matrix: the rows of
-        the first, then those of the next.
+        Name and [N, K] of each matrix. Matrices with the same name are pieces of one matrix, whose
+        rows are those of the first piece, then those of the next.
     offsets
-        Where each matrix's parts begin, in bytes from the record's first, in the order of
+        Where each matrix's parts begin, in bytes from the record's start, in the order of
         `shapes` and of `quantization.part_specs`. By default they lie in this order, each on a
         cache line.
 
     Raises
     ------
     ConfigError
-        If a matrix of such a shape can't be stored so.
+        If the quantization can't store a matrix of such a shape.
     """
 
     quantization: Quantization
@@ -68,31 +68,31 @@ class RecordLayout:
     offsets: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        self._parts  # noqa: B018 - a layout that can't be is refused here, not at its first use
+        self._parts  # noqa: B018 - an impossible layout is refused here, not at its first use
 
     @cached_property
     def _parts(self) -> tuple[_Part, ...]:
         parts: list[_Part] = []
-        given = None if self.offsets is None else iter(self.offsets)
+        offsets = None if self.offsets is None else iter(self.offsets)
         for matrix, (_, matrix_shape) in enumerate(self.shapes):
             for name, (dtype, shape) in self.quantization.part_specs(matrix_shape).items():
-                follows = align(parts[-1].end, _CACHE_LINE) if parts else 0
-                offset = follows if given is None else next(given)
+                behind = align(parts[-1].end, _CACHE_LINE) if parts else 0
+                offset = behind if offsets is None else next(offsets)
                 parts.append(_Part(matrix, name, dtype, shape, offset))
         return tuple(parts)
 
     @cached_property
     def nbytes(self) -> int:
-        """Bytes from the record's first to its last."""
+        """Bytes from the record's start to the end of its last part."""
         return max(part.end for part in self._parts)
 
     @property
     def stride(self) -> int:
-        """Bytes from the start of one record to the next: whole pages."""
+        """Bytes from the start of a record to that of the next: a multiple of a page."""
         return align(self.nbytes, PAGE)
 
     def tensors(self, record: Tensor) -> dict[str, PackedMatrix]:
-        """Return the matrices of a record as views into its bytes [nbytes or more], uint8."""
+        """Return a record's matrices by name, views into its bytes [nbytes or more], uint8."""
         views: list[dict[str, Tensor]] = [{} for _ in self.shapes]
         for part in self._parts:
             raw = record[part.offset : part.end]
@@ -102,30 +102,34 @@ class RecordLayout:
             tensor = QuantizedTensor(self.quantization, shape, parts)
             pieces.setdefault(name, []).append(tensor)
         return {
-            name: StackedRows(tuple(several)) if several[1:] else several[0]
-            for name, several in pieces.items()
+            name: StackedRows(tuple(stacked)) if stacked[1:] else stacked[0]
+            for name, stacked in pieces.items()
         }
 
     def first_nonfinite(self, record: Tensor) -> str | None:
-        """Return the name of the first scales or zeros with what is no number; None if all are."""
+        """Return the name of the first non-finite scales or zeros; None if all are finite."""
         for part in self._parts:
-            codes = not part.dtype.is_floating_point or part.name == "weight"
-            if not codes and not _finite(record[part.offset : part.end], part.dtype):
+            is_scale = part.dtype.is_floating_point and part.name != "weight"
+            if is_scale and not _is_finite(record[part.offset : part.end], part.dtype):
                 return f"{self.shapes[part.matrix][0]}'s {part.name}"
         return None
 
     def pack(self, tensors: Mapping[str, PackedMatrix]) -> Tensor:
-        """Return the record [nbytes], uint8, that holds these matrices; gaps are zeros."""
+        """Return the record [nbytes], uint8, of these matrices; bytes between parts are zero."""
         record = torch.zeros(self.nbytes, dtype=torch.uint8)
         for name, matrix in self.tensors(record).items():
-            for piece, given in zip(matrix.pieces, tensors[name].pieces, strict=True):
-                for part, tensor in piece.parts.items():
-                    tensor.copy_(given.parts[part])
+            for target, source in zip(matrix.pieces, tensors[name].pieces, strict=True):
+                for part, tensor in target.parts.items():
+                    tensor.copy_(source.parts[part])
         return record
 
 
-def _finite(raw: Tensor, dtype: torch.dtype) -> bool:
-    """Return whether floats are numbers, by their exponents: faster than asking a float16."""
-    whole = torch.int16 if dtype.itemsize == 2 else torch.int32
-    infinite = torch.tensor(torch.inf, dtype=dtype, device=raw.device).view(whole)  # the exponent
-    return bool(((raw.view(whole) & infinite) != infinite).all())
+def _is_finite(raw: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether all floats in these bytes are finite.
+
+    NaN and infinity have all bits of the exponent set, and integers are compared faster than
+    float16.
+    """
+    integer = torch.int16 if dtype.itemsize == 2 else torch.int32
+    exponent = torch.tensor(torch.inf, dtype=dtype, device=raw.device).view(integer)
+    return bool(((raw.view(integer) & exponent) != exponent).all())

@@ -16,7 +16,7 @@ from mixoff.tiers.record import Key, RecordLayout, RecordLocation
 class RecordStore:
     """Every expert's record on disk.
 
-    A record's checksum is verified when it is first read, and that its scales are numbers.
+    When a record is first read, its checksum is verified, and that its scales are finite.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ class RecordStore:
     reader
         Reads files.
     layouts
-        ``layouts[layer][expert]``, without which scales aren't looked at.
+        ``layouts[layer][expert]``; without them scales aren't checked.
     """
 
     def __init__(
@@ -44,22 +44,23 @@ class RecordStore:
         return self._locations[layer][expert].nbytes
 
     def read(self, layer: int, expert: int, buffer: Buffer) -> Iterator[tuple[int, int]]:
-        """Read a record into a buffer of host memory, yielding what part is there, chunk by chunk.
+        """Read a record into a buffer of host memory, and yield each chunk's range once it is read.
 
-        Whole pages are read, as direct I/O wants them, so the record begins where it does in its
-        page of the file. A chunk's position in the buffer is yielded when its bytes are there.
+        Whole pages are read, as direct I/O requires, so the record begins at the same offset in
+        its page as in the file. At its first read, a record is verified before the last chunk is
+        yielded.
 
         Raises
         ------
         CheckpointError
-            If the file is gone, too short, or its bytes are not those that were written.
+            If the file is missing or too short, or if its bytes are not those that were written.
         """
         location = self._locations[layer][expert]
         buffer.start = location.offset % PAGE
         end = buffer.start + location.nbytes
         memory = buffer.memory.numpy().data
         crc32 = None if (layer, expert) in self._verified else location.crc32
-        found = 0
+        checksum = 0
         for first, last in chunks(0, align(end, PAGE)):
             position = location.offset - buffer.start + first
             count = self.reader.read(location.file, position, memory[first:last])
@@ -69,8 +70,9 @@ class RecordStore:
                     "fetch or convert the checkpoint again."
                 )
             if crc32 is not None:
-                found = zlib.crc32(memory[max(first, buffer.start) : min(last, end)], found)
-                if last >= end and found != crc32:
+                part = memory[max(first, buffer.start) : min(last, end)]
+                checksum = zlib.crc32(part, checksum)
+                if last >= end and checksum != crc32:
                     raise _damaged(location, layer, expert)
             if last >= end and (layer, expert) not in self._verified:
                 self._check_scales(layer, expert, buffer.memory[buffer.start : end])
@@ -78,15 +80,15 @@ class RecordStore:
             yield first, last
 
     def _check_scales(self, layer: int, expert: int, record: Tensor) -> None:
-        """Refuse a record with scales that are no numbers: a checksum tells of damage alone."""
+        """Refuse a record with non-finite scales, which may have been written as they are."""
         if self._layouts and (part := self._layouts[layer][expert].first_nonfinite(record)):
             raise CheckpointError(
                 f"{self._locations[layer][expert].file}: expert {expert} of layer {layer}: {part} "
-                "holds what is no number: fetch or convert the checkpoint again."
+                "holds a non-finite number: fetch or convert the checkpoint again."
             )
 
     def facts(self) -> dict[str, Any]:
-        """Return how files are read, and why not as it was asked for."""
+        """Return how files are read, and why not as requested, if they aren't."""
         return {"io": self.reader.io, "io_fallbacks": self.reader.fallbacks}
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
-"""A device with memory of its own, as far as transfers must know it. Knows streams and events.
+"""What transfers need of a device with memory of its own. Knows streams and events; no records.
 
-This is all that needs a GPU: three streams whose work is done in order, copies that end later than
-they begin, and events that one stream records and another one follows. `Cuda` is torch's; tests put
-a device in its place whose streams run when the test says so.
+All that needs a GPU is here: three streams that work in order, asynchronous copies, and events that
+one stream records and another follows. `Cuda` is a GPU through torch; tests use a device whose
+streams run when the test decides.
 """
 
 from time import perf_counter_ns
@@ -16,23 +16,23 @@ class Event(Protocol):
     """A mark in a stream."""
 
     def wait(self) -> None:
-        """Block the host until all before the mark is done."""
+        """Block the host until all work before the mark is done."""
 
     def nanoseconds(self) -> int:
-        """Return when it was passed, on `time.perf_counter_ns`'s clock; it must have been."""
+        """Return when a passed mark was passed, on the clock of `time.perf_counter_ns`."""
 
 
 class Stream(Protocol):
     """Work that a device does in order."""
 
     def copy(self, source: Tensor, target: Tensor) -> None:
-        """Copy bytes, later."""
+        """Submit a copy of bytes; it runs later."""
 
     def record(self) -> Event:
-        """Return a mark behind all that was asked of the stream so far."""
+        """Return a mark behind all work submitted to the stream so far."""
 
     def follow(self, event: Event | None) -> None:
-        """Let what is asked of the stream from now on begin after an event, if there is one."""
+        """Make work submitted to the stream from now on begin after an event, if not None."""
 
 
 class Device(Protocol):
@@ -40,7 +40,7 @@ class Device(Protocol):
 
     @property
     def compute(self) -> Stream:
-        """The stream that the caller computes on now."""
+        """The stream on which the caller computes now."""
 
     @property
     def inward(self) -> Stream:
@@ -54,7 +54,7 @@ class Device(Protocol):
         """Return memory of the device [nbytes], uint8."""
 
     def allocate_pinned(self, nbytes: int) -> Tensor:
-        """Return host memory [nbytes], uint8, that copies need not be staged through.
+        """Return host memory [nbytes], uint8, that the device copies from and to directly.
 
         Raises
         ------
@@ -64,7 +64,7 @@ class Device(Protocol):
 
 
 class CudaEvent:
-    """A CUDA event, and the one that its time is told from."""
+    """A CUDA event, and an earlier one with a known time, from which its time is measured."""
 
     def __init__(self, event: torch.cuda.Event, origin: torch.cuda.Event, origin_ns: int) -> None:
         self.event = event
@@ -72,11 +72,11 @@ class CudaEvent:
         self._origin_ns = origin_ns
 
     def wait(self) -> None:
-        """Block the host until all before the event is done."""
+        """Block the host until all work before the event is done."""
         self.event.synchronize()
 
     def nanoseconds(self) -> int:
-        """Return when it was passed, on the host's clock, to a few microseconds."""
+        """Return when the event was passed, on the host's clock, to a few microseconds."""
         return self._origin_ns + int(1e6 * self._origin.elapsed_time(self.event))
 
 
@@ -88,7 +88,7 @@ class CudaStream:
         self._origin = origin, origin_ns
 
     def copy(self, source: Tensor, target: Tensor) -> None:
-        """Copy bytes on this stream."""
+        """Submit a copy of bytes to this stream."""
         with torch.cuda.stream(self._stream):
             target.copy_(source, non_blocking=True)
 
@@ -99,20 +99,20 @@ class CudaStream:
         return CudaEvent(event, *self._origin)
 
     def follow(self, event: Event | None) -> None:
-        """Make this stream wait for an event, without the host."""
+        """Make this stream wait for an event; the host doesn't."""
         if event is not None:
-            assert isinstance(event, CudaEvent)  # streams of a GPU record no other
+            assert isinstance(event, CudaEvent)  # a GPU's streams record no others
             self._stream.wait_event(event.event)
 
 
 class Cuda:
-    """A GPU that CUDA can use, with a stream for each direction of copies beside compute."""
+    """A GPU for CUDA, with a stream for each direction of copies beside that of compute."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._origin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         self._origin.record(torch.cuda.current_stream(device))
-        self._origin.synchronize()  # once, when the model is loaded: times are told from here
+        self._origin.synchronize()  # only here, when the model is loaded: later times refer to it
         self._origin_ns = perf_counter_ns()
         self.inward = self._side_stream(priority=-1)
         self.outward = self._side_stream(priority=0)

@@ -1,4 +1,7 @@
-"""The chat box of a notebook, and a chat for where there are no widgets: faces without logic."""
+"""The chat box of a notebook, and a text chat for consoles without widgets.
+
+Knows widgets and a `Chat`; nothing of models or caches but their counts. Read `session.py` first.
+"""
 
 from mixoff.widget.box import ChatWidget
 from mixoff.widget.colab import in_colab

@@ -1,6 +1,6 @@
-"""What a chat box consists of and where it stands. Knows widgets; nothing of chats.
+"""The widgets of a chat box and their layout. Knows widgets; nothing of chats.
 
-Only widgets that ipywidgets 7.7 and 8 both have, so that the box works in Colab and elsewhere.
+Only widgets of both ipywidgets 7.7 and 8 are used, so that the box works in Colab and elsewhere.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,21 +12,21 @@ from mixoff.chat.sampling import Sampling
 from mixoff.widget.stylesheet import STYLESHEET
 
 _LABEL = {"description_width": "150px"}
-_NO_LABEL = {"description_width": "0"}  # still there, for those who hear the page
+_NO_LABEL = {"description_width": "0"}  # hidden, but read out by screen readers
 _HIDDEN, _SHOWN = "none", None
 
 
 class Controls:
-    """The widgets of a chat box; they do nothing until somebody observes them.
+    """The widgets of a chat box, without any observers.
 
     Parameters
     ----------
     sampling
-        Where its sliders start.
+        First values of its sliders.
     num_experts
-        How many experts a layer has; with 0 there are no sliders and gauges of a cache.
+        Number of experts of a layer; with 0 there are no sliders and gauges of a cache.
     can_prefetch
-        Whether experts can be guessed; if not, there is no slider for it.
+        Whether the model has a prefetcher; if not, there is no slider for it.
     """
 
     def __init__(self, sampling: Sampling, num_experts: int, *, can_prefetch: bool) -> None:
@@ -50,18 +50,26 @@ class Controls:
     def _make_buttons(self) -> None:
         self.send = _button("Send", "paper-plane", "Send the message", "primary")
         self.stop = _button("Stop", "stop", "End the reply within one token", "danger")
-        self.regenerate = _button("Regenerate", "refresh", "Draw another reply instead of the last")
+        self.regenerate = _button("Regenerate", "refresh", "Replace the last reply by another one")
         self.clear = _button("Clear", "trash", "Forget the conversation")
         self.save = _button("Save", "download", "Write the conversation to the file")
         self.restore = _button("Restore", "upload", "Go on with the conversation in the file")
-        self.close = _button("Close", "times", "End this cell, so that others run again")
+        self.close = _button("Close", "times", "End this cell, so that other cells can run again")
 
     def _make_cache_sliders(self, num_experts: int) -> None:
         self.slots = _slider(
-            "Experts on the device", "Of each layer; takes effect at once", 1, num_experts or 1, 1
+            "Slots per layer",
+            "Experts of each layer on the device; takes effect at once",
+            1,
+            num_experts or 1,
+            1,
         )
         self.prefetch = _slider(
-            "Prefetched experts", "Guessed for the next layer; 0 for none", 0, num_experts, 0
+            "Prefetched experts",
+            "Experts fetched ahead for the next layer; 0 for none",
+            0,
+            num_experts,
+            0,
         )
 
     def _make_settings(self, sampling: Sampling) -> None:
@@ -75,7 +83,7 @@ class Controls:
         self.sampling = {
             "temperature": _slider(
                 "Temperature",
-                "0 always takes the likeliest token",
+                "0 always takes the most probable token",
                 0,
                 2,
                 sampling.temperature,
@@ -83,7 +91,7 @@ class Controls:
             ),
             "top_p": _slider(
                 "Top-p",
-                "Draw among tokens that have this probability",
+                "Draw from the most probable tokens of this share",
                 0.05,
                 1,
                 sampling.top_p,
@@ -102,12 +110,12 @@ class Controls:
         )
 
     def _laid_out(self, *, has_cache: bool, can_prefetch: bool) -> Any:
-        # Children of a reversed column stand at its end, so what is new is always in sight.
+        # A reversed column stays scrolled to its end, so that the newest text is always visible.
         view = _column(self.live, self.log, overflow="auto", height="380px")
         view.layout.flex_flow = "column-reverse"
         view.add_class("mixoff-view")
-        guesses = (self.prefetch,) if can_prefetch else ()
-        cache = (self.slots, *guesses, self.gauges) if has_cache else ()
+        prefetch = (self.prefetch,) if can_prefetch else ()
+        cache = (self.slots, *prefetch, self.gauges) if has_cache else ()
         chat = _column(
             view,
             self.message,
@@ -124,13 +132,13 @@ class Controls:
             flex="2 1 320px",
         )
         style = _html("mixoff-style", STYLESHEET)
-        style.layout.display = _HIDDEN  # it counts all the same, and takes no room
+        style.layout.display = _HIDDEN  # it applies nevertheless, and takes no space
         box = _row(style, chat, settings)
         box.add_class("mixoff-box")
         return box
 
     def set_replying(self, on: bool) -> None:
-        """Enable what may be used while a reply runs, or while none does."""
+        """Enable the controls that may be used during a reply, or without one."""
         for control in (self.send, self.regenerate, self.clear, self.save, self.restore):
             control.disabled = on
         self.system.disabled = on
@@ -138,18 +146,18 @@ class Controls:
         self.live.layout.display = _SHOWN if on else _HIDDEN
 
     def set_open(self, on: bool) -> None:
-        """Show or hide Close, which only a box that keeps its cell busy needs."""
+        """Show or hide Close, which is needed only while the box keeps its cell busy."""
         self.close.layout.display = _SHOWN if on else _HIDDEN
 
     def dispose(self) -> None:
-        """Close all widgets, which ipywidgets would keep for ever."""
-        own = (self.slots, self.prefetch, self.gauges)  # not in view without a cache
-        for widget in {id(w): w for root in (self.view, *own) for w in _parts(root)}.values():
+        """Close all widgets, which ipywidgets would otherwise keep forever."""
+        unused = (self.slots, self.prefetch, self.gauges)  # not in the view without a cache
+        for widget in {id(w): w for root in (self.view, *unused) for w in _parts(root)}.values():
             widget.close()
 
 
 def _parts(widget: Any) -> Iterator[Any]:
-    """Yield a widget, all inside it, and the layouts and styles that are widgets, too."""
+    """Yield a widget, its descendants, and their layouts and styles, which are widgets, too."""
     for child in getattr(widget, "children", ()):
         yield from _parts(child)
     yield from (part for name in ("layout", "style") if (part := getattr(widget, name, None)))
@@ -157,7 +165,7 @@ def _parts(widget: Any) -> Iterator[Any]:
 
 
 def _described(kind: Callable[..., Any], tooltip: str, **traits: Any) -> Any:
-    """Return a widget as wide as it may be, with a tooltip under the name this version has."""
+    """Return a widget of full width, with a tooltip under the name that this version uses."""
     names = kind.class_trait_names()  # type: ignore[attr-defined]
     name = "tooltip" if "tooltip" in names else "description_tooltip"
     return kind(layout=ipywidgets.Layout(width="auto"), **{name: tooltip}, **traits)
@@ -168,7 +176,7 @@ def _button(name: str, icon: str, tooltip: str, style: str = "") -> Any:
 
 
 def _slider(name: str, tooltip: str, low: float, high: float, value: float, step: float = 1) -> Any:
-    """Return a slider that tells its value when let go; one beyond its ends extends them."""
+    """Return a slider that changes its value on release; a value beyond an end extends it."""
     return _described(
         ipywidgets.IntSlider if step == 1 else ipywidgets.FloatSlider,
         tooltip,

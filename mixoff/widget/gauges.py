@@ -1,4 +1,4 @@
-"""What a cache did, as HTML: a small table and a map of layers. Knows numbers; counts nothing."""
+"""Counts of an expert cache as HTML: a table and a map of layers. Knows numbers; counts nothing."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mixoff.cache.stats import CacheStats
 from mixoff.units import format_nbytes
 
-# Cividis, at equal steps: dark blue to yellow, in the same order for every kind of colour vision.
+# Cividis in equal steps: dark blue to yellow, in the same order for every kind of colour vision.
 _SCALE = (
     (0, 34, 78),
     (53, 69, 108),
@@ -21,18 +21,18 @@ _WHITE_BELOW = 0.179  # the luminance on which white and black text have the sam
 
 @dataclass(frozen=True)
 class Reading:
-    """What the gauges show of a span of time.
+    """The gauges' values for a span of time.
 
     Attributes
     ----------
     title
-        The span, as its column is headed.
+        The heading of the span's column.
     tokens_per_second
         The decode rate; NaN if nothing was decoded.
     cache
-        What the cache did in it.
+        The cache's counts in the span.
     is_estimate
-        Whether the rate is one of pieces of text, since tokens are counted at a reply's end.
+        Whether the rate counts pieces of text, since tokens are counted at a reply's end.
     """
 
     title: str
@@ -42,7 +42,7 @@ class Reading:
 
 
 def gauges_html(readings: Sequence[Reading]) -> str:
-    """Return a table with a column for each reading, and below it a map of layers for each."""
+    """Return a table with a column per reading, and below it a map of layers per reading."""
     heads = "".join(f"<th scope='col'>{reading.title}</th>" for reading in readings)
     rows = "".join(
         f"<tr><th scope='row'>{name}</th>{''.join(f'<td>{value}</td>' for value in values)}</tr>"
@@ -82,18 +82,18 @@ def _percent(rate: float, unit: str = "") -> str:
 def _layers_html(reading: Reading) -> str:
     stats = reading.cache
     cells = zip(stats.hit_rate_per_layer, stats.hits_per_layer, stats.misses_per_layer, strict=True)
-    shown = "".join(_cell_html(layer, *cell) for layer, cell in enumerate(cells))
+    layers = "".join(_cell_html(layer, *cell) for layer, cell in enumerate(cells))
     return (
         f"<div class='mixoff-caption'>hits per layer in %, {reading.title}</div>"
-        f"<div class='mixoff-layers' role='list'>{shown}</div>"
+        f"<div class='mixoff-layers' role='list'>{layers}</div>"
     )
 
 
 def _cell_html(layer: int, rate: float, hits: int, misses: int) -> str:
-    told = f"layer {layer}: {hits} hits, {misses} misses"
+    label = f"layer {layer}: {hits} hits, {misses} misses"
     style = "" if math.isnan(rate) else f" style='{colours(rate)}'"
     return (
-        f"<span class='mixoff-layer' role='listitem' title='{told}' aria-label='{told}'{style}>"
+        f"<span class='mixoff-layer' role='listitem' title='{label}' aria-label='{label}'{style}>"
         f"{_percent(rate)}</span>"
     )
 
@@ -105,11 +105,11 @@ def _legend_html() -> str:
 
 
 def colours(rate: float) -> str:
-    """Return CSS for a cell whose hit rate is 0 to 1: a background, and text that reads on it."""
-    place = rate * (len(_SCALE) - 1)
-    low = min(int(place), len(_SCALE) - 2)
+    """Return CSS for a cell of a hit rate from 0 to 1: a background, and a readable text colour."""
+    position = rate * (len(_SCALE) - 1)
+    low = min(int(position), len(_SCALE) - 2)
     red, green, blue = (
-        round(a + (b - a) * (place - low))
+        round(a + (b - a) * (position - low))
         for a, b in zip(_SCALE[low], _SCALE[low + 1], strict=True)
     )
     text = "#fff" if luminance(red, green, blue) < _WHITE_BELOW else "#000"

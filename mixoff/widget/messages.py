@@ -1,7 +1,7 @@
-"""Text as HTML that does nothing: whatever a model or a person wrote is shown, never run.
+"""Messages as inert HTML: text of a model or a person is displayed, never executed.
 
-Knows markup; nothing of widgets or chats. Only a finished reply is rendered as Markdown, and of
-that only what is harmless: no HTML of its own, no picture, no link but to a page or an address.
+Knows markup; nothing of widgets or chats. Only a finished reply is rendered as Markdown, without
+its HTML and its pictures, and with links only to pages and mail addresses.
 """
 
 import re
@@ -13,18 +13,18 @@ from typing import Any
 from markdown_it import MarkdownIt
 
 _CONTROLS = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f"  # all but \t and \n: every escape sequence of a terminal
-    r"\u202a-\u202e\u2066-\u2069"  # what reorders the text around it
-    r"\ud800-\udfff]"  # halves of characters, which no message to a browser can hold
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f"  # all but \t and \n: the start of every escape sequence
+    r"\u202a-\u202e\u2066-\u2069"  # characters that reorder the text around them
+    r"\ud800-\udfff]"  # lone surrogates, which no message to a browser can hold
 )
 _LINK = re.compile(r"(https?://|mailto:)", re.IGNORECASE)
-_PICTURES_OF_CONTROLS = 0x2400  # where Unicode has a visible sign for each control character
+_PICTURES_OF_CONTROLS = 0x2400  # Unicode's block of visible signs for control characters
 
 
 def visible(text: str) -> str:
-    """Return the text with a visible sign in place of each character that steers what shows it.
+    """Return the text with a visible sign in place of each control character.
 
-    Each character is judged by itself, so a stream may be cut anywhere.
+    Each character is replaced by itself, so a stream may be cut anywhere.
     """
     return _CONTROLS.sub(lambda match: _sign(match[0]), text.replace("\r\n", "\n"))
 
@@ -36,13 +36,13 @@ def _sign(character: str) -> str:
 
 
 def plain_html(text: str) -> str:
-    """Return text as HTML that shows exactly it."""
+    """Return text as HTML that shows exactly this text."""
     return escape(visible(text))
 
 
-@lru_cache(maxsize=1024)  # a log is painted whole, and only its end is new
+@lru_cache(maxsize=1024)  # the whole log is rendered each time, and only its end is new
 def markdown_html(text: str) -> str:
-    """Return Markdown as HTML without anything that acts, loads or is not the text's own."""
+    """Return Markdown as HTML without scripts, pictures, or HTML from the text."""
     return str(_markdown().render(visible(text)))
 
 
@@ -56,7 +56,7 @@ def _markdown() -> MarkdownIt:
 
 
 def _link_open(renderer: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
-    """Open a link in a tab of its own, which learns nothing of the notebook."""
+    """Render a link that opens a new tab, without a reference to the notebook."""
     tokens[index].attrSet("target", "_blank")
     tokens[index].attrSet("rel", "noopener noreferrer nofollow")
     return str(renderer.renderToken(tokens, index, options, env))
@@ -69,36 +69,36 @@ def user_html(text: str) -> str:
 
 def reply_html(text: str) -> str:
     """Return a finished reply as a bubble, its Markdown rendered."""
-    shown = markdown_html(text) if text.strip() else "<em>(no text)</em>"
-    return _bubble("mixoff-reply", "Model", shown)
+    html = markdown_html(text) if text.strip() else "<em>(no text)</em>"
+    return _bubble("mixoff-reply", "Model", html)
 
 
 def live_html(text: str) -> str:
-    """Return a reply that grows as a bubble of plain text with a caret at its end."""
+    """Return a running reply as a bubble of plain text, with a caret at its end."""
     return _bubble(
         "mixoff-growing", "Model", f"{plain_html(text)}<span class='mixoff-caret'></span>"
     )
 
 
-def _bubble(kind: str, speaker: str, shown: str) -> str:
-    return f"<div class='{kind}' role='group' aria-label='{speaker}' dir='auto'>{shown}</div>"
+def _bubble(kind: str, speaker: str, html: str) -> str:
+    return f"<div class='{kind}' role='group' aria-label='{speaker}' dir='auto'>{html}</div>"
 
 
 def log_html(messages: Sequence[dict[str, str]], forgotten: Sequence[dict[str, str]] = ()) -> str:
-    """Return a conversation as bubbles, the oldest first; the system prompt isn't among them.
+    """Return a conversation as bubbles, the oldest first, without the system prompt.
 
     Parameters
     ----------
     messages
         Dicts of role and content.
     forgotten
-        Those before them, which the model's context holds no more.
+        Messages before them, which were dropped from the model's context.
     """
-    before = "".join(map(_message_html, forgotten))
-    if before:
-        note = "<p class='mixoff-note'>What is above, the model has forgotten.</p>"
-        before = f"<div class='mixoff-forgotten'>{before}</div>{note}"
-    return before + "".join(map(_message_html, messages))
+    earlier = "".join(map(_message_html, forgotten))
+    if earlier:
+        note = "<p class='mixoff-note'>The model has forgotten the messages above.</p>"
+        earlier = f"<div class='mixoff-forgotten'>{earlier}</div>{note}"
+    return earlier + "".join(map(_message_html, messages))
 
 
 def _message_html(message: dict[str, str]) -> str:
@@ -109,6 +109,6 @@ def _message_html(message: dict[str, str]) -> str:
 
 
 def status_html(text: str, *, is_final: bool = True) -> str:
-    """Return a sentence below the conversation; a final one is read out by screen readers."""
+    """Return a status sentence; screen readers read a final one out."""
     role = " role='status'" if is_final else ""
     return f"<span{role}>{plain_html(text)}</span>"

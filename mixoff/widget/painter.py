@@ -1,4 +1,4 @@
-"""What a chat box shows of a chat. Knows its widgets and its chat; decides nothing."""
+"""Updates of a chat box's widgets from its chat. Knows both; changes nothing but widgets."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mixoff.chat.chat import Chat
     from mixoff.chat.reply import ReplyStats
 
-_ENDS = {
+_ENDINGS = {
     "stop": "Done",
     "length": "Cut at the longest reply or at the end of the context",
     "stopped": "Stopped",
@@ -22,7 +22,7 @@ _ENDS = {
 
 
 class Painter:
-    """Writes into the widgets of a box; whoever calls it sees to it that one does at a time."""
+    """Writes into the widgets of a box; its callers exclude each other."""
 
     def __init__(self, chat: "Chat", controls: Controls, meter: Meter, tuning: Tuning) -> None:
         self._chat, self._controls, self._meter, self._tuning = chat, controls, meter, tuning
@@ -30,15 +30,15 @@ class Painter:
     def log(
         self, messages: Sequence[dict[str, str]], forgotten: Sequence[dict[str, str]] = ()
     ) -> None:
-        """Show finished messages, and above them those that the model has forgotten."""
+        """Show finished messages, and above them the forgotten ones."""
         self._controls.log.value = log_html(messages, forgotten)
 
     def growing(self, text: str) -> None:
-        """Show a reply that isn't finished."""
+        """Show an unfinished reply."""
         self._controls.live.value = live_html(text.lstrip())
 
     def progress(self, notice: str) -> None:
-        """Show what the cache does, how fast a reply comes, and a sentence besides."""
+        """Show the cache's counts, a reply's rate, and a notice."""
         self.gauges()
         rate = self._meter.rate
         speed = "" if math.isnan(rate) else f", {rate:.1f} tokens/s"
@@ -47,17 +47,17 @@ class Painter:
         self.say(f"{text} {notice}", is_final=False)
 
     def gauges(self) -> None:
-        """Show what the cache has done."""
+        """Show the cache's counts."""
         if (readings := self._meter.readings()) is not None:
             self._controls.gauges.value = gauges_html(readings)
 
     def settings(self) -> None:
-        """Show the settings that are so, whoever set them; what was asked for stays shown."""
+        """Show the chat's current settings; sliders of a pending request keep its values."""
         controls, tuning = self._controls, self._tuning
         controls.system.value = self._chat.system or ""
         for name, slider in controls.sampling.items():
             _move(slider, getattr(self._chat.sampling, name))
-        if not tuning.is_asked:
+        if not tuning.is_pending:
             _move(controls.slots, tuning.slots)
             _move(controls.prefetch, tuning.prefetch)
 
@@ -67,14 +67,14 @@ class Painter:
 
 
 def _move(slider: Any, value: float | None) -> None:
-    """Move a slider to where it should stand, if that is in its range."""
+    """Move a slider to a value in its range."""
     if value is not None and slider.min <= value <= slider.max:
         slider.value = value
 
 
 def ending(last: "ReplyStats") -> str:
-    """Return a sentence about how a reply ended and what it took."""
+    """Return a sentence about a reply's end, length and rate."""
     speed = last.tokens_per_second
     rate = f", {speed:.1f} tokens/s" if speed else ""
-    told = f"{_ENDS[last.finish]}: {last.new_tokens} tokens in {last.seconds:.1f} s{rate}."
-    return f"{told} {last.notice}" if last.notice else told
+    text = f"{_ENDINGS[last.finish]}: {last.new_tokens} tokens in {last.seconds:.1f} s{rate}."
+    return f"{text} {last.notice}" if last.notice else text

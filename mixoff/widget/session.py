@@ -1,7 +1,7 @@
-"""What a chat box does to its chat, one thing at a time, and what it shows of it then.
+"""The actions of a chat box on its chat, one at a time, and the updates they cause.
 
-Every change of its state passes through one lock; two boxes on one chat meet in the chat's own.
-Nothing of the model is kept but the chat, so that closing the chat frees the model.
+One lock guards every change of a box's state; the chat's own lock excludes replies of other boxes.
+Of the model only the chat is kept, so that closing the chat frees the model.
 """
 
 import threading
@@ -16,26 +16,26 @@ from mixoff.widget.controls import Controls
 from mixoff.widget.meter import Meter
 from mixoff.widget.painter import Painter, ending
 from mixoff.widget.tuning import Tuning
-from mixoff.widget.worker import FIGURES_PER_SECOND, TEXT_PER_SECOND, Beat, Worker, sentence
+from mixoff.widget.worker import COUNTS_PER_SECOND, TEXT_PER_SECOND, Throttle, Worker, sentence
 
 if TYPE_CHECKING:
     from mixoff.chat.chat import Chat
     from mixoff.chat.reply import ReplyStats
 
-_BUSY = "A reply is running: wait for its end, or stop it in the box where it was asked for."
+_BUSY = "A reply is running: wait for its end, or stop it in the box that began it."
 LOADED_AGAIN = "The model was loaded again: run this cell again."
 SHUT = "This box was closed: make another one with mixoff.ChatWidget(chat)."
 
 
 class Session:
-    """A chat as a box sees it: idle or replying, with settings that are so or are asked for.
+    """A chat box's state: idle or replying, with current and requested settings.
 
     Attributes
     ----------
     controls
-        The widgets, which show what is so.
+        The widgets.
     worker
-        Reads the reply that runs, or the last one; None before the first.
+        The thread of the running reply, or of the last one; None before the first.
     is_replying, is_shut
         Whether a reply of this box runs; whether the box was closed.
     """
@@ -45,27 +45,27 @@ class Session:
         self._lock = threading.RLock()
         self.worker: Worker | None = None
         self.is_replying = self.is_shut = False
-        self._before: list[dict[str, str]] = []  # what was said before the reply that runs
+        self._earlier: list[dict[str, str]] = []  # messages before those of the running reply
         self._forgotten: list[dict[str, str]] = []
-        self._notice = ""  # what is told beside the progress of a reply
+        self._notice = ""  # is shown beside the progress of a reply
         self._meter, self._tuning = Meter(chat), Tuning(chat)
         can_prefetch = self._tuning.prefetch is not None
         self.controls = Controls(chat.sampling, self._tuning.num_experts, can_prefetch=can_prefetch)
         self._paint = Painter(chat, self.controls, self._meter, self._tuning)
-        self._show_other("Ready.")
+        self._show_conversation("Ready.")
 
-    def alone(self, act: Callable[[], object]) -> None:
-        """Do something while nothing else changes, and show what goes wrong."""
+    def perform(self, action: Callable[[], object]) -> None:
+        """Perform an action under the box's lock, and show its error, if any."""
         with self._lock:
             try:
                 self.check_open()
-                act()
-            except Exception as error:  # the box must outlive whatever a tokenizer raises
+                action()
+            except Exception as error:  # any error of a tokenizer must leave the box usable
                 refused = isinstance(error, MixoffError) and self._chat.is_replying
-                self.tell(_BUSY if refused else sentence(error))
+                self.notify(_BUSY if refused else sentence(error))
 
     def check_open(self) -> None:
-        """Refuse what a box that was closed, or one whose chat was, can't do.
+        """Refuse an action on a closed box, or on one with a closed chat.
 
         Raises
         ------
@@ -77,33 +77,33 @@ class Session:
         if self._chat.is_closed:
             raise MixoffError(LOADED_AGAIN)
 
-    def tell(self, text: str) -> None:
-        """Show a sentence, and while a reply runs, go on showing it until that has ended."""
+    def notify(self, text: str) -> None:
+        """Show a sentence; during a reply, until the reply has ended."""
         self._notice = text
         self._paint.say(text)
 
     def stop(self) -> None:
-        """End this box's reply, if one runs, within a token."""
+        """End this box's reply, if one runs, within one token."""
         if self.is_replying:
             self._chat.stop()
 
     def shut(self) -> None:
-        """Take no more orders, and end this box's reply."""
+        """Refuse further actions, and end this box's reply."""
         with self._lock:
             self.is_shut = True
         self.stop()
 
     def send(self) -> None:
-        """Begin a reply to what is typed."""
+        """Begin a reply to the typed message."""
         text = self.controls.message.value
         if not (text.strip() or self.is_replying):
-            self.tell("Write a message first.")
+            self.notify("Write a message first.")
             return
         self.begin(text)
         self.controls.message.value = ""
 
     def begin(self, text: str | None = None) -> Worker:
-        """Begin a reply to a message, or without one, another reply to the last message.
+        """Begin a reply to a message; without one, regenerate the last reply.
 
         Raises
         ------
@@ -117,51 +117,50 @@ class Session:
             messages = [message for message in self._chat.messages if message["role"] != "system"]
             pieces = self._chat.regenerate() if text is None else self._chat.send(text)
             if text is None:
-                self._before, asked = messages[:-2], messages[-2]
+                self._earlier, message = messages[:-2], messages[-2]
             else:
-                self._before, asked = messages, {"role": "user", "content": text}
-            self._show_begin(asked)
-            self.worker = self._started(pieces, text)
+                self._earlier, message = messages, {"role": "user", "content": text}
+            self._show_begin(message)
+            self.worker = self._start_worker(pieces, text)
             return self.worker
 
-    def _show_begin(self, asked: dict[str, str]) -> None:
+    def _show_begin(self, message: dict[str, str]) -> None:
         self.is_replying, self._notice = True, ""
         self._meter.begin()
         self._paint.settings()
-        self._paint.log([*self._before, asked], self._forgotten)
+        self._paint.log([*self._earlier, message], self._forgotten)
         self._paint.growing("")
         self._paint.say("Reading the message.")
         self.controls.set_replying(True)
 
-    def _started(self, pieces: Iterator[str], text: str | None) -> Worker:
-        last = self._chat.last
-        beats = (
-            Beat(TEXT_PER_SECOND, self._paint.growing),
-            Beat(FIGURES_PER_SECOND, lambda _: self._paint.progress(self._notice)),
+    def _start_worker(self, pieces: Iterator[str], text: str | None) -> Worker:
+        throttles = (
+            Throttle(TEXT_PER_SECOND, self._paint.growing),
+            Throttle(COUNTS_PER_SECOND, lambda _: self._paint.progress(self._notice)),
         )
-        on_end = partial(self._end, last, text)
-        worker = Worker(pieces, self._between_tokens, beats, on_end)
+        on_end = partial(self._end, self._chat.last, text)
+        worker = Worker(pieces, self._between_tokens, throttles, on_end)
         worker.start()
         return worker
 
     def _between_tokens(self) -> None:
         self._meter.count()
-        if self._tuning.is_asked:
+        if self._tuning.is_pending:
             with self._lock:
-                self._apply()  # this thread reads the reply, so no token is computed now
+                self._apply()  # this thread runs the model, so no token is computed now
 
-    def _end(self, before: "ReplyStats | None", text: str | None, worker: Worker) -> None:
-        """Show a reply that has ended, and take the next message."""
+    def _end(self, previous: "ReplyStats | None", text: str | None, worker: Worker) -> None:
+        """Show the ended reply, and enable the controls for the next message."""
         with self._lock:
             try:
-                last = self._chat.last if self._chat.last is not before else None
+                last = self._chat.last if self._chat.last is not previous else None
                 self._meter.end(last)
                 if last is not None:
-                    self._forgotten += self._before[: 2 * last.dropped_turns]
+                    self._forgotten += self._earlier[: 2 * last.dropped_turns]
                 elif text is not None and not self.controls.message.value:
-                    self.controls.message.value = text  # the chat took it back: it can be sent anew
-                if self._tuning.is_asked:
-                    self._apply_alone()
+                    self.controls.message.value = text  # the chat removed it: it can be sent again
+                if self._tuning.is_pending:
+                    self._apply_when_idle()
                 self._show_end(worker, last)
             finally:
                 self.is_replying = False
@@ -173,37 +172,37 @@ class Session:
         self._paint.settings()
         self._paint.gauges()
         ended = "" if last is None or worker.problem else ending(last)
-        gone = LOADED_AGAIN if self._chat.is_closed else ""
+        closed = LOADED_AGAIN if self._chat.is_closed else ""
         notice = "" if self._notice == _BUSY else self._notice
-        self._paint.say(" ".join(filter(None, (gone or worker.problem or ended, notice))))
+        self._paint.say(" ".join(filter(None, (closed or worker.problem or ended, notice))))
 
     def tune(self, *, slots: int | None = None, prefetch: int | None = None) -> None:
-        """Keep or guess so many experts: now, or when the next token has been computed."""
-        if self._tuning.ask(slots=slots, prefetch=prefetch) and not self.is_replying:
-            self._apply_alone()
+        """Change the number of slots or prefetched experts, during a reply after the next token."""
+        if self._tuning.request(slots=slots, prefetch=prefetch) and not self.is_replying:
+            self._apply_when_idle()
 
-    def _apply_alone(self) -> None:
+    def _apply_when_idle(self) -> None:
         try:
             with self._chat.idle():
                 self._apply()
         except MixoffError:  # another box's reply runs, or the chat was closed
-            self._tuning.drop()
-            self.tell(LOADED_AGAIN if self._chat.is_closed else _BUSY)
+            self._tuning.discard()
+            self.notify(LOADED_AGAIN if self._chat.is_closed else _BUSY)
             self._paint.settings()
 
     def _apply(self) -> None:
         try:
             self._tuning.apply()
-        except (MixoffError, RuntimeError) as error:  # torch's, when memory is short, is the latter
-            self.tell(sentence(error))
+        except (MixoffError, RuntimeError) as error:  # torch's out-of-memory is a RuntimeError
+            self.notify(sentence(error))
         self._paint.settings()
 
     def set_sampling(self, name: str, value: Any) -> None:
-        """Draw the tokens of later replies with another temperature, say."""
+        """Change a setting of sampling for the next replies."""
         self._chat.sampling = replace(self._chat.sampling, **{name: value})
 
     def set_system(self, text: str) -> None:
-        """Give the model other instructions for the whole conversation; empty ones are none."""
+        """Set the instructions for the whole conversation; blank ones count as none."""
         system = text if text.strip() else None
         if system != self._chat.system:
             try:
@@ -214,28 +213,28 @@ class Session:
     def clear(self) -> None:
         """Forget the conversation."""
         self._chat.reset()
-        self._show_other("The conversation is forgotten.")
+        self._show_conversation("The conversation is forgotten.")
 
     def save(self) -> None:
-        """Write the conversation to the file that is named."""
+        """Write the conversation to the named file."""
         path = self._path()
         self._chat.save(path)
-        self.tell(f"Saved to {path}.")
+        self.notify(f"Saved to {path}.")
 
     def restore(self) -> None:
-        """Go on with the conversation in the file that is named."""
+        """Replace the conversation by the one in the named file."""
         path = self._path()
         self._chat.restore(path)
-        self._show_other(f"Restored from {path}.")
+        self._show_conversation(f"Restored from {path}.")
 
     def _path(self) -> Path:
         return Path(self.controls.path.value.strip() or "conversation.json").expanduser().resolve()
 
-    def _show_other(self, text: str) -> None:
-        """Show a conversation that took the place of the one before."""
+    def _show_conversation(self, text: str) -> None:
+        """Show a new or restored conversation, and a sentence about it."""
         self._forgotten.clear()
         self._meter.restart()
         self._paint.log(self._chat.messages)
         self._paint.settings()
         self._paint.gauges()
-        self.tell(text)
+        self.notify(text)

@@ -1,7 +1,7 @@
-"""How the chat box looks: CSS that takes its colours from the notebook's theme.
+"""The chat box's CSS, with colours from the notebook's theme.
 
-Where a front end has none of JupyterLab's variables, text has the colour around it and bubbles are
-translucent, so that they read on white and on black.
+In a front end without JupyterLab's variables, text inherits its colour and bubbles are translucent,
+so that they are readable on white and on black.
 """
 
 STYLESHEET = """<style>

@@ -1,4 +1,4 @@
-"""A chat without widgets: a prompt, and replies that are printed as they come."""
+"""A chat without widgets: a prompt, and replies that are printed as they stream."""
 
 from typing import TYPE_CHECKING
 
@@ -10,19 +10,19 @@ if TYPE_CHECKING:
 
 
 def repl(chat: "Chat") -> None:
-    """Answer what is typed, until an empty line, the end of input or an interrupt at the prompt.
+    """Answer typed messages until an empty line, the end of input or an interrupt at the prompt.
 
-    An interrupt during a reply ends the reply. It works wherever Python has `input`.
+    An interrupt during a reply ends the reply. This works wherever Python's `input` does.
     """
     print("An empty line ends the chat, an interrupt the reply.")
-    while message := _asked():
+    while message := _read_message():
         try:
             _answer(chat, message)
         except MixoffError as error:
             print(visible(str(error)))
 
 
-def _asked() -> str:
+def _read_message() -> str:
     try:
         return input("you> ").strip()
     except (EOFError, KeyboardInterrupt):

@@ -1,6 +1,6 @@
-"""How many experts are kept and guessed: what was asked for, and what is so.
+"""Numbers of slots and of prefetched experts: the current ones, and those requested.
 
-Knows a chat's cache and prefetcher, and looks them up each time: it keeps neither alive.
+Knows a chat's cache and prefetcher, and looks them up each time, so that it keeps neither alive.
 """
 
 from typing import TYPE_CHECKING
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 class Tuning:
-    """Wishes for a cache that are fulfilled when no token is being computed.
+    """Requested changes of a cache, which are applied while no token is computed.
 
     Attributes
     ----------
     num_experts
-        How many experts a layer has; 0 if the model has no cache.
+        Number of experts of a layer; 0 if the model has no cache.
     """
 
     def __init__(self, chat: "Chat") -> None:
@@ -29,35 +29,35 @@ class Tuning:
 
     @property
     def slots(self) -> int | None:
-        """How many experts of a layer are resident now; None without a cache."""
+        """Number of slots of each layer now; None without a cache."""
         cache = self._chat.cache
         return None if cache is None else cache.slots_per_layer
 
     @property
     def prefetch(self) -> int | None:
-        """How many experts are guessed for a layer now; None without a prefetcher."""
+        """Number of experts prefetched for a layer now; None without a prefetcher."""
         prefetcher = self._prefetcher()
         return None if prefetcher is None else prefetcher.experts
 
-    def ask(self, *, slots: int | None = None, prefetch: int | None = None) -> bool:
-        """Remember what is wished for in place of what is, and return whether that differs."""
+    def request(self, *, slots: int | None = None, prefetch: int | None = None) -> bool:
+        """Request new numbers, and return whether any pending one differs from the current one."""
         if slots is not None:
             self._slots = None if slots == self.slots else slots
         if prefetch is not None:
             self._prefetch = None if prefetch == self.prefetch else prefetch
-        return self.is_asked
+        return self.is_pending
 
     @property
-    def is_asked(self) -> bool:
-        """Whether a wish waits to be fulfilled."""
+    def is_pending(self) -> bool:
+        """Whether a requested change is to be applied."""
         return self._slots is not None or self._prefetch is not None
 
-    def drop(self) -> None:
-        """Forget what was wished for."""
+    def discard(self) -> None:
+        """Discard the requested changes."""
         self._slots = self._prefetch = None
 
     def apply(self) -> None:
-        """Fulfil the wishes, or forget them; no token may be computed meanwhile.
+        """Apply the requested changes, once; no token may be computed meanwhile.
 
         Raises
         ------
@@ -66,7 +66,7 @@ class Tuning:
         """
         cache, prefetcher = self._chat.cache, self._prefetcher()
         slots, prefetch = self._slots, self._prefetch
-        self.drop()
+        self.discard()  # first: a change that fails isn't tried again
         if slots is not None and cache is not None:
             cache.resize(slots)
         if prefetch is not None and prefetcher is not None:
@@ -77,5 +77,5 @@ class Tuning:
             return None
         try:
             return prefetcher_of(self._chat.model)
-        except MixoffError:  # a model without one, or a chat that was closed
+        except MixoffError:  # a model without a prefetcher, or a closed chat
             return None

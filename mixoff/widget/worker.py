@@ -1,4 +1,4 @@
-"""The thread that reads a reply, and has it painted by the clock. Knows no widgets."""
+"""The thread that reads a reply and paints it at a limited rate. Knows no widgets."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -6,21 +6,21 @@ from time import monotonic
 
 from mixoff.errors import MixoffError
 
-TEXT_PER_SECOND = 15  # writes of the growing reply: smooth to an eye, light on a browser
-FIGURES_PER_SECOND = 4
+TEXT_PER_SECOND = 15  # writes of the growing reply: smooth to the eye, cheap for a browser
+COUNTS_PER_SECOND = 4
 
-_LOOK_S = 0.1  # an interrupt is seen between two looks, whatever the system
+_POLL_S = 0.1  # an interrupt is handled between two polls, on any system
 
 
-class Beat:
-    """Lets a painter paint no more often than so many times a second.
+class Throttle:
+    """Calls `paint` at most so many times per second.
 
     Parameters
     ----------
     paint
-        What is to be done.
+        Paints the text so far.
     clock
-        Tells the time in seconds.
+        Returns the time in seconds.
     """
 
     def __init__(
@@ -33,40 +33,40 @@ class Beat:
         self._next_s = clock()
 
     def tick(self, text: str) -> None:
-        """Paint the text so far if it is time to."""
+        """Paint the text so far if the last time is long enough ago."""
         if (now := self._clock()) >= self._next_s:
             self._next_s = now + self._gap_s
             self._paint(text)
 
 
 class Worker(threading.Thread):
-    """Reads one reply to its end, however it ends, and then tells so.
+    """Reads one reply, and calls `on_end` however the reply ends.
 
     Parameters
     ----------
     pieces
-        The reply as it comes; reading it is what runs the model.
+        The pieces of the reply; reading them runs the model.
     between_tokens
-        What is called when a piece has come, while the model waits.
-    beats
-        Who paints the text so far.
+        Called after each piece, before the model computes the next token.
+    throttles
+        Paint the text so far.
     on_end
-        What is called at the end, in this thread.
+        Called at the end, in this thread.
 
     Attributes
     ----------
     text
-        What was read.
+        The text read so far.
     problem
-        A sentence about what went wrong; None if nothing did. The error itself isn't kept, since
-        it would keep the model.
+        A sentence about the error that ended the reply; None without one. The error itself isn't
+        kept, since its traceback would keep the model alive.
     """
 
     def __init__(
         self,
         pieces: Iterator[str],
         between_tokens: Callable[[], None],
-        beats: tuple[Beat, ...],
+        throttles: tuple[Throttle, ...],
         on_end: Callable[["Worker"], None],
     ) -> None:
         super().__init__(name="mixoff-reply", daemon=True)
@@ -74,7 +74,7 @@ class Worker(threading.Thread):
         self._has_ended = threading.Event()
         self.problem: str | None = None
         self._pieces: Iterator[str] | None = pieces
-        self._between_tokens, self._beats, self._on_end = between_tokens, beats, on_end
+        self._between_tokens, self._throttles, self._on_end = between_tokens, throttles, on_end
 
     def run(self) -> None:
         """Read the reply."""
@@ -82,21 +82,21 @@ class Worker(threading.Thread):
             self._read()
         except KeyboardInterrupt:
             self.problem = "The reply was interrupted."
-        except Exception as error:  # the box must outlive whatever a model raises
+        except Exception as error:  # any error of a model must leave the box usable
             self.problem = sentence(error)
         finally:
-            self._pieces = None  # an iterator that was left ends here
+            self._pieces = None  # closes an iterator that wasn't read to its end
             try:
                 self._on_end(self)
             finally:
                 self._has_ended.set()
 
     def wait(self) -> None:
-        """Wait until all is told; an interrupt passes through, and one may wait again.
+        """Wait until `on_end` has returned; after an interrupt, this may be called again.
 
-        (An interrupted `join` takes a thread that still runs for one that has ended.)
+        (An interrupted `join` may take a running thread for an ended one.)
         """
-        while not self._has_ended.wait(_LOOK_S):
+        while not self._has_ended.wait(_POLL_S):
             pass
 
     def _read(self) -> None:
@@ -104,12 +104,12 @@ class Worker(threading.Thread):
         for piece in self._pieces:
             self.text += piece
             self._between_tokens()
-            for beat in self._beats:
-                beat.tick(self.text)
+            for throttle in self._throttles:
+                throttle.tick(self.text)
 
 
 def sentence(error: Exception) -> str:
-    """Return what an error says in one line; one that mixoff didn't word begins with its name."""
+    """Return an error's message in one line, after the type's name if it isn't mixoff's."""
     words = " ".join(str(error).split())
     if isinstance(error, MixoffError):
         return words

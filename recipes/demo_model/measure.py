@@ -107,7 +107,7 @@ def newcomer(demo: Demo, prompts: Path) -> list[list[str]]:
 
 
 def routing(demo: Demo, text: str, documents: int = 250) -> dict[str, object]:
-    """Return LRU hit rates at 2 and 4 slots, recall of 2 guesses by layer, and load."""
+    """Return LRU hit rates at 2 and 4 slots, recall of 2 guesses by layer, and load of experts."""
     routers = [layer.mlp.gate for layer in demo.model.model.layers]
     inputs: list[Tensor] = []
     hooks = [gate.register_forward_pre_hook(lambda _, x: inputs.append(x[0])) for gate in routers]
@@ -131,9 +131,9 @@ def routing(demo: Demo, text: str, documents: int = 250) -> dict[str, object]:
             for slots, counts in hits.items():
                 _count_lru(index.tolist(), slots, experts, counts[layer])
         for layer, guess in enumerate(guesses):
-            found = (guess[:, :, None] == chosen[layer + 1][:, None, :]).any(1)
-            recall[layer][0] += int(found.sum())
-            recall[layer][1] += found.numel()
+            guessed = (guess[:, :, None] == chosen[layer + 1][:, None, :]).any(1)  # [T, k]
+            recall[layer][0] += int(guessed.sum())
+            recall[layer][1] += guessed.numel()
     for hook in hooks:
         hook.remove()
     share = load / load.sum(1, keepdim=True) * experts

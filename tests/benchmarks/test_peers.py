@@ -1,4 +1,4 @@
-"""What benchmarks compare peers on is the same for all, and what becomes of a worker is told."""
+"""All peers get the same models, and the end of a worker is reported."""
 
 import sys
 from collections.abc import Iterator
@@ -16,14 +16,14 @@ from mixoff.quantization import Unquantized
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
-TURNS = f"""
+SERVING = f"""
 import sys
 sys.path.insert(0, {str(BENCHMARKS / "peers")!r})
-from worker import take_turns
-take_turns(lambda number: 2.0 * number, nbytes=5)
+from worker import serve
+serve(lambda number: 2.0 * number, nbytes=5)
 """
 GREEDY = """
-room = bytearray(400 << 20)
+memory = bytearray(400 << 20)
 print("{}")
 """
 
@@ -40,11 +40,11 @@ def weights(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 
 @pytest.fixture
-def turns(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def rounds(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    from peers import turns
+    from peers import rounds
 
-    return turns
+    return rounds
 
 
 def tiny_shape(weights: ModuleType, layers: int = 2) -> object:
@@ -67,7 +67,7 @@ def test_a_model_of_random_weights_is_one_that_mixoff_converts(
     assert open_checkpoint(tmp_path / "ours").num_layers == 2
 
 
-def test_a_shallower_model_has_the_deeper_ones_first_layers(
+def test_a_shallower_model_has_the_first_layers_of_the_deeper_one(
     weights: ModuleType, tmp_path: Path
 ) -> None:
     weights.write_original(tmp_path / "deep", tiny_shape(weights, 3))
@@ -87,10 +87,10 @@ def test_blocks_of_a_quantized_pool_are_those_of_its_weights(weights: ModuleType
     pool = np.arange(weights.POOL)
     blocks = pool.reshape(-1, weights.BLOCK)[:, 0]
     start, count = weights.POOL - 2 * weights.BLOCK, 2 * weights.POOL + weights.BLOCK
-    found = np.concatenate([*weights.stretch(pool, count, start)])
-    found_blocks = np.concatenate([*weights.stretch(blocks, count, start, weights.BLOCK)])
-    assert len(found) == count
-    assert found[:: weights.BLOCK].tolist() == found_blocks.tolist()
+    stretch = np.concatenate([*weights.stretch(pool, count, start)])
+    blocks_of_it = np.concatenate([*weights.stretch(blocks, count, start, weights.BLOCK)])
+    assert len(stretch) == count
+    assert stretch[:: weights.BLOCK].tolist() == blocks_of_it.tolist()
 
 
 def test_rounding_to_bfloat16_is_torchs(weights: ModuleType) -> None:
@@ -99,42 +99,42 @@ def test_rounding_to_bfloat16_is_torchs(weights: ModuleType) -> None:
     assert weights.to_bfloat16(numbers).view(np.int16).tolist() == expected.tolist()
 
 
-def worker_arm(turns: ModuleType, folder: Path, code: str) -> object:
+def worker_arm(rounds: ModuleType, folder: Path, code: str) -> object:
     script = folder / "worker.py"
     script.write_text(code)
-    # An absolute path stays what it is where a worker's name is expected.
-    return turns.Arm("it", Path(sys.executable), str(script), {"scratch": str(folder)})
+    # `Arm` joins the name to a folder, which leaves an absolute path as it is.
+    return rounds.Arm("it", Path(sys.executable), str(script), {"scratch": str(folder)})
 
 
-def test_a_worker_runs_when_it_is_told_to(turns: ModuleType, tmp_path: Path) -> None:
-    worker = turns.Worker(worker_arm(turns, tmp_path, TURNS), 1)
+def test_a_worker_runs_the_numbers_of_each_request(rounds: ModuleType, tmp_path: Path) -> None:
+    worker = rounds.Worker(worker_arm(rounds, tmp_path, SERVING), 1)
     try:
         assert worker.line() == {"nbytes": 5}
-        assert worker.turn(1, 1) == [2.0]
-        assert worker.turn(4, 3) == [8.0, 10.0, 12.0]
+        assert worker.run(1, 1) == [2.0]
+        assert worker.run(4, 3) == [8.0, 10.0, 12.0]
     finally:
         worker.close()
 
 
-def test_a_worker_that_fails_is_a_row_with_its_reason(turns: ModuleType, tmp_path: Path) -> None:
-    arm = worker_arm(turns, tmp_path, "raise SystemExit('no such model')")
-    turns.run_once(arm, 1, None)
+def test_a_failed_worker_is_reported_with_its_reason(rounds: ModuleType, tmp_path: Path) -> None:
+    arm = worker_arm(rounds, tmp_path, "raise SystemExit('no such model')")
+    rounds.run_once(arm, 1, None)
     assert arm.failure == "ended with 1: no such model"
 
 
-def test_an_arm_without_its_environment_says_so(turns: ModuleType, tmp_path: Path) -> None:
-    arm = turns.Arm("it", tmp_path / "python", "worker.py", {})
-    turns.run_once(arm, 1, None)
+def test_an_arm_without_its_environment_is_reported(rounds: ModuleType, tmp_path: Path) -> None:
+    arm = rounds.Arm("it", tmp_path / "python", "worker.py", {})
+    rounds.run_once(arm, 1, None)
     assert arm.failure == "no environment"
 
 
-def test_a_worker_that_exceeds_the_cap_is_killed_and_named(
-    turns: ModuleType, tmp_path: Path
+def test_a_worker_that_exceeds_the_cap_is_killed_and_reported(
+    rounds: ModuleType, tmp_path: Path
 ) -> None:
-    with turns.capped(1 << 28) as group:
+    with rounds.capped(1 << 28) as group:
         if group is None:
             pytest.skip("no control group can be made here")
-    arm = worker_arm(turns, tmp_path, GREEDY)
-    turns.run_once(arm, 1, 200 << 20)
+    arm = worker_arm(rounds, tmp_path, GREEDY)
+    rounds.run_once(arm, 1, 200 << 20)
     assert arm.failure == "killed (out of memory)"
     assert not group.folder.exists()

@@ -24,8 +24,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Return what notes a measured figure, which is printed when all tests have run."""
+def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Return a function that adds a measured figure to the summary of the run."""
     return request.config.stash.setdefault(FIGURES, []).append
 
 
@@ -42,7 +42,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder that the server serves: copies only, for JupyterLab saves by itself."""
+    """Return the server's folder, with copies only, since JupyterLab saves notebooks by itself."""
     return tmp_path_factory.mktemp("notebooks")
 
 
@@ -56,7 +56,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session", params=sorted(kernels.SHARES, reverse=True))
 def kernel(request: pytest.FixtureRequest) -> str:
-    """Return which of the kernels a test runs with: every test that asks runs with each."""
+    """Return the name of the test's kernel; a test with this fixture runs once with each."""
     return request.param
 
 
@@ -69,30 +69,30 @@ def address(root: Path, kernel: str) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def open_notebook(browser: Browser, address: str, root: Path) -> Iterator[Callable[..., Notebook]]:
-    """Return what saves a notebook's JSON under a name, and opens it in a tab of its own."""
+    """Return a function that saves a notebook's JSON under a name, and opens it in a new tab."""
     opened: list[Notebook] = []
 
-    def open_one(content: dict[str, Any], name: str) -> Notebook:
+    def save_and_open(content: dict[str, Any], name: str) -> Notebook:
         metadata = {"kernelspec": KERNEL, **content["metadata"]}
         (root / name).write_text(json.dumps({**content, "metadata": metadata}))
         opened.append(Notebook(browser, address, name))
         return opened[-1]
 
-    yield open_one
+    yield save_and_open
     for notebook in opened:
         notebook.close()
 
 
 @pytest.fixture
 def open_tab(browser: Browser, address: str) -> Iterator[Callable[[str], Notebook]]:
-    """Return what opens a saved notebook in a further tab, which is closed after the test."""
+    """Return a function that opens a saved notebook in a further tab until the test ends."""
     opened: list[Notebook] = []
 
-    def open_one(name: str) -> Notebook:
+    def open_saved(name: str) -> Notebook:
         opened.append(Notebook(browser, address, name))
         return opened[-1]
 
-    yield open_one
+    yield open_saved
     for notebook in opened:
         notebook.close()
 

@@ -1,4 +1,4 @@
-"""Every expert that the cache hands out is the one that was asked for, and is counted right."""
+"""Every expert that the cache yields is the one that was requested, and is counted right."""
 
 import copy
 import gc
@@ -58,15 +58,15 @@ def take(
     cache: ExpertCache, layer: int, needed: Iterable[int], number: int | None = None
 ) -> list[int]:
     """Acquire experts, or the first few; check each one's weights and return their order."""
-    came = []
-    acquired = cache.acquire(layer, needed)
-    for expert, tensors in acquired:
+    yielded = []
+    stream = cache.acquire(layer, needed)
+    for expert, tensors in stream:
         assert is_right(layer, expert, tensors), (layer, expert)
         assert len(cache.residents(layer)) <= cache.slots_per_layer
-        came.append(expert)
-        if len(came) == number:
-            acquired.close()
-    return came
+        yielded.append(expert)
+        if len(yielded) == number:
+            stream.close()
+    return yielded
 
 
 @st.composite
@@ -79,7 +79,7 @@ def runs(draw: st.DrawFn) -> tuple[int, int, list[tuple[int, list[int]]]]:
 
 
 @given(runs())
-def test_a_run_is_that_of_a_dictionary(run):
+def test_a_run_equals_that_of_a_dictionary(run):
     experts, slots, demands = run
     oracles = [LRUOracle(experts, slots) for _ in range(2)]
     with TemporaryDirectory() as folder:
@@ -126,7 +126,7 @@ def test_no_failed_read_or_early_end_puts_a_wrong_expert_in_a_slot(slots, steps)
 
 
 @pytest.mark.parametrize("slots", [1, 3, 6])
-def test_the_experts_with_the_highest_numbers_start_inside(make_cache, slots):
+def test_the_experts_with_the_highest_numbers_are_resident_at_the_start(make_cache, slots):
     assert make_cache(slots).residents(0) == set(range(6 - slots, 6))
 
 
@@ -136,7 +136,7 @@ def test_at_the_start_the_lowest_resident_is_the_least_recently_used(make_cache)
     assert cache.residents(0) == {0, 4, 5}
 
 
-def test_what_starts_inside_is_no_miss_and_no_byte_moved(make_cache):
+def test_loading_the_first_residents_counts_no_miss_and_no_byte(make_cache):
     assert make_cache(slots=3).stats() == CacheStats((0, 0), (0, 0), 0)
 
 
@@ -154,7 +154,7 @@ def test_all_experts_pass_through_one_slot(make_cache):
     assert sorted(take(make_cache(slots=1), 0, range(6))) == [*range(6)]
 
 
-def test_a_demand_that_ends_early_counts_all_that_was_asked_for(make_cache):
+def test_a_demand_that_ends_early_counts_all_of_its_experts(make_cache):
     cache = make_cache(slots=2)
     take(cache, 0, [0, 1, 4], number=1)
     assert (cache.stats().hits, cache.stats().misses, cache.stats().bytes_moved) == (1, 2, 0)
@@ -166,7 +166,7 @@ def test_a_demand_that_ends_early_leaves_the_residents_as_they_were(make_cache):
     assert cache.residents(0) == {4, 5}
 
 
-def test_an_unread_expert_that_was_overwritten_is_never_handed_out(files):
+def test_an_unread_expert_that_was_overwritten_is_never_yielded(files):
     cache = make(files, slots=2)
     files.overwrite(0, expert=1)
     with pytest.raises(CheckpointError, match="expert 1 of layer 0 is damaged"):
@@ -192,13 +192,13 @@ def test_a_second_demand_in_the_middle_of_the_first_leaves_both_right(make_cache
     assert len(cache.residents(0)) == 2
 
 
-def test_a_damaged_record_that_should_start_inside_is_an_error_at_once(files):
+def test_a_damaged_record_of_a_first_resident_is_an_error_at_once(files):
     files.overwrite(1, expert=5)
     with pytest.raises(CheckpointError, match="expert 5 of layer 1"):
         make(files, slots=1)
 
 
-def test_a_policy_of_ones_own_chooses_the_victim(make_cache):
+def test_a_users_own_policy_chooses_the_victim(make_cache):
     class MRU(Policy):
         def scores(self, seen):
             return -seen.last_used
@@ -208,7 +208,7 @@ def test_a_policy_of_ones_own_chooses_the_victim(make_cache):
     assert cache.residents(0) == {0, 3, 4}
 
 
-def test_more_slots_than_experts_are_an_error_with_what_would_do(make_cache):
+def test_more_slots_than_experts_are_an_error_with_the_valid_range(make_cache):
     with pytest.raises(ConfigError, match=r"give 0 .* to 6"):
         make_cache(slots=7)
 
@@ -224,7 +224,7 @@ def test_without_slots_every_expert_is_fetched_each_time_and_none_stays(make_cac
 
 
 def test_host_memory_is_not_spent_on_experts_that_start_on_the_device(files):
-    cache = make(files, slots=1, host_memory=LAYOUT.stride)  # room for one record
+    cache = make(files, slots=1, host_memory=LAYOUT.stride)  # one record
     take(cache, 0, [0])
     take(cache, 0, [1])
     files.truncate(0, records=0)
@@ -239,7 +239,7 @@ def test_records_in_host_memory_outlive_their_file(files):
     assert sorted(take(cache, 0, range(6))) == [*range(6)]
 
 
-def test_a_closed_cache_says_so(make_cache):
+def test_a_closed_cache_raises_an_error(make_cache):
     cache = make_cache(slots=2)
     cache.close()
     with pytest.raises(MixoffError, match="closed: build the model again"):
@@ -247,12 +247,12 @@ def test_a_closed_cache_says_so(make_cache):
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
-def test_a_cache_cannot_be_copied_and_says_what_to_do(make_cache, duplicate):
+def test_copying_a_cache_is_an_error_with_what_to_do(make_cache, duplicate):
     with pytest.raises(MixoffError, match="build the model again"):
         duplicate(make_cache(slots=2))
 
 
-def test_a_model_without_a_cache_is_told_how_to_get_one():
+def test_a_model_without_a_cache_is_an_error_with_what_to_do():
     with pytest.raises(MixoffError, match=r"Linear has no expert cache: .*mixoff\.build_model"):
         cache_of(nn.Linear(1, 1))
 
@@ -262,28 +262,60 @@ def test_the_difference_of_two_counts_is_what_happened_between():
     assert later - earlier == CacheStats((5, 4), (3, 2), 55)
 
 
-def test_rates_are_hits_over_all_that_was_asked_for():
+def test_rates_are_hits_over_demanded_experts():
     stats = CacheStats((3, 0), (1, 0), 7)
     assert (stats.hits, stats.misses, stats.hit_rate) == (3, 1, 0.75)
     assert stats.hit_rate_per_layer[0] == 0.75
     assert math.isnan(stats.hit_rate_per_layer[1])
 
 
-def test_nothing_asked_for_is_no_rate():
+def test_without_a_demand_the_rate_is_nan():
     assert math.isnan(CacheStats((0,), (0,), 0).hit_rate)
 
 
+@pytest.mark.parametrize(
+    ("stats", "shown"),
+    [
+        (
+            CacheStats((3, 0), (1, 0), 3 << 20, wait_ns=1_500_000),
+            "CacheStats(3 hits, 1 misses, hit rate 75.0%, 3.00 MiB moved, waited 0.002 s)",
+        ),
+        (
+            CacheStats((0,), (0,)),
+            "CacheStats(0 hits, 0 misses, hit rate unknown, 0 B moved, waited 0.000 s)",
+        ),
+        (
+            CacheStats((1,), (2,), 0, 0, 5, 1, 3, 0, 2, 10**9),
+            "CacheStats(1 hits, 2 misses, hit rate 33.3%, 0 B moved, waited 0.000 s, "
+            "2 computed in 1.000 s, prefetched 5 used, 1 late, 3 wasted)",
+        ),
+    ],
+)
+def test_printed_counts_are_their_sums_and_the_hit_rate(stats, shown):
+    assert str(stats) == repr(stats) == shown
+
+
+def test_a_printed_cache_shows_slots_policy_device_and_hit_rate(make_cache):
+    cache = make_cache(slots=2, policy="lfu")
+    shown = "ExpertCache(2 of 6 experts in each of 2 layers, lfu, cpu, "
+    assert repr(cache) == f"{shown}no demand yet)"
+    take(cache, 0, [0, 3, 4, 5])
+    assert repr(cache) == f"{shown}hit rate 50.0%)"
+    cache.close()
+    assert repr(cache) == f"{shown}hit rate 50.0%, closed)"
+
+
 def settle_guesses(cache: ExpertCache) -> None:
-    """Let all copies end that were guessed, with no thread to do them."""
+    """Do all copies of guesses to their end, where no thread does them."""
     while cache._mover.transfers.step():
         pass
 
 
 def buffers(cache: ExpertCache) -> int:
-    """Return how many buffers there are, in use or not, once all under way have ended."""
-    while cache._pool.wait():
+    """Return how many buffers exist, in use or not, once those that are returning have."""
+    while cache._state.pool.wait():
         pass
-    return cache._pool._made
+    return len(cache._state.pool._made)
 
 
 @pytest.mark.parametrize("threads", [0, 1])
@@ -302,14 +334,14 @@ def test_a_resize_keeps_the_experts_right_and_the_counts_going(make_cache, threa
     assert after.hits + after.misses == 5 * 2 * 6
 
 
-def test_a_smaller_cache_keeps_those_that_would_have_left_last(make_cache):
+def test_a_smaller_cache_keeps_those_that_would_be_evicted_last(make_cache):
     cache = make_cache(slots=4)
     take(cache, 0, [2])
     cache.resize(2)
     assert cache.residents(0) == {2, 5}
 
 
-def test_slots_that_a_resize_takes_away_are_memory_given_back(make_cache):
+def test_a_resize_frees_the_memory_of_the_slots_that_it_removes(make_cache):
     cache = make_cache(slots=6, staging=2)
     assert buffers(cache) == 12
     cache.resize(1)
@@ -323,17 +355,17 @@ def test_slots_that_a_resize_takes_away_are_memory_given_back(make_cache):
 def test_a_resize_in_the_middle_of_a_demand_leaves_the_demand_right(make_cache):
     for slots in range(1, 7):
         cache = make_cache(slots=3)
-        arriving = cache.acquire(0, range(6))
-        next(arriving)
+        stream = cache.acquire(0, range(6))
+        next(stream)
         cache.resize(slots)
-        for expert, tensors in arriving:
+        for expert, tensors in stream:
             assert is_right(0, expert, tensors)
         assert len(cache.residents(0)) <= slots
         assert sorted(take(cache, 0, range(6))) == [*range(6)]
 
 
 @pytest.mark.parametrize("slots", [-1, 7])
-def test_a_resize_to_what_no_layer_has_changes_nothing(make_cache, slots):
+def test_a_resize_to_more_slots_than_experts_changes_nothing(make_cache, slots):
     cache = make_cache(slots=3)
     with pytest.raises(ConfigError, match=r"give 0 .* to 6"):
         cache.resize(slots)
@@ -341,16 +373,16 @@ def test_a_resize_to_what_no_layer_has_changes_nothing(make_cache, slots):
     assert take(cache, 0, [3, 4, 5]) == [3, 4, 5]
 
 
-def test_an_expert_that_two_open_demands_let_go_gives_both_its_buffers_back(make_cache):
+def test_an_expert_that_two_open_demands_evict_frees_both_its_buffers(make_cache):
     cache = make_cache(slots=1, policy="static", host_memory=2 * LAYOUT.stride)
     outer = cache.acquire(0, [0, 1])
     assert next(outer)[0] == 0
     assert take(cache, 0, [0]) == [0]
     outer.close()
-    assert buffers(cache) == 2 + len(cache._mover._kept) + len(cache._pool._free)
+    assert buffers(cache) == 2 + len(cache._mover._kept) + len(cache._state.pool._free)
 
 
-def test_a_demand_that_nobody_reads_keeps_no_buffer_from_one_that_is_read(make_cache):
+def test_a_demand_that_is_not_read_keeps_no_buffer_from_one_that_is(make_cache):
     cache = make_cache(slots=1, staging=2)
     outer = cache.acquire(0, range(6))
     next(outer)
@@ -360,7 +392,7 @@ def test_a_demand_that_nobody_reads_keeps_no_buffer_from_one_that_is_read(make_c
     assert sorted(expert for expert, _ in unread) == [*range(6)]
 
 
-def test_a_guess_that_is_there_at_its_demand_is_used(make_cache):
+def test_a_guess_that_is_complete_at_its_demand_is_used(make_cache):
     cache = make_cache(slots=2, threads=0)
     cache.prefetch(0, [1])
     settle_guesses(cache)
@@ -370,7 +402,7 @@ def test_a_guess_that_is_there_at_its_demand_is_used(make_cache):
     assert (stats.misses, stats.bytes_moved, stats.bytes_wasted) == (1, LAYOUT.stride, 0)
 
 
-def test_a_guess_that_is_under_way_at_its_demand_is_late(make_cache):
+def test_a_guess_that_is_in_flight_at_its_demand_is_late(make_cache):
     cache = make_cache(slots=2, threads=0)
     cache.prefetch(0, [1])
     assert take(cache, 0, [1]) == [1]
@@ -379,14 +411,14 @@ def test_a_guess_that_is_under_way_at_its_demand_is_late(make_cache):
     assert stats.bytes_moved == LAYOUT.stride
 
 
-def test_a_guess_under_way_that_its_layer_had_no_use_for_is_dropped_unread(make_cache):
+def test_a_guess_in_flight_that_its_layer_did_not_use_is_dropped_unread(make_cache):
     cache = make_cache(slots=2, threads=0)
     cache.prefetch(0, [1])
     take(cache, 0, [0])
     assert (cache.stats().prefetch_wasted, cache.stats().bytes_wasted) == (1, 0)
 
 
-def test_a_guess_that_was_copied_for_nothing_is_wasted_bytes_once_its_buffer_is_needed(make_cache):
+def test_an_unused_guess_is_wasted_bytes_once_its_buffer_is_needed(make_cache):
     cache = make_cache(slots=2, threads=0, staging=2)
     cache.prefetch(0, [1, 2])
     settle_guesses(cache)
@@ -438,11 +470,11 @@ def test_guessing_an_expert_twice_copies_it_once(make_cache):
     assert cache.stats().bytes_moved + cache.stats().bytes_wasted == LAYOUT.stride
 
 
-def test_guessing_what_a_demand_is_waiting_for_copies_it_once(make_cache):
+def test_guessing_an_expert_that_is_in_flight_copies_it_once(make_cache):
     cache = make_cache(slots=2, threads=0)
-    arriving = cache.acquire(0, [0, 1])
+    stream = cache.acquire(0, [0, 1])
     cache.prefetch(0, [0, 1])
-    assert sorted(expert for expert, _ in arriving) == [0, 1]
+    assert sorted(expert for expert, _ in stream) == [0, 1]
     stats = cache.stats()
     assert stats.prefetch_wasted + stats.prefetch_used + stats.prefetch_late == 0
 
@@ -459,7 +491,7 @@ def test_a_guess_of_a_damaged_record_is_no_error_until_it_is_demanded(files):
     assert take(cache, 0, [1]) == [1]
 
 
-def test_recordings_may_lie_in_each_other(make_cache):
+def test_recordings_may_be_nested(make_cache):
     cache = make_cache(slots=2)
     with cache.record() as outer:
         take(cache, 0, [0])
@@ -480,12 +512,12 @@ def test_a_recording_that_an_error_ends_holds_what_was_until_then(make_cache):
     assert trace.demands().expert.tolist() == [0]
 
 
-def test_a_recording_begins_behind_the_demand_that_is_open_then(make_cache):
+def test_a_recording_that_begins_inside_a_demand_starts_after_it(make_cache):
     cache = make_cache(slots=2)
-    arriving = cache.acquire(0, [0, 1, 2])
-    next(arriving)
+    stream = cache.acquire(0, [0, 1, 2])
+    next(stream)
     with cache.record() as trace:
-        assert len([*arriving]) == 2
+        assert len([*stream]) == 2
         take(cache, 0, [2, 3])
     assert trace.demands().expert.tolist() == [2, 3]
     assert replay(trace).hit.tolist() == trace.demands().hit.tolist()
@@ -493,18 +525,18 @@ def test_a_recording_begins_behind_the_demand_that_is_open_then(make_cache):
 
 @pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize("threads", [0, 1])
-def test_a_demand_whose_cache_is_closed_gives_out_nothing_more(make_cache, threads, number):
+def test_a_demand_whose_cache_is_closed_yields_nothing_more(make_cache, threads, number):
     cache = make_cache(slots=2, threads=threads)
-    arriving = cache.acquire(0, [0, 1, 2, 5])
+    stream = cache.acquire(0, [0, 1, 2, 5])
     for _ in range(number):
-        next(arriving)
+        next(stream)
     cache.close()
     with pytest.raises(MixoffError, match="closed: build the model again"):
-        next(arriving)
+        next(stream)
     cache.close()
 
 
-def test_a_closed_cache_cannot_be_resized_and_says_so(make_cache):
+def test_resizing_a_closed_cache_is_an_error(make_cache):
     cache = make_cache(slots=2)
     cache.close()
     with pytest.raises(MixoffError, match="closed: build the model again"):
@@ -526,7 +558,7 @@ def test_settings_refuse_a_policy_that_knows_the_future(policy):
 
 
 def test_a_cache_that_is_collected_inside_its_own_read_closes_all_the_same(files):
-    gc.collect()  # what other tests left would close its files here, too
+    gc.collect()  # or garbage of other tests would close its files during this one
     before, reading, go = open_files(), threading.Event(), threading.Event()
     ended = threading.Event()
 
@@ -563,11 +595,11 @@ def open_files() -> list[str]:
 
 
 @pytest.mark.parametrize("io", ["direct", "buffered"])
-def test_a_core_is_busy_while_records_come_through_the_page_cache(files, io):
+def test_a_thread_is_reserved_while_records_are_read_through_the_page_cache(files, io):
     reader = DiskReader(io)
     cache = make(files, slots=2, threads=0, reader=reader)
-    assert cache.busy_cores() == 0
+    assert cache.reserved_threads() == 0
     cache.prefetch(0, [0])
-    assert cache.busy_cores() == (reader.io != "direct")
+    assert cache.reserved_threads() == (reader.io != "direct")
     settle_guesses(cache)
-    assert cache.busy_cores() == 0
+    assert cache.reserved_threads() == 0

@@ -1,4 +1,4 @@
-"""Keys and values that grow in place are those that transformers would join."""
+"""Keys and values that grow in place equal those that transformers concatenates."""
 
 import copy
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import DynamicCache, MixtralConfig
 from transformers.cache_utils import DynamicLayer
 
-from mixoff.chat import kv_cache as contexts
+from mixoff.chat import kv_cache
 from mixoff.chat.kv_cache import GrowingLayer, growing_cache
 
 HEADS, SIZE = 2, 4
@@ -22,7 +22,7 @@ def states(tokens: int, seed: int) -> torch.Tensor:
 
 
 @given(steps)
-def test_a_layer_holds_what_transformers_own_holds_whatever_is_added_and_cropped(steps):
+def test_a_layer_equals_transformers_own_whatever_is_added_and_cropped(steps):
     ours, stock = GrowingLayer(), DynamicLayer()
     for number, tokens in enumerate(steps):
         if tokens < 0:
@@ -30,13 +30,13 @@ def test_a_layer_holds_what_transformers_own_holds_whatever_is_added_and_cropped
                 ours.crop(tokens)
                 stock.crop(tokens)
             continue
-        found = ours.update(states(tokens, number), states(tokens, -number))
+        grown = ours.update(states(tokens, number), states(tokens, -number))
         expected = stock.update(states(tokens, number), states(tokens, -number))
-        assert all(map(torch.equal, found, expected))
+        assert all(map(torch.equal, grown, expected))
         assert ours.get_seq_length() == stock.get_seq_length()
 
 
-def test_a_token_is_written_behind_the_others_without_a_copy():
+def test_a_token_is_written_behind_the_earlier_ones_without_a_copy():
     layer = GrowingLayer()
     layer.update(states(100, 0), states(100, 1))
     before = layer.keys.data_ptr(), layer.values.data_ptr()
@@ -45,34 +45,34 @@ def test_a_token_is_written_behind_the_others_without_a_copy():
         assert (layer.keys.data_ptr(), layer.values.data_ptr()) == before
 
 
-def test_copies_are_few_beside_tokens(monkeypatch):
-    layer, rooms, room_for = GrowingLayer(), [], contexts._room_for
+def test_buffers_are_few_for_many_tokens(monkeypatch):
+    layer, sizes, capacity = GrowingLayer(), [], kv_cache._capacity
     monkeypatch.setattr(
-        contexts, "_room_for", lambda tokens: rooms.append(tokens) or room_for(tokens)
+        kv_cache, "_capacity", lambda tokens: sizes.append(tokens) or capacity(tokens)
     )
     for token in range(2000):
         layer.update(states(1, token), states(1, token))
-    assert len(rooms) < 2 * 20, "of keys, and of values"
-    assert layer._rooms["keys"].shape[-2] == 2048
+    assert len(sizes) < 2 * 20, "of keys, and of values"
+    assert layer._buffers["keys"].shape[-2] == 2048
 
 
 @given(st.integers(1, 10**6))
-def test_memory_beyond_the_tokens_is_a_quarter_of_them_at_most_and_none_for_powers_of_two(tokens):
-    assert tokens <= contexts._room_for(tokens) <= max(tokens * 5 // 4, tokens + 63)
-    assert contexts._room_for(64 << tokens % 12) == 64 << tokens % 12
+def test_spare_capacity_is_a_quarter_of_the_tokens_at_most_and_none_for_powers_of_two(tokens):
+    assert tokens <= kv_cache._capacity(tokens) <= max(tokens * 5 // 4, tokens + 63)
+    assert kv_cache._capacity(64 << tokens % 12) == 64 << tokens % 12
 
 
-def test_a_shallow_copy_goes_on_in_memory_of_its_own():
+def test_a_shallow_copy_grows_in_buffers_of_its_own():
     layer = GrowingLayer()
     layer.update(states(3, 0), states(3, 1))
-    other = copy.copy(layer)
+    copied = copy.copy(layer)
     layer.update(states(1, 2), states(1, 2))
-    other.update(states(1, 3), states(1, 3))
+    copied.update(states(1, 3), states(1, 3))
     assert torch.equal(layer.keys, torch.cat([states(3, 0), states(1, 2)], dim=-2))
-    assert torch.equal(other.keys, torch.cat([states(3, 0), states(1, 3)], dim=-2))
+    assert torch.equal(copied.keys, torch.cat([states(3, 0), states(1, 3)], dim=-2))
 
 
-def test_what_does_not_fit_is_refused_or_promoted_as_by_transformers():
+def test_other_shapes_are_refused_and_other_types_promoted_as_by_transformers():
     layer = GrowingLayer()
     layer.update(states(3, 0), states(3, 1))
     with pytest.raises(RuntimeError, match="Sizes of tensors must match"):
@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_refused_or_promoted_as_by_transformers():
 
 
 @pytest.mark.parametrize("change", ["reset", "reorder", "repeat", "select"])
-def test_what_else_transformers_does_with_a_layer_goes_on(change):
+def test_a_layer_grows_on_after_transformers_has_changed_it(change):
     layers = GrowingLayer(), DynamicLayer()
     for layer in layers:
         layer.update(states(3, 0).expand(2, -1, -1, -1), states(3, 1).expand(2, -1, -1, -1))
@@ -100,9 +100,9 @@ def test_what_else_transformers_does_with_a_layer_goes_on(change):
     assert torch.equal(layers[0].values, layers[1].values)
 
 
-def test_sliding_windows_stay_transformers_own():
-    whole = growing_cache(MixtralConfig(num_hidden_layers=2))
-    assert [type(layer) for layer in whole.layers] == [GrowingLayer] * 2
+def test_layers_with_a_sliding_window_stay_transformers_own():
+    grown = growing_cache(MixtralConfig(num_hidden_layers=2))
+    assert [type(layer) for layer in grown.layers] == [GrowingLayer] * 2
     config = MixtralConfig(num_hidden_layers=2, sliding_window=8)
     stock = DynamicCache(config=config)
     assert [*map(type, growing_cache(config).layers)] == [*map(type, stock.layers)]

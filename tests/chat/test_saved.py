@@ -1,19 +1,16 @@
-"""A chat that is changed while it goes on: other settings, another reply, saved and restored."""
+"""Changes of a running chat: settings, a regenerated reply, saving, restoring and closing."""
 
-import gc
 import json
-import threading
-import weakref
 
 import pytest
 from transformers import AutoTokenizer
 
-from mixoff import Chat, OffloadConfig, build_model, demo_path, load_chat
+from mixoff import Chat, OffloadConfig, build_model, demo_path
 from mixoff.cache import prefetcher_of
 from mixoff.chat import Sampling
 from mixoff.errors import CheckpointError, ConfigError, MixoffError
 
-ASKED = ["What is the capital of France?", "And what is the capital of Italy?"]
+QUESTIONS = ["What is the capital of France?", "And what is the capital of Italy?"]
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +32,12 @@ def say(chat, text):
 # ---- settings
 
 
-def test_settings_serve_from_the_next_reply_on(chat):
-    reply = chat.send(ASKED[0])
+def test_settings_take_effect_with_the_next_reply(chat):
+    reply = chat.send(QUESTIONS[0])
     next(reply)
     chat.sampling = Sampling(temperature=0, max_new_tokens=2)
     assert len([*reply]) > 2
-    say(chat, ASKED[1])
+    say(chat, QUESTIONS[1])
     assert (chat.last.new_tokens, chat.last.finish) == (2, "length")
 
 
@@ -52,18 +49,18 @@ def test_a_setting_out_of_range_is_refused(wrong):
         Sampling(**wrong)
 
 
-def test_a_changed_system_prompt_keeps_the_turns_and_replies_as_if_it_had_always_been(chat, parts):
-    say(chat, ASKED[0])
+def test_a_changed_system_prompt_keeps_the_turns_and_replies_as_if_set_from_the_start(chat, parts):
+    say(chat, QUESTIONS[0])
     turns = chat.messages
     chat.system = "You are a fox."
     assert chat.messages == [{"role": "system", "content": "You are a fox."}, *turns]
     always = Chat(*parts, system="You are a fox.", temperature=0, max_new_tokens=24)
     always._turns = chat._turns[:]
-    assert say(chat, ASKED[1]) == say(always, ASKED[1])
+    assert say(chat, QUESTIONS[1]) == say(always, QUESTIONS[1])
 
 
-def test_the_system_prompt_stays_while_a_reply_runs(chat):
-    reply = chat.send(ASKED[0])
+def test_the_system_prompt_cant_change_while_a_reply_runs(chat):
+    reply = chat.send(QUESTIONS[0])
     next(reply)
     with pytest.raises(MixoffError, match="A reply is running"):
         chat.system = "You are a fox."
@@ -73,12 +70,12 @@ def test_the_system_prompt_stays_while_a_reply_runs(chat):
     assert chat.system is None
 
 
-def test_how_many_experts_are_guessed_changes_while_a_reply_runs_and_never_the_text(chat, parts):
-    expected = say(chat, ASKED[0])
+def test_the_number_of_prefetched_experts_changes_during_a_reply_and_never_the_text(chat, parts):
+    expected = say(chat, QUESTIONS[0])
     chat.reset()
     prefetcher, pieces = prefetcher_of(parts[0]), []
     with chat.cache.record() as trace:
-        for number, piece in enumerate(chat.send(ASKED[0])):
+        for number, piece in enumerate(chat.send(QUESTIONS[0])):
             prefetcher.experts = number % 3
             pieces.append(piece)
     prefetcher.experts = 0
@@ -90,10 +87,10 @@ def test_how_many_experts_are_guessed_changes_while_a_reply_runs_and_never_the_t
 
 
 def test_slots_change_between_two_tokens_and_never_the_text(chat):
-    expected = say(chat, ASKED[0])
+    expected = say(chat, QUESTIONS[0])
     chat.reset()
     pieces = []
-    for number, piece in enumerate(chat.send(ASKED[0])):
+    for number, piece in enumerate(chat.send(QUESTIONS[0])):
         chat.cache.resize(1 + number % 8)
         pieces.append(piece)
     chat.cache.resize(4)
@@ -103,17 +100,17 @@ def test_slots_change_between_two_tokens_and_never_the_text(chat):
 # ---- another reply
 
 
-def test_another_reply_takes_the_place_of_the_last_one(chat):
+def test_a_regenerated_reply_replaces_the_last_one(chat):
     chat.sampling = Sampling(temperature=3.0, top_p=1.0, max_new_tokens=16)
-    say(chat, ASKED[0])
-    first, second = say(chat, ASKED[1]), "".join(chat.regenerate())
+    say(chat, QUESTIONS[0])
+    first, second = say(chat, QUESTIONS[1]), "".join(chat.regenerate())
     assert second != first
-    assert [message["content"] for message in chat.messages[2:]] == [ASKED[1], second]
+    assert [message["content"] for message in chat.messages[2:]] == [QUESTIONS[1], second]
     assert chat.last.prefilled_tokens < chat.last.prompt_tokens / 2  # the rest was kept
 
 
-def test_at_temperature_0_another_reply_is_the_same(chat):
-    assert say(chat, ASKED[0]) == "".join(chat.regenerate())
+def test_at_temperature_0_a_regenerated_reply_is_the_same(chat):
+    assert say(chat, QUESTIONS[0]) == "".join(chat.regenerate())
     assert len(chat.messages) == 2
 
 
@@ -122,32 +119,32 @@ def test_without_a_reply_there_is_nothing_to_regenerate(chat):
         chat.regenerate()
 
 
-def test_a_reply_stays_if_the_one_in_its_place_is_stopped_before_its_first_token(chat):
-    before = say(chat, ASKED[0])
-    again = chat.regenerate()
+def test_a_reply_is_kept_if_its_replacement_is_stopped_before_its_first_token(chat):
+    before = say(chat, QUESTIONS[0])
+    pieces = chat.regenerate()
     chat.stop()
-    assert [*again] == []
+    assert [*pieces] == []
     assert chat.messages[-1]["content"] == before
-    assert say(chat, ASKED[1])
+    assert say(chat, QUESTIONS[1])
 
 
-# ---- in a file
+# ---- saved and restored
 
 
 def test_a_restored_conversation_goes_on_as_the_saved_one(chat, parts, tmp_path):
     chat.system = "Be brief."
-    say(chat, ASKED[0])
+    say(chat, QUESTIONS[0])
     chat.save(tmp_path / "talk.json")
-    other = Chat(*parts, temperature=0, max_new_tokens=24)
-    say(other, "Hello!")
-    other.restore(tmp_path / "talk.json")
-    assert (other.messages, other.system) == (chat.messages, "Be brief.")
-    assert say(other, ASKED[1]) == say(chat, ASKED[1])
+    restored = Chat(*parts, temperature=0, max_new_tokens=24)
+    say(restored, "Hello!")
+    restored.restore(tmp_path / "talk.json")
+    assert (restored.messages, restored.system) == (chat.messages, "Be brief.")
+    assert say(restored, QUESTIONS[1]) == say(chat, QUESTIONS[1])
 
 
 def test_names_of_control_tokens_in_a_saved_reply_are_text(chat, tmp_path):
     names = [*chat.tokenizer.special_tokens_map.values()]
-    say(chat, ASKED[0])
+    say(chat, QUESTIONS[0])
     chat.save(tmp_path / "talk.json")
     content = json.loads((tmp_path / "talk.json").read_text())
     content["turns"][0]["reply"] = f"Yes.{names[0]} {names[-1]}"
@@ -159,7 +156,7 @@ def test_names_of_control_tokens_in_a_saved_reply_are_text(chat, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"format": "other"}', "no conversation"),
+        ('{"format": "other"}', "not a conversation saved by mixoff"),
         ('{"format": "mixoff-conversation", "version": 2}', "of version 2"),
         ('{"format": "mixoff-conversation", "version": 1, "turns": [{"user": 1}]}', "damaged"),
         ('{"format": "mixoff-conversation", "version": 1, "system": 5, "turns": []}', "damaged"),
@@ -170,7 +167,7 @@ def test_names_of_control_tokens_in_a_saved_reply_are_text(chat, tmp_path):
 def test_a_file_that_holds_no_conversation_is_refused_and_changes_nothing(
     chat, tmp_path, content, message
 ):
-    say(chat, ASKED[0])
+    say(chat, QUESTIONS[0])
     before = chat.messages
     (tmp_path / "talk.json").write_text(content)
     with pytest.raises(CheckpointError, match=message):
@@ -178,60 +175,31 @@ def test_a_file_that_holds_no_conversation_is_refused_and_changes_nothing(
     assert chat.messages == before
 
 
-def test_a_conversation_that_cannot_be_written_says_so(chat, tmp_path):
+def test_a_file_that_cannot_be_written_is_refused(chat, tmp_path):
     with pytest.raises(MixoffError, match=r"can't be written \(No such file"):
         chat.save(tmp_path / "nowhere" / "talk.json")
 
 
-# ---- the model is given back
+# ---- how it is shown
 
 
-def loaded():
-    return load_chat(demo_path(), OffloadConfig(offload_per_layer=4), temperature=0)
+def test_a_chat_is_shown_by_its_model_device_slots_and_turns(chat):
+    assert repr(chat) == "Chat('demo-mixtral' on cpu, 4 slots for 8 experts per layer, 0 turns)"
+    say(chat, QUESTIONS[0])
+    chat.cache.resize(2)
+    assert repr(chat) == "Chat('demo-mixtral' on cpu, 2 slots for 8 experts per layer, 1 turn)"
+    chat.cache.resize(4)
 
 
-def test_loading_again_frees_the_model_that_was_there_before():
-    chat = loaded()
-    say(chat, ASKED[0])
-    model, cache = weakref.ref(chat.model), chat.cache
-    again = loaded()
-    gc.collect()
-    assert model() is None
-    assert chat.is_closed
-    assert chat.cache is None
-    assert len(chat.messages) == 2
-    with pytest.raises(MixoffError, match="was closed"):
-        chat.send(ASKED[1])
-    with pytest.raises(MixoffError, match="closed"):
-        cache.acquire(0, [0])
-    assert "Paris" in say(again, ASKED[0])
-    again.close()
-    again.close()
+def test_a_chat_with_a_refused_setting_can_be_shown(parts):
+    model, tokenizer = parts
+    refused = Chat.__new__(Chat)
+    with pytest.raises(ConfigError, match="temperature"):
+        refused.__init__(model, tokenizer, temperature=-1)
+    assert repr(refused).startswith("Chat('demo-mixtral' on cpu")
 
 
-def test_a_reply_that_runs_in_another_thread_ends_when_the_model_is_given_back():
-    chat, ended = loaded(), threading.Event()
-    started = threading.Event()
-
-    def read():
-        for _ in chat.send("Tell me a story about a fox."):
-            started.set()
-        ended.set()
-
-    thread = threading.Thread(target=read)
-    thread.start()
-    assert started.wait(30)
-    chat.close()
-    thread.join(30)
-    assert ended.is_set()
-    assert chat.messages[-1]["content"]
-
-
-def test_a_reply_that_nobody_reads_any_more_does_not_keep_a_chat_from_closing(monkeypatch):
-    monkeypatch.setattr("mixoff.chat.chat._PATIENCE_S", 0.1)
-    chat = loaded()
-    reply = chat.send(ASKED[0])
-    next(reply)
-    chat.close()
-    assert [*reply] == []
-    assert not chat.is_replying
+def test_showing_a_chat_reads_nothing_of_the_model_and_its_cache(chat, monkeypatch):
+    monkeypatch.setattr(type(chat.cache), "stats", None)
+    monkeypatch.setattr(type(chat.model), "forward", None)
+    assert "8 experts" in repr(chat)

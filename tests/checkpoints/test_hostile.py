@@ -560,7 +560,7 @@ def test_a_scale_that_is_no_number_is_refused_though_checksums_are_right(
     message = refusal(
         lambda: build_model(folder, OffloadConfig(offload_per_layer=0)), folder, f"scale: {where}"
     )
-    assert "holds what is no number" in message
+    assert "holds a non-finite number" in message
     assert (name if where == "attention" else "expert 1 of layer 1") in message
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from mixoff.checkpoints.folder import INDEX_NAME
+from mixoff.checkpoints.formats import open_checkpoint
 from mixoff.checkpoints.mixoff_format import (
-    INDEX_NAME,
     NON_EXPERT_FILE,
-    Checkpoint,
-    experts_tensor,
+    MixoffCheckpoint,
     layer_file,
 )
 from mixoff.checkpoints.quantization_config import quantization_settings, scheme_from_settings
@@ -87,7 +87,7 @@ def copied(folder: Path, to: Path) -> Path:
     return Path(shutil.copytree(folder, to / "checkpoint"))
 
 
-def read_experts(checkpoint: Checkpoint) -> None:
+def read_experts(checkpoint: MixoffCheckpoint) -> None:
     locations = checkpoint.expert_locations()
     store = RecordStore(locations, DiskReader("buffered"))
     buffer = Buffer.for_records(checkpoint.expert_layouts()[0][0].stride)
@@ -97,7 +97,7 @@ def read_experts(checkpoint: Checkpoint) -> None:
     store.close()
 
 
-def non_expert_nbytes(checkpoint: Checkpoint) -> int:
+def non_expert_nbytes(checkpoint: MixoffCheckpoint) -> int:
     return sum(tensor.nbytes for tensor in checkpoint.non_expert.values())
 
 
@@ -117,18 +117,18 @@ def shard_files(folder: Path) -> list[Path]:
 
 
 def test_a_checkpoint_tells_what_it_holds(folder):
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = open_checkpoint(folder)
     assert (checkpoint.num_layers, checkpoint.num_experts) == (2, 2)
     assert checkpoint.scheme == MIXED
 
 
 def test_every_record_begins_on_a_page(folder):
-    locations = Checkpoint.open(folder).expert_locations()
+    locations = open_checkpoint(folder).expert_locations()
     assert all(location.offset % PAGE == 0 for layer in locations for location in layer)
 
 
 def test_a_whole_checkpoint_passes_every_check(folder):
-    checkpoint = Checkpoint.open(str(folder))
+    checkpoint = open_checkpoint(str(folder))
     checkpoint.verify()
     read_experts(checkpoint)
 
@@ -137,11 +137,11 @@ def test_a_folder_of_links_is_read_as_the_hubs_cache_has_them(folder, tmp_path):
     (tmp_path / "links").mkdir()
     for path in folder.iterdir():
         (tmp_path / "links" / path.name).symlink_to(path)
-    read_experts(Checkpoint.open(tmp_path / "links"))
+    read_experts(open_checkpoint(tmp_path / "links"))
 
 
 def test_non_expert_bytes_are_the_files_less_headers_and_experts(folder):
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = open_checkpoint(folder)
     data = sum(path.stat().st_size - PAGE for path in shard_files(folder))
     assert non_expert_nbytes(checkpoint) == data - 2 * 2 * checkpoint.expert_layouts()[0][0].stride
 
@@ -150,11 +150,11 @@ def test_opening_reads_no_tensor(folder):
     for path in shard_files(folder):
         content = path.read_bytes()
         path.write_bytes(content[:PAGE] + bytes(len(content) - PAGE))
-    Checkpoint.open(folder)
+    open_checkpoint(folder)
 
 
 def test_every_flipped_bit_of_a_record_is_found_when_it_is_read(small):
-    checkpoint = Checkpoint.open(small)
+    checkpoint = open_checkpoint(small)
     (location,) = checkpoint.expert_locations()[0]
     store = RecordStore([[location]], DiskReader("buffered"))
     buffer = Buffer.for_records(location.nbytes)
@@ -164,13 +164,13 @@ def test_every_flipped_bit_of_a_record_is_found_when_it_is_read(small):
 
 
 def test_every_flipped_bit_of_the_non_expert_parameters_is_found_before_it_is_used(small):
-    checkpoint = Checkpoint.open(small)
+    checkpoint = open_checkpoint(small)
     for _ in each_flip_of_the_non_expert_file(checkpoint):
         with pytest.raises(CheckpointError, match="is damaged"):
             checkpoint.verify()
 
 
-def each_flip_of_the_non_expert_file(checkpoint: Checkpoint) -> Iterator[int]:
+def each_flip_of_the_non_expert_file(checkpoint: MixoffCheckpoint) -> Iterator[int]:
     for shard in checkpoint.shards.values():
         for name in shard.tensors.keys() & checkpoint.non_expert:
             start = shard.tensors[name].offset
@@ -178,7 +178,7 @@ def each_flip_of_the_non_expert_file(checkpoint: Checkpoint) -> Iterator[int]:
 
 
 def test_records_and_non_expert_parameters_are_all_that_follows_the_headers(small):
-    checkpoint = Checkpoint.open(small)
+    checkpoint = open_checkpoint(small)
     covered = non_expert_nbytes(checkpoint) + checkpoint.expert_layouts()[0][0].stride
     assert covered == sum(path.stat().st_size - PAGE for path in shard_files(small))
 
@@ -201,17 +201,17 @@ def test_a_truncation_is_found_when_a_checkpoint_is_opened(small):
 
 def is_opened(folder: Path) -> bool:
     try:
-        Checkpoint.open(folder)
+        open_checkpoint(folder)
     except CheckpointError:
         return False
     return True
 
 
 def test_a_flipped_bit_of_the_index_is_found_or_changes_nothing(small):
-    before = Checkpoint.open(small)
+    before = open_checkpoint(small)
     for position in each_flip(small / INDEX_NAME):
         try:
-            after = Checkpoint.open(small)
+            after = open_checkpoint(small)
         except CheckpointError:
             continue
         assert after == before, position
@@ -225,7 +225,7 @@ def test_a_flipped_bit_of_the_settings_is_found_or_in_what_the_files_cannot_tell
     before = json.loads((folder / "config.json").read_text())
     for position in each_flip(folder / "config.json", bits=3):
         if is_opened(folder):
-            after = Checkpoint.open(folder)
+            after = open_checkpoint(folder)
             unlike = {name for name in before if after.config.get(name) != before[name]}
             assert unlike <= {*FREE_SETTINGS, "quantization_config"}, position
             assert after.scheme.experts == MIXED.experts, position
@@ -252,7 +252,7 @@ def test_a_flipped_bit_of_the_settings_is_found_or_in_what_the_files_cannot_tell
 def test_settings_of_another_model_are_refused(folder, setting, value):
     edit(folder / "config.json", **{setting: value})
     with pytest.raises(CheckpointError, match=r"config\.json"):
-        Checkpoint.open(folder)
+        open_checkpoint(folder)
 
 
 def test_layer_files_that_changed_places_are_refused(folder):
@@ -260,7 +260,7 @@ def test_layer_files_that_changed_places_are_refused(folder):
         swapped(folder / layer_file(0), folder / layer_file(1)),
         pytest.raises(CheckpointError, match="of another checkpoint"),
     ):
-        Checkpoint.open(folder)
+        open_checkpoint(folder)
 
 
 def test_a_layer_file_of_another_model_of_the_same_shapes_is_refused(folder, quantized):
@@ -271,24 +271,24 @@ def test_a_layer_file_of_another_model_of_the_same_shapes_is_refused(folder, qua
             CheckpointError, match=r"layer-00001\.safetensors: its header is damaged or of"
         ),
     ):
-        Checkpoint.open(folder)
+        open_checkpoint(folder)
 
 
 def test_records_that_changed_places_inside_a_file_are_refused(folder):
-    one, other = Checkpoint.open(folder).expert_locations()[0]
+    one, other = open_checkpoint(folder).expert_locations()[0]
     content = one.file.read_bytes()
     head, tail = content[: one.offset], content[other.offset + other.nbytes :]
     records = content[one.offset : other.offset], content[other.offset :][: other.nbytes]
     one.file.write_bytes(head + records[1] + records[0] + tail)
     with pytest.raises(CheckpointError, match="expert 0 of layer 0 is damaged"):
-        read_experts(Checkpoint.open(folder))
+        read_experts(open_checkpoint(folder))
 
 
 @pytest.mark.parametrize("name", [NON_EXPERT_FILE, layer_file(0), INDEX_NAME, "config.json"])
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(CheckpointError, match=rf"{name}: can't be read \(No such file"):
-        Checkpoint.open(folder)
+        open_checkpoint(folder)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ def test_an_index_that_names_a_file_elsewhere_is_refused(folder, file):
     weight_map = json.loads((folder / INDEX_NAME).read_text())["weight_map"]
     edit(folder / INDEX_NAME, weight_map=weight_map | {"lm_head.weight": file})
     with pytest.raises(CheckpointError, match=r"index\.json: .* is no file of this checkpoint"):
-        Checkpoint.open(folder)
+        open_checkpoint(folder)
 
 
 @pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", ".", "..", ""])
@@ -315,7 +315,7 @@ def test_a_checksum_of_a_file_elsewhere_is_refused(folder, name):
     metadata["header_crc32"] = {name: "00000000"} | metadata["header_crc32"]
     edit(folder / INDEX_NAME, metadata=metadata)
     with pytest.raises(CheckpointError, match=f"'{name}' is no safetensors file of this folder"):
-        Checkpoint.open(folder)
+        open_checkpoint(folder)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such files")
@@ -324,7 +324,7 @@ def test_a_pipe_in_place_of_a_file_is_refused_without_waiting_for_it(folder, nam
     (folder / name).unlink()
     os.mkfifo(folder / name)
     with pytest.raises(CheckpointError, match=f"{name}: is no file"):
-        Checkpoint.open(folder)
+        open_checkpoint(folder)
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_a_pipe_in_place_of_a_file_is_refused_without_waiting_for_it(folder, nam
 def test_an_index_without_files_is_refused(folder, changes):
     edit(folder / INDEX_NAME, **changes)
     with pytest.raises(CheckpointError, match=r"index\.json: lists no files"):
-        Checkpoint.open(folder)
+        open_checkpoint(folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b"[" * 100_000, b"nothing"])
@@ -341,42 +341,42 @@ def test_an_index_without_files_is_refused(folder, changes):
 def test_a_settings_file_that_holds_no_object_is_refused(folder, name, content):
     (folder / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=rf"{name}: (no JSON|holds no JSON object)"):
-        Checkpoint.open(folder)
+        open_checkpoint(folder)
 
 
 def test_a_settings_file_of_100_megabytes_is_refused_unread(folder):
     with (folder / "config.json").open("wb") as file:
         file.truncate(100_000_000)
     with pytest.raises(CheckpointError, match="100000000 bytes are too many"):
-        Checkpoint.open(folder)
+        open_checkpoint(folder)
 
 
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="absent: no such folder"):
-        Checkpoint.open(tmp_path / "absent")
+        open_checkpoint(tmp_path / "absent")
 
 
 def test_a_file_is_no_folder(folder):
     with pytest.raises(CheckpointError, match="no such folder"):
-        Checkpoint.open(folder / NON_EXPERT_FILE)
+        open_checkpoint(folder / NON_EXPERT_FILE)
 
 
 def test_an_unquantized_model_is_told_apart_and_how_to_convert_it(tiny_mixtral):
-    with pytest.raises(CheckpointError, match=r"of no quantization.*mixoff\.quantize_checkpoint"):
-        Checkpoint.open(tiny_mixtral(experts=2))
+    with pytest.raises(CheckpointError, match=r"has no quantization.*mixoff\.quantize_checkpoint"):
+        open_checkpoint(tiny_mixtral(experts=2))
 
 
 def test_another_quantization_is_named(folder):
     edit(folder / "config.json", quantization_config={"quant_method": "gptq"})
     with pytest.raises(CheckpointError, match="its quantization is 'gptq'"):
-        Checkpoint.open(folder)
+        open_checkpoint(folder)
 
 
 @pytest.mark.parametrize("version", [0, 2, "1", None])
 def test_another_version_of_the_format_is_refused_with_what_this_one_reads(folder, version):
     edit_scheme(folder, format_version=version)
     with pytest.raises(CheckpointError, match=rf"version {version!r}: this mixoff reads version 1"):
-        Checkpoint.open(folder)
+        open_checkpoint(folder)
 
 
 @pytest.mark.parametrize(
@@ -397,7 +397,7 @@ def test_another_version_of_the_format_is_refused_with_what_this_one_reads(folde
 def test_a_scheme_that_is_unknown_or_not_the_files_is_refused(folder, experts, message):
     edit_scheme(folder, experts=experts)
     with pytest.raises(CheckpointError, match=message):
-        Checkpoint.open(folder)
+        open_checkpoint(folder)
 
 
 def test_a_scheme_without_attention_is_refused():
@@ -414,6 +414,7 @@ def test_a_scheme_comes_back_from_its_settings(scheme):
 
 
 def test_packed_experts_have_the_name_of_the_weights_that_they_replace(folder):
-    names = Checkpoint.open(folder).shards[layer_file(1)].tensors
-    assert experts_tensor(1) == "model.layers.1.mlp.experts.gate_up_proj"
-    assert experts_tensor(1) in names
+    checkpoint = open_checkpoint(folder)
+    names = checkpoint.shards[layer_file(1)].tensors
+    assert checkpoint.architecture.experts_tensor(1) == "model.layers.1.mlp.experts.gate_up_proj"
+    assert "model.layers.1.mlp.experts.gate_up_proj" in names

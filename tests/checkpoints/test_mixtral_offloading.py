@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicCache
 
 from mixoff.cache.cache import ExpertCache
 from mixoff.checkpoints.formats import open_checkpoint
-from mixoff.checkpoints.mixoff_format import Checkpoint
+from mixoff.checkpoints.mixoff_format import MixoffCheckpoint
 from mixoff.checkpoints.mixtral_offloading import MixtralOffloadingCheckpoint
 from mixoff.config import OffloadConfig
 from mixoff.errors import CheckpointError
@@ -163,7 +163,7 @@ def test_bits_and_groups_are_read_off_the_shapes(written, request):
 
 def test_the_kind_of_a_checkpoint_is_told_by_its_folder(quantized):
     assert isinstance(open_checkpoint(FOLDER), MixtralOffloadingCheckpoint)
-    assert isinstance(open_checkpoint(quantized()), Checkpoint)
+    assert isinstance(open_checkpoint(quantized()), MixoffCheckpoint)
 
 
 def test_a_record_is_all_that_follows_its_files_header():
@@ -282,7 +282,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "other codes": (
         lambda f: change(f / EXPERT, w1__W_q=torch.zeros(8, 8192, dtype=torch.uint8)),
-        r"nbits=2, .*experts\.3\.w1\.\* as HQQAxis0\(nbits=4, .*: mixoff reads one way",
+        r"nbits=2, .*experts\.3\.w1\.\* as HQQAxis0\(nbits=4, .*: mixoff reads one method",
     ),
     "too few codes": (
         lambda f: change(f / EXPERT, w1__W_q=torch.zeros(4, 8000, dtype=torch.uint8)),
@@ -320,11 +320,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: change(
             f / EXPERT, w3__meta__meta_scale__scale=torch.full((1, 64), torch.nan).half()
         ),
-        rf"{EXPERT}: {IN_INDEX}w3\.meta\.meta_scale\.scale holds what is no number",
+        rf"{EXPERT}: {IN_INDEX}w3\.meta\.meta_scale\.scale holds a non-finite number",
     ),
     "an endless zero": (
         lambda f: change(f / EXPERT, w1__meta__meta_zero__zero=torch.tensor(torch.inf).half()),
-        r"meta_zero\.zero holds what is no number",
+        r"meta_zero\.zero holds a non-finite number",
     ),
     "no number in attention": (
         lambda f: change(
@@ -333,7 +333,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
                 torch.nan
             ).half(),
         ),
-        rf"{NON_EXPERT}: model\.layers\.0\.self_attn\.k_proj\..* holds what is no number",
+        rf"{NON_EXPERT}: model\.layers\.0\.self_attn\.k_proj\..* holds a non-finite number",
     ),
     "a gate of another type": (
         lambda f: change(

@@ -1,4 +1,4 @@
-"""The command line records and replays, and says what it did."""
+"""The commands that record and replay print recordings and hit rates."""
 
 import csv
 import json
@@ -7,24 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
 import mixoff
-from mixoff.cli import app
 from mixoff.trace import Trace
+from support.command_line import invoke, refusal
 from support.recordings import HandPlayed
-
-
-def mixoff_says(*words: object) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "100"})
-
-
-def refusal(result: Result) -> str:
-    """Return the one line that a refused command leaves behind."""
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.startswith("mixoff: ")
-    assert result.stderr.count("\n") == 1
-    return result.stderr
 
 
 @pytest.fixture
@@ -37,8 +24,8 @@ def recorded(tmp_path: Path) -> Path:
     return tmp_path / "a.trace"
 
 
-def test_a_replay_prints_what_was_recorded_and_a_row_a_size(recorded: Path) -> None:
-    result = mixoff_says("replay", recorded, "--policies", "lru,belady-bypass", "--slots", "1-2,4")
+def test_a_replay_prints_the_recording_and_a_row_for_each_number_of_slots(recorded: Path) -> None:
+    result = invoke("replay", recorded, "--policies", "lru,belady-bypass", "--slots", "1-2,4")
     assert result.exit_code == 0, result.stderr
     assert "\x1b" not in result.stdout
     for words in ("2", "4 in each layer, 1000 B each", "20, 20 of them one token", "the[2Jmodel"):
@@ -55,43 +42,42 @@ def test_a_replay_prints_what_was_recorded_and_a_row_a_size(recorded: Path) -> N
 def test_json_and_csv_hold_the_whole_table(recorded: Path, tmp_path: Path) -> None:
     out = tmp_path / "table.csv"
     words = ("--policies", "fifo, floor", "--slots", "2", "--json", "--csv", out)
-    said = json.loads(mixoff_says("replay", recorded, *words).stdout)
+    output = json.loads(invoke("replay", recorded, *words).stdout)
     table = mixoff.sweep(Trace.load(recorded), ["fifo", "floor"], 2)
-    for said_row, row in zip(said["sweep"], table.to_dict(orient="records"), strict=True):
-        assert said_row == pytest.approx(row)
-    assert said["recorded"]["hits"] + said["recorded"]["misses"] == table["hits"][:2].sum() + (
-        table["misses"][:2].sum()
-    )
+    for printed, row in zip(output["sweep"], table.to_dict(orient="records"), strict=True):
+        assert printed == pytest.approx(row)
+    facts = output["recorded"]
+    assert facts["hits"] + facts["misses"] == table["hits"][:2].sum() + table["misses"][:2].sum()
     with out.open() as file:
         rows = [*csv.DictReader(file)]
     assert [row["policy"] for row in rows] == ["fifo", "fifo", "floor", "floor"]
     assert [float(row["hits"]) for row in rows] == table["hits"].tolist()
 
 
-def test_without_options_a_replay_shows_bounds_and_every_size(recorded: Path) -> None:
-    said = json.loads(mixoff_says("replay", recorded, "--json").stdout)
-    assert {row["slots"] for row in said["sweep"]} == {1, 2, 3, 4}
-    assert {"floor", "belady", "belady-bypass", "lru"} <= {row["policy"] for row in said["sweep"]}
+def test_without_options_a_replay_shows_bounds_and_every_number_of_slots(recorded: Path) -> None:
+    rows = json.loads(invoke("replay", recorded, "--json").stdout)["sweep"]
+    assert {row["slots"] for row in rows} == {1, 2, 3, 4}
+    assert {"floor", "belady", "belady-bypass", "lru"} <= {row["policy"] for row in rows}
 
 
 @pytest.mark.parametrize("slots", ["0", "1-9", "x", "3-1", "1-", ",", "-1", "99999"])
-def test_slots_that_make_no_sense_are_refused(recorded: Path, slots: str) -> None:
-    assert "slots=" in refusal(mixoff_says("replay", recorded, f"--slots={slots}"))
+def test_invalid_slots_are_refused(recorded: Path, slots: str) -> None:
+    assert "slots=" in refusal(invoke("replay", recorded, f"--slots={slots}"))
 
 
 @pytest.mark.parametrize("policies", ["best", "lru,best", ""])
-def test_policies_that_are_none_are_refused(recorded: Path, policies: str) -> None:
-    assert "policies=" in refusal(mixoff_says("replay", recorded, "--policies", policies))
+def test_unknown_policies_are_refused(recorded: Path, policies: str) -> None:
+    assert "policies=" in refusal(invoke("replay", recorded, "--policies", policies))
 
 
-def test_a_file_that_is_no_trace_is_refused(tmp_path: Path) -> None:
-    assert "can't be read" in refusal(mixoff_says("replay", tmp_path / "none"))
+def test_a_file_that_isnt_a_trace_is_refused(tmp_path: Path) -> None:
+    assert "can't be read" in refusal(invoke("replay", tmp_path / "none"))
     (tmp_path / "text").write_text("hello")
-    assert "no trace" in refusal(mixoff_says("replay", tmp_path / "text"))
+    assert "no trace" in refusal(invoke("replay", tmp_path / "text"))
 
 
 def test_a_table_that_cannot_be_written_is_refused(recorded: Path, tmp_path: Path) -> None:
-    result = mixoff_says("replay", recorded, "--csv", tmp_path / "none" / "a.csv")
+    result = invoke("replay", recorded, "--csv", tmp_path / "none" / "a.csv")
     assert "csv=" in refusal(result)
 
 
@@ -118,19 +104,19 @@ print({"torch", "transformers"} & {*sys.modules})
 
 def test_recording_into_no_folder_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     output = tmp_path / "none" / "a.trace"
-    result = mixoff_says("record", "nowhere", "--prompt", "Hello!", "--output", output)
+    result = invoke("record", "nowhere", "--prompt", "Hello!", "--output", output)
     assert "there is no folder" in refusal(result)
 
 
-def test_what_was_recorded_is_what_a_replay_finds(tmp_path: Path) -> None:
+def test_a_replay_finds_the_recorded_hits(tmp_path: Path) -> None:
     output = tmp_path / "a.trace"
     words = ("--prompt", "Why is the sky blue?", "--max-new-tokens", 8, "--device", "cpu")
-    result = mixoff_says("record", mixoff.demo_path(), *words, "--output", output)
+    result = invoke("record", mixoff.demo_path(), *words, "--output", output)
     assert result.exit_code == 0, result.stderr
     assert "hit rate" in result.stdout
     trace = Trace.load(output)
     assert mixoff.replay(trace).hit.tolist() == trace.demands().hit.tolist()
     assert (trace.per_token()["phase"] == "decode").sum() > 0
     assert {"prompt_sha256", "seed", "policy", "model"} <= {*trace.provenance}
-    said = json.loads(mixoff_says("replay", output, "--json").stdout)
-    assert said["recorded"]["steps"] == trace.num_steps
+    facts = json.loads(invoke("replay", output, "--json").stdout)["recorded"]
+    assert facts["steps"] == trace.num_steps

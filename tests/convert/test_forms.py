@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import MixtralForCausalLM
 
-from mixoff.checkpoints.mixoff_format import Checkpoint
-from mixoff.checkpoints.mixtral_offloading import MixtralOffloadingCheckpoint
+from mixoff.checkpoints.formats import open_checkpoint
 from mixoff.config import OffloadConfig
 from mixoff.convert import quantize_checkpoint
 from mixoff.errors import CheckpointError, ConfigError
@@ -121,7 +120,7 @@ def test_quantized_logits_are_stocks_with_the_dequantized_weights(name, tiny_mix
         assert torch.allclose(found, expected, rtol=0, atol=1e-5)
     else:
         assert torch.equal(found, expected)
-    assert Checkpoint.open(tmp_path / "model").scheme == SCHEMES[name]
+    assert open_checkpoint(tmp_path / "model").scheme == SCHEMES[name]
 
 
 def test_a_layer_that_is_not_there_is_refused(tiny_mixtral, tmp_path):
@@ -179,8 +178,8 @@ def test_repacking_changes_no_logit(tiny_mixtral, tmp_path, attention, experts, 
         build_model(tmp_path / name, offload)[0](ids).logits for name in ("ours", "released")
     )
     assert torch.equal(found, expected)
-    scheme = Checkpoint.open(tmp_path / "ours").scheme
-    assert scheme == MixtralOffloadingCheckpoint.open(tmp_path / "released").scheme
+    scheme = open_checkpoint(tmp_path / "ours").scheme
+    assert scheme == open_checkpoint(tmp_path / "released").scheme
 
 
 def test_the_released_layout_is_quantized_anew_if_bits_are_asked_for(tmp_path):
@@ -189,7 +188,7 @@ def test_the_released_layout_is_quantized_anew_if_bits_are_asked_for(tmp_path):
     with torch.no_grad():
         logits = model(REFERENCE["input_ids"]).logits
     assert torch.allclose(logits, REFERENCE_FLOAT32["logits"], rtol=0, atol=1e-4)
-    assert Checkpoint.open(tmp_path / "model").scheme == scheme
+    assert open_checkpoint(tmp_path / "model").scheme == scheme
 
 
 # ---- refusals

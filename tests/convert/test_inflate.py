@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mixoff import OffloadConfig, build_model, quantize_checkpoint
-from mixoff.checkpoints.mixoff_format import Checkpoint
+from mixoff.checkpoints.formats import open_checkpoint
 from mixoff.convert import inflate_checkpoint
 from mixoff.errors import CheckpointError, ConfigError
 from support.tiny import MIXED, random_mixtral
@@ -40,7 +40,7 @@ def test_larger_experts_change_logits_by_no_more_than_rounding(source, tmp_path)
 
 def test_a_record_weighs_what_was_promised(source, tmp_path):
     larger = inflate_checkpoint(source, tmp_path / "larger", intermediate_size=1024)
-    checkpoint = Checkpoint.open(larger)
+    checkpoint = open_checkpoint(larger)
     hidden = checkpoint.config["hidden_size"]
     assert {place.nbytes for layer in checkpoint.expert_locations() for place in layer} == {
         12 * hidden * 1024
@@ -49,7 +49,7 @@ def test_a_record_weighs_what_was_promised(source, tmp_path):
 
 def test_what_was_appended_are_no_zeros_that_a_disk_might_compress(source, tmp_path):
     larger = inflate_checkpoint(source, tmp_path / "larger", intermediate_size=2 * INNER)
-    checkpoint = Checkpoint.open(larger)
+    checkpoint = open_checkpoint(larger)
     record = checkpoint.shards["layer-00000.safetensors"].read(
         "model.layers.0.mlp.experts.gate_up_proj", 3
     )

@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mixoff.checkpoints.mixoff_format import INDEX_NAME, NON_EXPERT_FILE, Checkpoint, layer_file
+from mixoff.checkpoints.folder import INDEX_NAME
+from mixoff.checkpoints.formats import open_checkpoint
+from mixoff.checkpoints.mixoff_format import NON_EXPERT_FILE, layer_file
 from mixoff.checkpoints.safetensors_read import read_shard
 from mixoff.checkpoints.source_files import FolderFiles
 from mixoff.convert import Conversion, quantize_checkpoint
@@ -70,7 +72,7 @@ def change_settings(source: Path, **changes: Any) -> None:
 
 
 def expert_matrices(folder: Path, layer: int, expert: int) -> dict[str, Tensor]:
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = open_checkpoint(folder)
     records = checkpoint.shards[layer_file(layer)].read(
         f"model.layers.{layer}.mlp.experts.gate_up_proj", expert
     )
@@ -155,12 +157,12 @@ def test_tensors_that_no_mixtral_has_are_left_out(source, target):
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
     save_file(tensors, source / "model.safetensors")
     convert(source, target)
-    assert not [name for name in Checkpoint.open(target).non_expert if "inv_freq" in name]
+    assert not [name for name in open_checkpoint(target).non_expert if "inv_freq" in name]
 
 
 def test_the_default_scheme_is_4_bit_attention_and_2_bit_experts(tiny_mixtral, target):
     quantize_checkpoint(tiny_mixtral(experts=2), target, progress=False)
-    assert Checkpoint.open(target).scheme == Scheme(HQQ(4, 64), HQQ(2, 16, scale_nbits=8))
+    assert open_checkpoint(target).scheme == Scheme(HQQ(4, 64), HQQ(2, 16, scale_nbits=8))
 
 
 def test_folders_on_the_way_to_the_target_are_made(source, tmp_path):

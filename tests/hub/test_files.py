@@ -1,4 +1,4 @@
-"""An original comes from the hub file by file, each verified, and goes again unless it is kept."""
+"""An unquantized model is fetched file by file; each is verified, and removed unless kept."""
 
 import json
 import shutil
@@ -37,7 +37,9 @@ def weights(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*.safetensors"))
 
 
-def test_it_serves_what_a_folder_here_serves(hub: Hub, original: Path, tmp_path: Path) -> None:
+def test_a_repository_has_the_interface_and_sizes_of_a_local_folder(
+    hub: Hub, original: Path, tmp_path: Path
+) -> None:
     commit = hub.add(NAME, original)
     files: SourceFiles = HubFiles(NAME, tmp_path / "work", keep=False)
     local = FolderFiles(original)
@@ -49,7 +51,7 @@ def test_it_serves_what_a_folder_here_serves(hub: Hub, original: Path, tmp_path:
     }
 
 
-def test_headers_come_without_the_weights(hub: Hub, original: Path, tmp_path: Path) -> None:
+def test_headers_are_fetched_without_the_weights(hub: Hub, original: Path, tmp_path: Path) -> None:
     hub.add(NAME, original)
     files = HubFiles(NAME, tmp_path, keep=False)
     assert not weights(tmp_path)
@@ -67,14 +69,16 @@ def test_a_header_longer_than_the_first_request_is_read_whole(
         assert shard.header_crc32 == read_shard(original / name).header_crc32
 
 
-def test_a_model_is_read_through_it(hub: Hub, original: Path, tmp_path: Path) -> None:
+def test_a_models_experts_are_read_from_fetched_files(
+    hub: Hub, original: Path, tmp_path: Path
+) -> None:
     hub.add(NAME, original)
     files = HubFiles(NAME, tmp_path, keep=False)
-    found = UnquantizedCheckpoint(files)
-    for name in found.files_of_layer(1):
+    fetched = UnquantizedCheckpoint(files)
+    for name in fetched.files_of_layer(1):
         files.fetch(name)
     expected = dict(UnquantizedCheckpoint(FolderFiles(original)).expert(1, 3))
-    for name, weight in found.expert(1, 3):
+    for name, weight in fetched.expert(1, 3):
         assert weight.equal(expected[name]), name
 
 
@@ -82,7 +86,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("trouble", [{}, {"cuts": 2}])
+@pytest.mark.parametrize("trouble", [{}, {"cuts": 2}], ids=["none", "cuts"])
 def test_a_conversion_of_a_repository_gives_the_bytes_of_one_of_a_folder(
     hub: Hub, original: Path, tmp_path: Path, trouble: dict[str, int]
 ) -> None:
@@ -98,7 +102,7 @@ def test_a_conversion_of_a_repository_gives_the_bytes_of_one_of_a_folder(
     ]
 
 
-def test_a_conversion_never_has_all_files_of_a_repository_here(
+def test_a_conversion_never_holds_all_files_of_a_repository(
     hub: Hub, original: Path, tmp_path: Path
 ) -> None:
     hub.add(NAME, original)
@@ -117,7 +121,7 @@ def test_a_conversion_never_has_all_files_of_a_repository_here(
     assert 0 < most < len(files.headers)
 
 
-def test_a_conversion_that_was_cut_off_goes_on_without_fetching_what_is_done(
+def test_an_interrupted_conversion_resumes_without_fetching_converted_layers(
     hub: Hub, original: Path, tmp_path: Path
 ) -> None:
     hub.add(NAME, original)
@@ -167,7 +171,7 @@ def test_a_kept_file_isnt_fetched_again_by_the_next_run(
     assert not hub.sent
 
 
-def test_what_an_earlier_run_began_is_gone_on_with(
+def test_a_partial_file_of_an_earlier_run_is_resumed(
     hub: Hub, original: Path, tmp_path: Path
 ) -> None:
     hub.add(NAME, original)
@@ -181,8 +185,12 @@ def test_what_an_earlier_run_began_is_gone_on_with(
     assert hub.sent[name] == len(content) - 50_000
 
 
-@pytest.mark.parametrize("trouble", [{"cuts": 2}, {"limited": 2}, {"knows_ranges": False}])
-def test_trouble_on_the_way_leaves_the_same_bytes(
+@pytest.mark.parametrize(
+    "trouble",
+    [{"cuts": 2}, {"limited": 2}, {"knows_ranges": False}],
+    ids=["cuts", "limited", "no ranges"],
+)
+def test_a_troubled_connection_gives_the_same_bytes(
     hub: Hub, original: Path, tmp_path: Path, trouble: dict[str, int]
 ) -> None:
     hub.add(NAME, original)
@@ -194,7 +202,7 @@ def test_trouble_on_the_way_leaves_the_same_bytes(
         assert files.headers[name].path.read_bytes() == (original / name).read_bytes()
 
 
-def test_headers_come_from_a_server_without_ranges(
+def test_headers_are_read_from_a_server_without_ranges(
     hub: Hub, original: Path, tmp_path: Path
 ) -> None:
     hub.add(NAME, original)
@@ -209,12 +217,14 @@ def test_a_flipped_byte_is_refused_by_name(hub: Hub, original: Path, tmp_path: P
     files = HubFiles(NAME, tmp_path, keep=True)
     name = weights(original)[0]
     hub.flipped = {name}
-    with pytest.raises(CheckpointError, match=f"{name} came with other contents"):
+    with pytest.raises(CheckpointError, match=f"{name} arrived with other contents"):
         files.fetch(name)
     assert not list(tmp_path.glob(f"{name}*"))
 
 
-def test_a_file_of_another_commit_is_fetched_anew(hub: Hub, original: Path, tmp_path: Path) -> None:
+def test_a_file_of_another_commit_is_fetched_again(
+    hub: Hub, original: Path, tmp_path: Path
+) -> None:
     hub.add(NAME, original)
     files = HubFiles(NAME, tmp_path, keep=True)
     name = weights(original)[0]
@@ -225,7 +235,9 @@ def test_a_file_of_another_commit_is_fetched_anew(hub: Hub, original: Path, tmp_
     assert path.read_bytes() == (original / name).read_bytes()
 
 
-def test_what_the_hubs_cache_has_is_used_and_kept(hub: Hub, original: Path, tmp_path: Path) -> None:
+def test_files_in_the_hubs_cache_are_used_and_kept(
+    hub: Hub, original: Path, tmp_path: Path
+) -> None:
     hub.add(NAME, original)
     shutil.copytree(original, tmp_path / "expected")
     _fill_cache(hub)
@@ -239,7 +251,7 @@ def test_what_the_hubs_cache_has_is_used_and_kept(hub: Hub, original: Path, tmp_
     assert not (tmp_path / "work").exists()
 
 
-def test_what_the_hubs_cache_has_serves_offline(
+def test_files_in_the_hubs_cache_are_used_offline(
     hub: Hub, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit = hub.add(NAME, original)
@@ -269,7 +281,7 @@ def test_a_tampered_file_in_the_hubs_cache_is_refused(
         files.fetch(name)
 
 
-def test_only_pickles_are_refused(hub: Hub, tmp_path: Path) -> None:
+def test_a_repository_with_pickles_only_is_refused(hub: Hub, tmp_path: Path) -> None:
     hub.add_files(NAME, {"config.json": b"{}", "pytorch_model-00001-of-00002.bin": b"\x80"})
     with pytest.raises(CheckpointError, match="weights are pickles"):
         HubFiles(NAME, tmp_path, keep=False)
@@ -297,7 +309,9 @@ def test_an_index_that_names_a_missing_file_is_refused(
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"short", b"\xff" * 100, b"\x08" + b"\0" * 7 + b"{{{{{{{{"]
+    "content",
+    [b"", b"short", b"\xff" * 100, b"\x08" + b"\0" * 7 + b"{{{{{{{{"],
+    ids=["empty", "short", "no header", "no JSON"],
 )
 def test_a_file_that_is_no_safetensors_file_is_refused(
     hub: Hub, tmp_path: Path, content: bytes

@@ -1,4 +1,4 @@
-"""A checkpoint from the hub is whole and what the hub lists, or it is refused; nothing between."""
+"""A checkpoint from the hub is complete and has the hub's hashes, or it is refused."""
 
 import errno
 import fcntl
@@ -23,10 +23,11 @@ from huggingface_hub import constants
 from mixoff.checkpoints.formats import open_checkpoint
 from mixoff.errors import CheckpointError
 from mixoff.hub import HubCheckpoint, named_checkpoint
-from mixoff.hub.snapshot import storage_folder
+from mixoff.hub.snapshot import folder_title, storage_folder
 from mixoff.hub.verify import digest_of
 from support.hub_fixtures import process_environment
 from support.hub_server import Hub
+from support.tiers import tiered
 
 NAME = "somebody/quantized"
 LAYER = "layer-00001.safetensors"
@@ -56,15 +57,15 @@ def go_offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def cached_file(name: str) -> Path:
-    (found,) = (storage_folder(NAME) / "snapshots").glob(f"*/{name}")
-    return found
+    (path,) = (storage_folder(NAME) / "snapshots").glob(f"*/{name}")
+    return path
 
 
 def partial_files() -> list[Path]:
     return list(Path(constants.HF_HUB_CACHE).rglob("*partial*"))
 
 
-# ---- what arrives
+# ---- fetched
 
 
 def test_a_fetched_checkpoint_has_the_hubs_bytes(hub: Hub, checkpoint: Path) -> None:
@@ -73,28 +74,38 @@ def test_a_fetched_checkpoint_has_the_hubs_bytes(hub: Hub, checkpoint: Path) -> 
     assert not partial_files()
 
 
-def test_the_commit_that_a_branch_is_at_is_told(hub: Hub, checkpoint: Path) -> None:
+def test_a_fetched_checkpoint_has_its_branchs_commit(hub: Hub, checkpoint: Path) -> None:
     commit = hub.add(NAME, checkpoint)
-    found = named_checkpoint(NAME)
-    assert (found.repository, found.revision) == (NAME, commit)
-    assert found.title == f"{NAME}@{commit[:8]}"
+    fetched = named_checkpoint(NAME)
+    assert (fetched.repository, fetched.revision) == (NAME, commit)
+    assert fetched.title == f"{NAME}@{commit[:8]}"
 
 
-def test_every_file_is_asked_for_at_that_commit(hub: Hub, checkpoint: Path) -> None:
+def test_a_folder_in_the_cache_is_titled_by_its_repository_and_commit(
+    hub: Hub, checkpoint: Path
+) -> None:
+    commit = hub.add(NAME, checkpoint)
+    assert folder_title(named_checkpoint(NAME).folder) == f"{NAME}@{commit[:8]}"
+    assert folder_title(Path("models/snapshots")) == "snapshots"
+    assert folder_title(Path("snapshots/model")) == "model"
+    assert folder_title(Path()) == ""
+
+
+def test_every_file_is_requested_at_that_commit(hub: Hub, checkpoint: Path) -> None:
     commit = hub.add(NAME, checkpoint)
     named_checkpoint(NAME)
-    resolved = [asked for asked in hub.requests if "/resolve/" in asked]
+    resolved = [request for request in hub.requests if "/resolve/" in request]
     assert resolved
-    assert all(f"/resolve/{commit}/" in asked for asked in resolved)
+    assert all(f"/resolve/{commit}/" in request for request in resolved)
 
 
-def test_a_pinned_commit_stays_when_the_branch_goes_on(hub: Hub, checkpoint: Path) -> None:
+def test_a_pinned_commit_stays_when_the_branch_moves_on(hub: Hub, checkpoint: Path) -> None:
     commit = hub.add(NAME, checkpoint)
     hub.add_files(NAME, {"config.json": b"{}"})
     assert named_checkpoint(f"{NAME}@{commit}").revision == commit
 
 
-def test_a_whole_pinned_commit_asks_the_hub_nothing_again(hub: Hub, checkpoint: Path) -> None:
+def test_a_complete_pinned_commit_makes_no_further_request(hub: Hub, checkpoint: Path) -> None:
     commit = hub.add(NAME, checkpoint)
     named_checkpoint(f"{NAME}@{commit}")
     hub.requests.clear()
@@ -102,13 +113,13 @@ def test_a_whole_pinned_commit_asks_the_hub_nothing_again(hub: Hub, checkpoint: 
     assert not hub.requests
 
 
-def test_a_folder_of_ones_own_is_no_commit(checkpoint: Path) -> None:
+def test_a_local_folder_has_no_commit(checkpoint: Path) -> None:
     assert named_checkpoint(checkpoint) == HubCheckpoint(checkpoint)
 
 
-def test_what_mixoff_never_reads_is_never_fetched(hub: Hub, checkpoint: Path) -> None:
-    others = ("code.py", "model.bin", "deep/config.json", ".hidden.json")
-    files = contents(checkpoint) | dict.fromkeys(others, b"print()")
+def test_files_that_mixoff_never_reads_are_never_fetched(hub: Hub, checkpoint: Path) -> None:
+    unread = ("code.py", "model.bin", "deep/config.json", ".hidden.json")
+    files = contents(checkpoint) | dict.fromkeys(unread, b"print()")
     hub.add_files(NAME, files)
     assert contents(named_checkpoint(NAME).folder).keys() == contents(checkpoint).keys()
 
@@ -132,15 +143,15 @@ def test_the_clients_own_cache_is_used(hub: Hub, checkpoint: Path) -> None:
     assert not hub.sent
 
 
-def test_the_client_finds_what_was_fetched(
+def test_the_client_finds_fetched_files(
     hub: Hub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import snapshot_download
 
     hub.add(NAME, checkpoint)
-    found = named_checkpoint(NAME)
+    fetched = named_checkpoint(NAME)
     go_offline(monkeypatch)
-    assert Path(snapshot_download(NAME)).samefile(found.folder)
+    assert Path(snapshot_download(NAME)).samefile(fetched.folder)
 
 
 # ---- hashes
@@ -160,12 +171,12 @@ def test_a_file_with_a_flipped_byte_is_refused_by_name(
 ) -> None:
     hub.add(NAME, checkpoint)
     hub.flipped = {name}
-    assert f"{name} came with other contents than the hub lists" in refusal()
+    assert f"{name} arrived with other contents than the hub lists" in refusal()
     assert not list(Path(constants.HF_HUB_CACHE).rglob(f"snapshots/*/{name}"))
     assert not partial_files()
 
 
-def test_after_a_flipped_byte_a_second_try_is_whole(hub: Hub, checkpoint: Path) -> None:
+def test_after_a_flipped_byte_a_second_attempt_is_complete(hub: Hub, checkpoint: Path) -> None:
     hub.add(NAME, checkpoint)
     hub.flipped = {LAYER}
     refusal()
@@ -194,7 +205,7 @@ def test_a_tampered_file_in_the_cache_is_removed_and_refused(
     assert not path.exists()
 
 
-def test_a_tampered_file_is_found_without_notes_and_without_a_network(
+def test_a_tampered_file_is_refused_without_notes_and_without_a_network(
     hub: Hub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add(NAME, checkpoint)
@@ -205,7 +216,7 @@ def test_a_tampered_file_is_found_without_notes_and_without_a_network(
     assert LAYER in refusal()
 
 
-def test_a_blob_in_the_clients_shared_store_is_told_by_its_name_here(
+def test_a_blob_in_the_clients_shared_store_is_verified_by_its_links_name(
     hub: Hub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     hub.add(NAME, checkpoint)
@@ -228,7 +239,7 @@ def test_a_revision_is_never_a_path_out_of_the_cache(
     assert not list(tmp_path.rglob("outside"))
 
 
-def test_a_removed_file_comes_again(hub: Hub, checkpoint: Path) -> None:
+def test_a_removed_file_is_fetched_again(hub: Hub, checkpoint: Path) -> None:
     hub.add(NAME, checkpoint)
     named_checkpoint(NAME)
     flip_last_byte(cached_file(LAYER))
@@ -240,7 +251,7 @@ def test_a_removed_file_comes_again(hub: Hub, checkpoint: Path) -> None:
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Names of the files whose contents are hashed from here on."""
+    """Collect the names of files that are hashed from here on."""
     names: list[str] = []
 
     def count(path: Path, like: str) -> str:
@@ -251,7 +262,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     return names
 
 
-def test_what_was_verified_isnt_hashed_at_the_next_start(
+def test_a_verified_file_isnt_hashed_at_the_next_start(
     hub: Hub, checkpoint: Path, hashed: list[str]
 ) -> None:
     hub.add(NAME, checkpoint)
@@ -261,9 +272,7 @@ def test_what_was_verified_isnt_hashed_at_the_next_start(
     assert not hashed
 
 
-def test_a_file_that_was_touched_is_hashed_again_and_no_other(
-    hub: Hub, checkpoint: Path, hashed: list[str]
-) -> None:
+def test_only_a_touched_file_is_hashed_again(hub: Hub, checkpoint: Path, hashed: list[str]) -> None:
     hub.add(NAME, checkpoint)
     named_checkpoint(NAME)
     hashed.clear()
@@ -272,8 +281,12 @@ def test_a_file_that_was_touched_is_hashed_again_and_no_other(
     assert hashed == [LAYER]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1, "files": {"a": 1}}', "[" * 10**5])
-def test_unreadable_notes_are_forgotten(
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"format": 1, "files": {"a": 1}}', "[" * 10**5],
+    ids=["empty", "cut", "a list", "a number", "nested"],
+)
+def test_unreadable_notes_count_as_none(
     hub: Hub, checkpoint: Path, hashed: list[str], text: str
 ) -> None:
     hub.add(NAME, checkpoint)
@@ -285,32 +298,34 @@ def test_unreadable_notes_are_forgotten(
     assert sorted(hashed) == sorted(contents(checkpoint))
 
 
-# ---- what breaks
+# ---- broken connections
 
 
-def test_a_connection_that_breaks_goes_on_where_it_broke(hub: Hub, checkpoint: Path) -> None:
+def test_a_broken_connection_resumes_where_it_broke(hub: Hub, checkpoint: Path) -> None:
     hub.add(NAME, checkpoint)
     hub.cuts = 3
     assert contents(named_checkpoint(NAME).folder) == contents(checkpoint)
-    ranges = [asked for asked in hub.requests if "bytes=" in asked]
+    ranges = [request for request in hub.requests if "bytes=" in request]
     assert ranges
-    assert not any("bytes=0-" in asked for asked in ranges)
+    assert not any("bytes=0-" in request for request in ranges)
 
 
 def test_a_connection_that_always_breaks_is_refused(hub: Hub, checkpoint: Path) -> None:
     hub.add(NAME, checkpoint)
-    hub.cuts = 10**9  # and what comes before is at last less than a chunk
+    hub.cuts = 10**9  # in the end, less than a chunk arrives before a cut
     assert "connection broke" in refusal()
     assert not list(Path(constants.HF_HUB_CACHE).rglob("snapshots/*/layer*"))
 
 
-def test_a_server_without_ranges_starts_again_and_is_whole(hub: Hub, checkpoint: Path) -> None:
+def test_a_server_without_ranges_sends_a_file_again_and_it_is_complete(
+    hub: Hub, checkpoint: Path
+) -> None:
     hub.add(NAME, checkpoint)
     hub.cuts, hub.knows_ranges = 3, False
     assert contents(named_checkpoint(NAME).folder) == contents(checkpoint)
 
 
-def test_a_part_that_is_damaged_is_fetched_anew(hub: Hub, checkpoint: Path) -> None:
+def test_a_damaged_partial_file_is_fetched_again(hub: Hub, checkpoint: Path) -> None:
     hub.add(NAME, checkpoint)
     blobs = storage_folder(NAME) / "blobs"
     blobs.mkdir(parents=True)
@@ -319,7 +334,7 @@ def test_a_part_that_is_damaged_is_fetched_anew(hub: Hub, checkpoint: Path) -> N
     assert contents(named_checkpoint(NAME).folder) == contents(checkpoint)
 
 
-def fetching(hub: Hub, home: Path) -> subprocess.Popen[str]:
+def start_fetching(hub: Hub, home: Path) -> subprocess.Popen[str]:
     code = (
         "from huggingface_hub import constants; constants.DOWNLOAD_CHUNK_SIZE = 4096\n"
         f"from mixoff.hub import named_checkpoint; print(named_checkpoint({NAME!r}).folder)"
@@ -333,12 +348,26 @@ def fetching(hub: Hub, home: Path) -> subprocess.Popen[str]:
     )
 
 
+def resume_fetching(hub: Hub, home: Path, resumed_by: str) -> Path:
+    """Return the folder that a further process, or this one, fetches."""
+    if resumed_by == "this process":
+        return named_checkpoint(NAME).folder
+    process = start_fetching(hub, home)
+    folder, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert errors == ""  # no progress bar in a pipe
+    return Path(folder.strip())
+
+
+@pytest.mark.parametrize(
+    "resumed_by", tiered(["this process", "another process"], fast=["this process"])
+)
 def test_after_a_kill_the_rest_is_fetched_and_no_more(
-    hub: Hub, checkpoint: Path, tmp_path: Path
+    hub: Hub, checkpoint: Path, tmp_path: Path, resumed_by: str
 ) -> None:
     hub.add(NAME, checkpoint)
     hub.pause = 0.02
-    first = fetching(hub, tmp_path)
+    first = start_fetching(hub, tmp_path / "home")
     while hub.sent[LAYER] < 40_000 and first.poll() is None:
         time.sleep(0.005)
     first.send_signal(signal.SIGKILL)
@@ -346,18 +375,17 @@ def test_after_a_kill_the_rest_is_fetched_and_no_more(
     (partial,) = tmp_path.rglob("*.mixoff-partial")
     kept = partial.stat().st_size
     assert kept > 20_000
-    time.sleep(0.1)  # the stand-in notices
+    time.sleep(0.1)  # until the fake hub notices
     hub.pause = 0
     hub.sent.clear()
-    second = fetching(hub, tmp_path)
-    told, complaint = second.communicate()
-    assert second.returncode == 0, complaint
-    assert contents(Path(told.strip())) == contents(checkpoint)
+    folder = resume_fetching(hub, tmp_path / "home", resumed_by)
+    assert contents(folder) == contents(checkpoint)
     assert hub.sent[LAYER] == (checkpoint / LAYER).stat().st_size - kept
-    assert complaint == ""  # no progress bar in a pipe
 
 
-def test_a_terminal_shows_how_far_a_file_is(hub: Hub, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_terminal_shows_the_progress_of_a_file(
+    hub: Hub, checkpoint: Path, tmp_path: Path
+) -> None:
     hub.add(NAME, checkpoint)
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
@@ -365,15 +393,15 @@ def test_a_terminal_shows_how_far_a_file_is(hub: Hub, checkpoint: Path, tmp_path
     environment = process_environment(hub, tmp_path)
     with subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=theirs):
         os.close(theirs)
-        shown = b""
-        with suppress(OSError):  # Linux's way to say that the other end is closed
+        output = b""
+        with suppress(OSError):  # Linux raises it when the other end is closed
             while piece := os.read(ours, 1 << 16):
-                shown += piece
+                output += piece
     os.close(ours)
-    assert b"config.json: 100%" in shown
+    assert b"config.json: 100%" in output
 
 
-# ---- what is refused
+# ---- refused
 
 
 def test_an_unknown_revision_is_named(hub: Hub, checkpoint: Path) -> None:
@@ -381,11 +409,11 @@ def test_an_unknown_revision_is_named(hub: Hub, checkpoint: Path) -> None:
     assert "no branch, tag or commit 'v9'" in refusal(f"{NAME}@v9")
 
 
-def test_an_unknown_repository_tells_of_private_ones(hub: Hub) -> None:
+def test_an_unknown_repository_names_private_ones_as_a_reason(hub: Hub) -> None:
     assert "no such repository on the hub (a private one needs HF_TOKEN)" in refusal()
 
 
-def test_a_gated_repository_tells_where_to_accept_its_terms(hub: Hub, checkpoint: Path) -> None:
+def test_a_gated_repository_names_the_page_of_its_terms(hub: Hub, checkpoint: Path) -> None:
     hub.add(NAME, checkpoint, gated=True)
     message = refusal()
     assert f"{hub.url}/{NAME}" in message
@@ -393,7 +421,7 @@ def test_a_gated_repository_tells_where_to_accept_its_terms(hub: Hub, checkpoint
 
 
 @pytest.mark.parametrize("lock", ["gated", "private"])
-def test_a_token_opens_what_is_closed(
+def test_a_token_opens_a_closed_repository(
     hub: Hub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, lock: str
 ) -> None:
     hub.add(NAME, checkpoint, **{lock: True})
@@ -402,7 +430,7 @@ def test_a_token_opens_what_is_closed(
     assert not hub.tokens_elsewhere
 
 
-def test_colabs_secret_opens_what_is_closed(
+def test_colabs_secret_opens_a_closed_repository(
     hub: Hub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add(NAME, checkpoint, private=True)
@@ -422,7 +450,7 @@ def test_colabs_secret_opens_what_is_closed(
     assert contents(named_checkpoint(NAME).folder) == contents(checkpoint)
 
 
-def test_too_many_requests_tell_how_long_to_wait(hub: Hub, checkpoint: Path) -> None:
+def test_too_many_requests_name_the_time_to_wait(hub: Hub, checkpoint: Path) -> None:
     hub.add(NAME, checkpoint)
     hub.limited, hub.limit_headers = 1, {"ratelimit": '"api";r=0;t=55'}
     assert "too many requests from here: try again in 55 seconds" in refusal()
@@ -433,21 +461,22 @@ def test_a_few_refusals_for_too_many_requests_are_waited_for(hub: Hub, checkpoin
     named_checkpoint(NAME)
     shutil.rmtree(constants.HF_HUB_CACHE)
     hub.add_files(NAME, contents(checkpoint))
-    found = _limited_after_listing(hub, commit)
-    assert contents(found.folder) == contents(checkpoint)
+    folder = _fetch_under_limit(hub, commit)
+    assert contents(folder) == contents(checkpoint)
 
 
-def _limited_after_listing(hub: Hub, commit: str) -> HubCheckpoint:
-    from mixoff.hub.repository import HubName, ask_hub
+def _fetch_under_limit(hub: Hub, commit: str) -> Path:
+    """Return the folder of files whose first requests are answered with 429."""
+    from mixoff.hub.repository import HubName, list_repository
     from mixoff.hub.snapshot import Snapshot
 
-    repository = ask_hub(HubName(NAME, commit))
+    repository = list_repository(HubName(NAME, commit))
     snapshot = Snapshot(NAME, commit)
     hub.limited = 3
     for file in repository.files.values():
         snapshot.fetch(repository, file)
     assert hub.limited == 0
-    return HubCheckpoint(snapshot.folder)
+    return snapshot.folder
 
 
 def test_pickles_are_refused_and_not_fetched(hub: Hub) -> None:
@@ -456,9 +485,9 @@ def test_pickles_are_refused_and_not_fetched(hub: Hub) -> None:
     assert not hub.sent["pytorch_model.bin"]
 
 
-def test_a_repository_without_config_is_no_model(hub: Hub) -> None:
+def test_a_repository_without_config_is_refused(hub: Hub) -> None:
     hub.add_files(NAME, {"model.safetensors": b"123"})
-    assert "has no config.json, so it is no model" in refusal()
+    assert "has no config.json, so it isn't a model" in refusal()
 
 
 def test_an_unquantized_model_is_refused_before_its_weights_are_fetched(
@@ -479,7 +508,7 @@ def test_an_index_that_names_files_outside_is_refused(hub: Hub, checkpoint: Path
         open_checkpoint(folder)
 
 
-def test_a_full_disk_is_told_before_anything_large_is_fetched(
+def test_a_full_disk_is_refused_before_a_large_file_is_fetched(
     hub: Hub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add(NAME, checkpoint)
@@ -490,7 +519,7 @@ def test_a_full_disk_is_told_before_anything_large_is_fetched(
     assert not hub.sent[LAYER]
 
 
-def test_a_disk_that_fills_up_meanwhile_is_told_and_nothing_is_lost(
+def test_a_disk_that_fills_up_is_refused_and_the_fetch_resumes_later(
     hub: Hub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add(NAME, checkpoint)
@@ -518,25 +547,25 @@ def test_offline_a_cached_checkpoint_is_found(
     assert not hub.requests
 
 
-def test_offline_a_missing_checkpoint_tells_that_offline_mode_is_on(
+def test_offline_a_missing_checkpoint_names_offline_mode_as_the_reason(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_offline(monkeypatch)
     assert "offline mode is on (HF_HUB_OFFLINE)" in refusal()
 
 
-def test_offline_half_a_checkpoint_is_refused(
+def test_offline_an_incomplete_checkpoint_is_refused(
     hub: Hub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add(NAME, checkpoint)
     hub.flipped = {LAYER}
     refusal()
     go_offline(monkeypatch)
-    assert "isn't whole in the hub's cache" in refusal()
+    assert "isn't complete in the hub's cache" in refusal()
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_a_hub_that_cant_be_reached_is_no_matter_for_what_is_cached(
+def test_an_unreachable_hub_is_needed_only_for_a_checkpoint_that_isnt_cached(
     hub: Hub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
 ) -> None:
     hub.add(NAME, checkpoint)

@@ -1,4 +1,4 @@
-"""Kernels for groups along the outputs give what dequantizing gives, on every instruction set."""
+"""Kernels for groups along the outputs agree with dequantizing, on every instruction set."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,14 +18,15 @@ from mixoff.kernels.packed import PackedKernels
 from mixoff.kernels.plans import as_packed
 from mixoff.models.build import build_model
 from mixoff.quantization import HQQAxis0, QuantizedTensor
-from support.packed_matrices import ISAS, of_codes_zero
+from support.instruction_sets import ISAS
+from support.packed_matrices import of_codes_zero
 from support.tiers import examples
 
 FOLDER = Path(__file__).parents[1] / "data" / "released-layout-tiny"
 
 
 def random_matrix(scheme: HQQAxis0, rows: int, columns: int, seed: int = 0) -> QuantizedTensor:
-    """Return any codes, scales and zeros: what a solver would never find, too."""
+    """Return a matrix of any codes, scales and zeros, also such as no solver returns."""
     generator = torch.Generator().manual_seed(seed)
     parts = {}
     for name, (dtype, shape) in scheme.part_specs((rows, columns)).items():
@@ -39,9 +40,9 @@ def random_matrix(scheme: HQQAxis0, rows: int, columns: int, seed: int = 0) -> Q
 
 
 def packed(matrix: QuantizedTensor) -> PackedAxis0:
-    found = as_packed(matrix)
-    assert isinstance(found, PackedAxis0)
-    return found
+    taken = as_packed(matrix)
+    assert isinstance(taken, PackedAxis0)
+    return taken
 
 
 def is_right(y: torch.Tensor, x: torch.Tensor, matrix: QuantizedTensor) -> bool:
@@ -63,8 +64,8 @@ def is_right(y: torch.Tensor, x: torch.Tensor, matrix: QuantizedTensor) -> bool:
 def scales(matrix: QuantizedTensor) -> torch.Tensor:
     """Return the scale of each weight, [N, K] float64."""
     step, zero = (matrix.parts[f"meta.meta_scale.{name}"].double() for name in ("scale", "zero"))
-    each = (matrix.parts["meta.scale_q"].double() - zero) * step
-    return each.reshape(1, -1).expand(matrix.quantization.group_size, -1).reshape(matrix.shape)
+    of_groups = (matrix.parts["meta.scale_q"].double() - zero) * step
+    return of_groups.reshape(1, -1).expand(matrix.quantization.group_size, -1).reshape(matrix.shape)
 
 
 @st.composite
@@ -104,8 +105,8 @@ def test_errors_of_quantized_weights_are_small_beside_the_largest_result(isa, sc
 def test_dequantized_weights_are_those_of_torch_to_the_bit(isa, case):
     matrix, _ = case
     for dtype in (torch.float32, torch.bfloat16):
-        found = cpu.dequantize(packed(matrix), dtype, isa=isa)
-        assert torch.equal(found, matrix.dequantize(dtype))
+        weight = cpu.dequantize(packed(matrix), dtype, isa=isa)
+        assert torch.equal(weight, matrix.dequantize(dtype))
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -117,11 +118,11 @@ def test_many_tokens_are_multiplied_by_rows_that_are_dequantized_a_few_at_a_time
     monkeypatch.setattr(cpu, "scratch_nbytes", lambda _: 40_000)
     matrix = random_matrix(HQQAxis0(nbits, 16, 6), 96, 336)
     x = torch.randn(33, 336, generator=torch.Generator().manual_seed(0)).to(dtype)
-    found = cpu.multiply_dequantized(packed(matrix), x, isa=isa)
-    assert found.dtype is dtype
+    y = cpu.multiply_dequantized(packed(matrix), x, isa=isa)
+    assert y.dtype is dtype
     expected = torch.nn.functional.linear(x, matrix.dequantize(dtype)).float()
     tolerance = 1e-5 if dtype is torch.float32 else 1e-2
-    assert (found.float() - expected).abs().max() <= tolerance * expected.abs().max()
+    assert (y.float() - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -132,7 +133,7 @@ def test_large_and_tiny_activations_in_one_token_keep_their_precision(isa):
     x[0, 256:512] *= 1e-6
     x[1] = 0
     x[1, 5] = 1e-28
-    x[2] *= 1e-38  # too small for a step: they count as nothing
+    x[2] *= 1e-38  # too small for a step: they count as 0
     y = cpu.multiply(packed(matrix), x, isa=isa)
     assert is_right(y[:2], x[:2], matrix)
     assert (y[2].abs() < 1e-30).all()
@@ -156,10 +157,10 @@ def test_threads_never_change_a_bit(isa, count, team, monkeypatch):
         torch.set_num_threads(before)
 
 
-# ---- who multiplies
+# ---- which kernels are used
 
 
-def test_dequantizing_begins_earlier_than_for_groups_along_the_inputs():
+def test_fewer_tokens_are_dequantized_for_than_with_groups_along_the_inputs():
     assert cpu.most_tokens(torch.float32, PackedAxis0) < cpu.most_tokens(torch.float32)
 
 
@@ -169,27 +170,27 @@ def test_words_and_groups_that_cut_a_column_in_two_have_no_kernels():
 
 
 @pytest.mark.parametrize(("matrices", "calls"), [((Packed,), 0), (cpu.MATRICES, 1)])
-def test_kernels_are_asked_only_for_matrices_that_they_know(matrices, calls):
-    asked = []
+def test_kernels_are_called_only_for_types_of_matrices_that_they_have(matrices, calls):
+    called = []
 
-    def multiply(matrix: PackedAxis0, x: torch.Tensor) -> torch.Tensor:
-        asked.append(matrix)
-        return cpu.multiply(matrix, x)
+    def multiply(matrix: PackedAxis0, x: torch.Tensor, **settings: int) -> torch.Tensor:
+        called.append(matrix)
+        return cpu.multiply(matrix, x, **settings)
 
-    given = {**vars(cpu), "MATRICES": matrices, "multiply": multiply}
+    operations = SimpleNamespace(**{**vars(cpu), "MATRICES": matrices, "multiply": multiply})
     matrix, x = random_matrix(HQQAxis0(2, 16, 8), 32, 256), torch.randn(1, 256)
-    y = PackedKernels(SimpleNamespace(**given), "cpu").matmul(matrix, x)
+    y = PackedKernels(operations, "cpu").matmul(matrix, x)
     assert is_right(y, x, matrix)
-    assert len(asked) == calls
+    assert len(called) == calls
 
 
 @torch.no_grad()
-def test_a_released_checkpoint_is_decoded_straight_from_its_codes(monkeypatch):
+def test_a_mixtral_offloading_checkpoint_is_decoded_straight_from_its_codes(monkeypatch):
     widths, multiply = set(), cpu._multiply_axis0
 
-    def noted(matrix, x, *others):
+    def noted(matrix, x, *settings):
         widths.add((matrix.form.nbits, len(x)))
-        return multiply(matrix, x, *others)
+        return multiply(matrix, x, *settings)
 
     monkeypatch.setattr(cpu, "_multiply_axis0", noted)
     model, cache = build_model(FOLDER, OffloadConfig(offload_per_layer=4), kernels="cpu")

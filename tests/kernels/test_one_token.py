@@ -1,4 +1,4 @@
-"""What one token needs of several matrices, in one go, is what it is step by step."""
+"""Plans of several matrices and one token compute what float64 does step by step."""
 
 import math
 import threading
@@ -13,7 +13,8 @@ pytest.importorskip("llvmlite", reason="kernels are compiled by it")
 from mixoff.kernels.cpu import steps, threads
 from mixoff.kernels.cpu.one_token import AttendedProduct, FeedForward, Projection
 from mixoff.quantization import HQQ, QuantizedTensor
-from support.packed_matrices import ISAS, packed
+from support.instruction_sets import ISAS
+from support.packed_matrices import location
 from support.tiers import examples
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -28,7 +29,7 @@ def matrix_of(scheme: HQQ, rows: int, columns: int, seed: int) -> QuantizedTenso
     return QuantizedTensor.quantize(weight, scheme)
 
 
-def numbers(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def random_numbers(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
@@ -41,10 +42,10 @@ def product(x: torch.Tensor, weight: torch.Tensor) -> Sized:
     return x.double() @ weight.T, x.double().abs() @ weight.abs().T
 
 
-def is_close(found: torch.Tensor, expected: Sized, error: float = 5e-5) -> bool:
-    """Return whether errors are small beside the sizes of what was added up."""
+def is_close(computed: torch.Tensor, expected: Sized, error: float = 5e-5) -> bool:
+    """Return whether errors are small beside the sizes of the terms that were added."""
     exact, size = expected
-    return bool((found - exact).abs().max() <= error * size.max())
+    return bool((computed - exact).abs().max() <= error * size.max())
 
 
 # ---- experts
@@ -66,8 +67,8 @@ def forward(matrices: list[QuantizedTensor], x: torch.Tensor) -> Sized:
     return exact, (gate_size * up_size) @ weight.abs().T
 
 
-def of_expert(matrices: list[QuantizedTensor], dtype: torch.dtype, isa: str | None = None):
-    *above, below = map(packed, matrices)
+def plan_of(matrices: list[QuantizedTensor], dtype: torch.dtype, isa: str | None = None):
+    *above, below = map(location, matrices)
     return FeedForward(above, below, dtype, isa)
 
 
@@ -84,24 +85,24 @@ def of_expert(matrices: list[QuantizedTensor], dtype: torch.dtype, isa: str | No
 def test_an_expert_is_right(isa, scheme, columns, inner, pieces, dtype, seed):
     size = scheme.group_size
     matrices = expert(scheme, columns * size, inner * size, pieces)
-    x = numbers(1, columns * size, seed=seed, dtype=dtype)
-    assert is_close(of_expert(matrices, dtype, isa)(x), forward(matrices, x))
+    x = random_numbers(1, columns * size, seed=seed, dtype=dtype)
+    assert is_close(plan_of(matrices, dtype, isa)(x), forward(matrices, x))
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("size", [1e-20, 1.0, 30.0, 1e3])
-def test_gates_may_be_tiny_or_shut(isa, size):
+def test_gates_may_be_tiny_or_closed(isa, size):
     matrices = expert(HQQ(4, 64), 192, 320, 1)
-    x = numbers(1, 192, seed=0) * size
+    x = random_numbers(1, 192, seed=0) * size
     exact, _ = forward(matrices, x)
-    error = (of_expert(matrices, torch.float32, isa)(x) - exact).abs().max()
+    error = (plan_of(matrices, torch.float32, isa)(x) - exact).abs().max()
     assert error <= 1e-4 * exact.abs().max() + 1e-37
 
 
 # ---- attention
 
 
-def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
@@ -120,20 +121,20 @@ def test_queries_keys_and_values_are_right(isa, scheme, columns, groups, share, 
     columns *= scheme.group_size
     heads = (groups * share, groups, groups)
     matrices = [matrix_of(scheme, n * size, columns, seed) for seed, n in enumerate(heads)]
-    x = numbers(1, columns, seed=0, dtype=dtype)
-    angles = numbers(size, seed=1)
+    x = random_numbers(1, columns, seed=0, dtype=dtype)
+    angles = random_numbers(size, seed=1)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    given = {"size": size, "scaling": 0.3, "dtype": dtype, "isa": isa}
-    project = Projection([packed(own) for own in matrices], **given)
-    found = project(x, cos, sin)
+    settings = {"size": size, "scaling": 0.3, "dtype": dtype, "isa": isa}
+    project = Projection([*map(location, matrices)], **settings)
+    projected = project(x, cos, sin)
     exact, sizes = product(x, weights(matrices))
     parts = exact.view(-1, size).split(heads)
-    query, key = (turned(part, cos.double(), sin.double()) for part in parts[:2])
+    query, key = (rotated(part, cos.double(), sin.double()) for part in parts[:2])
     error = 1e-4 if dtype is torch.float32 else 5e-3  # keys and values are rounded
-    assert [part.dtype for part in found] == [torch.float32, dtype, dtype]
-    assert is_close(found[0] * (math.log(2) / 0.3), (query, sizes))
-    assert is_close(found[1], (key, sizes), error)
-    assert is_close(found[2], (parts[2], sizes), error)
+    assert [part.dtype for part in projected] == [torch.float32, dtype, dtype]
+    assert is_close(projected[0] * (math.log(2) / 0.3), (query, sizes))
+    assert is_close(projected[1], (key, sizes), error)
+    assert is_close(projected[2], (parts[2], sizes), error)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -150,37 +151,39 @@ def test_queries_keys_and_values_are_right(isa, scheme, columns, groups, share, 
 def test_a_product_with_attention_is_right(isa, scheme, rows, groups, share, size, tokens, dtype):
     heads = groups * share
     matrix = matrix_of(scheme, rows, heads * size, 0)
-    query = numbers(heads, size, seed=1)
-    key, value = numbers(2, groups, tokens + 5, size, seed=2, dtype=dtype)[:, :, 2 : tokens + 2]
+    query = random_numbers(heads, size, seed=1)
+    key, value = random_numbers(2, groups, tokens + 5, size, seed=2, dtype=dtype)[
+        :, :, 2 : tokens + 2
+    ]
     sizes = {"heads": heads, "groups": groups, "size": size, "dtype": dtype}
-    found = AttendedProduct(packed(matrix), **sizes, isa=isa)(query, key, value)
+    y = AttendedProduct(location(matrix), **sizes, isa=isa)(query, key, value)
     by_group = query.double().view(groups, share, size)
     scores = by_group @ key.double().mT * math.log(2)
     attended = (scores.softmax(-1) @ value.double()).view(1, -1)
-    assert is_close(found, product(attended, matrix.dequantize().double()))
+    assert is_close(y, product(attended, matrix.dequantize().double()))
 
 
 @pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
-def test_what_torch_makes_by_default_is_no_matter(default):
+def test_torchs_default_type_and_device_have_no_effect(default):
     matrices = expert(HQQ(4, 64), 128, 192, 1)
-    x = numbers(1, 128, seed=0)
-    work, expected = of_expert(matrices, torch.float32), forward(matrices, x)
+    x = random_numbers(1, 128, seed=0)
+    plan, expected = plan_of(matrices, torch.float32), forward(matrices, x)
     torch.set_default_dtype(default)
     try:
         with torch.device("meta"):
-            found = work(x)
+            y = plan(x)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert is_close(found, expected)
+    assert is_close(y, expected)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("place", [0, 70, 191])
-def test_what_is_no_number_stays_none(bad, place):
+def test_nan_and_infinity_make_the_output_non_finite(bad, place):
     matrices = expert(HQQ(4, 64), 192, 128, 1)
-    x = numbers(1, 192, seed=0)
+    x = random_numbers(1, 192, seed=0)
     x[0, place] = bad
-    assert not of_expert(matrices, torch.float32)(x).isfinite().any()
+    assert not plan_of(matrices, torch.float32)(x).isfinite().any()
 
 
 # ---- threads
@@ -193,25 +196,27 @@ def test_threads_never_change_a_bit(count, team, monkeypatch):
     monkeypatch.setattr(steps, "_LEAST_NUMBERS", 1)
     if not team:
         monkeypatch.setattr(threads, "_team", lambda process: None)
-    work = of_expert(expert(HQQ(2, 16, 8), 512, 768, 2), torch.bfloat16)
-    x = numbers(1, 512, seed=0, dtype=torch.bfloat16)
-    alone = work(x)
+    matrices = expert(HQQ(2, 16, 8), 512, 768, 2)  # a plan doesn't keep them
+    plan = plan_of(matrices, torch.bfloat16)
+    x = random_numbers(1, 512, seed=0, dtype=torch.bfloat16)
+    alone = plan(x)
     monkeypatch.setattr(torch, "get_num_threads", lambda: count)
     for _ in range(20):
-        assert torch.equal(work(x), alone)
+        assert torch.equal(plan(x), alone)
 
 
 def test_threads_that_share_a_plan_get_results_of_their_own(monkeypatch):
     monkeypatch.setattr(steps, "_LEAST_NBYTES", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    work = of_expert(expert(HQQ(4, 64), 256, 384, 1), torch.float32)
-    given = [numbers(1, 256, seed=seed) for seed in range(6)]
-    alone = [work(x) for x in given]
+    matrices = expert(HQQ(4, 64), 256, 384, 1)  # a plan doesn't keep them
+    plan = plan_of(matrices, torch.float32)
+    inputs = [random_numbers(1, 256, seed=seed) for seed in range(6)]
+    alone = [plan(x) for x in inputs]
     wrong = []
 
     def run(number: int) -> None:
         for _ in range(40):
-            if not torch.equal(work(given[number]), alone[number]):
+            if not torch.equal(plan(inputs[number]), alone[number]):
                 wrong.append(number)
 
     workers = [threading.Thread(target=run, args=(number,)) for number in range(6)]

@@ -1,4 +1,4 @@
-"""Kernels give what dequantizing first gives, on every instruction set of this machine."""
+"""Products from packed weights agree with dequantizing, on every instruction set."""
 
 import copy
 import os
@@ -14,15 +14,17 @@ from mixoff.kernels.cpu.threads import Code, Step, Work
 from mixoff.kernels.layout import Form
 from mixoff.kernels.plans import as_packed
 from mixoff.quantization import HQQ, HQQAxis0, QuantizedTensor
-from support.packed_matrices import ISAS, of_codes_zero, packed, random_matrix
-from support.tiers import examples
+from support.packed_matrices import of_codes_zero, packed, random_matrix
+from support.tiers import diagonal, examples
 
 pytest.importorskip("llvmlite", reason="kernels are compiled by it")
 
 from mixoff.kernels.cpu import compile as compiling
 from mixoff.kernels.cpu import operations as cpu
 from mixoff.kernels.cpu import steps, threads
+from support.instruction_sets import ISAS, isa_diagonal
 
+NBITS = (8, 4, 3, 2)
 GROUPS = (8, 16, 32, 64, 128, 4096)
 
 
@@ -38,7 +40,7 @@ def is_right(y: torch.Tensor, x: torch.Tensor, matrix: QuantizedTensor) -> bool:
 
 @st.composite
 def cases(draw):
-    nbits, group = draw(st.sampled_from((8, 4, 3, 2))), draw(st.sampled_from(GROUPS))
+    nbits, group = draw(st.sampled_from(NBITS)), draw(st.sampled_from(GROUPS))
     scheme = HQQ(nbits, group, draw(st.sampled_from((16, 8))))
     columns = group * draw(st.integers(1, max(1, 2600 // group)))
     rows, tokens = draw(st.integers(1, 40)), draw(st.integers(1, 12))
@@ -60,24 +62,24 @@ def test_products_from_packed_weights_are_right(isa, case):
 def test_dequantized_weights_are_those_of_torch_to_the_bit(isa, case):
     matrix, _ = case
     for dtype in (torch.float32, torch.bfloat16):
-        found = cpu.dequantize(packed(matrix), dtype, isa=isa)
-        assert torch.equal(found, matrix.dequantize(dtype))
+        weight = cpu.dequantize(packed(matrix), dtype, isa=isa)
+        assert torch.equal(weight, matrix.dequantize(dtype))
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("isa", "nbits", "dtype"), isa_diagonal(NBITS, [torch.float32, torch.bfloat16])
+)
 def test_many_tokens_are_multiplied_by_rows_that_are_dequantized_a_few_at_a_time(
-    isa, dtype, monkeypatch
+    isa, nbits, dtype, monkeypatch
 ):
     monkeypatch.setattr(cpu, "scratch_nbytes", lambda _: 40_000)
-    for nbits in (8, 4, 3, 2):
-        matrix = random_matrix(HQQ(nbits, 16, 8), 61, 336, nbits)
-        x = torch.randn(33, 336).to(dtype)
-        expected = x.double() @ matrix.dequantize().double().T
-        found = cpu.multiply_dequantized(packed(matrix), x, isa=isa)
-        assert found.dtype is dtype
-        bound = 1e-5 if dtype is torch.float32 else 2e-2
-        assert (found - expected).abs().max() <= bound * expected.abs().max()
+    matrix = random_matrix(HQQ(nbits, 16, 8), 61, 336, nbits)
+    x = torch.randn(33, 336).to(dtype)
+    expected = x.double() @ matrix.dequantize().double().T
+    y = cpu.multiply_dequantized(packed(matrix), x, isa=isa)
+    assert y.dtype is dtype
+    bound = 1e-5 if dtype is torch.float32 else 2e-2
+    assert (y - expected).abs().max() <= bound * expected.abs().max()
 
 
 def test_long_rows_are_dequantized_as_many_at_a_time_as_the_matrix_library_needs(monkeypatch):
@@ -94,9 +96,9 @@ def test_long_rows_are_dequantized_as_many_at_a_time_as_the_matrix_library_needs
     assert rows == [1104, 512, 512, 80]
 
 
-def test_a_matrix_is_taken_as_kernels_take_it_once():
+def test_kernels_take_the_parts_of_a_matrix_and_for_its_copy_those_of_the_copy():
     matrix = random_matrix(HQQ(4, 64), 8, 64, 0)
-    assert as_packed(matrix) is as_packed(matrix)
+    assert as_packed(matrix).codes is matrix.parts["W_q"]
     copied = copy.deepcopy(matrix)
     assert as_packed(copied).codes is copied.parts["W_q"]
     assert copied.parts["W_q"] is not matrix.parts["W_q"]
@@ -120,17 +122,20 @@ def test_bfloat16_is_multiplied_in_float32_where_the_cpu_cannot(native, monkeypa
     assert (cpu.most_tokens(torch.bfloat16) < cpu.most_tokens(torch.float32)) is native
 
 
-@pytest.mark.parametrize("name", ["znver4", "znver5"])
-@pytest.mark.parametrize("scheme", [HQQ(2, 16, 8), HQQ(3, 64), HQQAxis0(2, 16, 128)])
-def test_where_memory_is_asked_for_changes_nothing(monkeypatch, name, scheme):
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    diagonal(["znver4", "znver5"], [HQQ(2, 16, 8), HQQ(3, 64), HQQAxis0(2, 16, 128)]),
+    ids=str,
+)
+def test_what_is_prefetched_changes_no_result(monkeypatch, name, scheme):
     monkeypatch.setattr(compiling, "_cpu", lambda: name)
-    for user, make in ((steps, "multiply_worker"), (cpu, "axis0_multiply_worker")):
-        monkeypatch.setattr(user, make, getattr(user, make).__wrapped__)  # compiled anew
+    for module, make in ((steps, "multiply_worker"), (cpu, "axis0_multiply_worker")):
+        monkeypatch.setattr(module, make, getattr(module, make).__wrapped__)  # compiled anew
     matrix = QuantizedTensor.quantize(torch.randn(32, 2304), scheme)
     x = torch.randn(1, 2304)
     expected = x.double() @ matrix.dequantize().double().T
-    found = cpu.multiply(as_packed(matrix), x)
-    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+    y = cpu.multiply(as_packed(matrix), x)
+    assert (y - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
 @pytest.mark.parametrize(
@@ -190,7 +195,7 @@ def test_threads_never_change_a_bit(isa, count, team, monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_has_threads_of_its_own(monkeypatch):
     monkeypatch.setattr(steps, "_LEAST_NBYTES", 1)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # one alone would need no others
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # one alone would need no workers
     matrix = packed(random_matrix(HQQ(4, 64), 200, 512, 0))
     x = torch.randn(1, 512)
     expected = cpu.multiply(matrix, x)
@@ -205,12 +210,12 @@ def test_several_threads_at_once_get_their_own_products():
     wrong = []
 
     def work(number: int) -> None:
-        for turn in range(30):
-            generator = torch.Generator().manual_seed(31 * number + turn)
+        for repetition in range(30):
+            generator = torch.Generator().manual_seed(31 * number + repetition)
             x = torch.randn(2, 768, generator=generator)
-            matrix = matrices[(number + turn) % 4]
+            matrix = matrices[(number + repetition) % 4]
             if not is_right(cpu.multiply(packed(matrix), x), x, matrix):
-                wrong.append((number, turn))
+                wrong.append((number, repetition))
 
     workers = [threading.Thread(target=work, args=(number,)) for number in range(6)]
     for worker in workers:
@@ -220,26 +225,25 @@ def test_several_threads_at_once_get_their_own_products():
     assert not wrong
 
 
-@pytest.mark.parametrize(("spared", "team"), [(0, [4]), (1, [3]), (3, []), (9, [])])
-def test_spared_threads_get_no_part(monkeypatch, spared, team):
+@pytest.mark.parametrize(("reserved_threads", "team"), [(0, [4]), (1, [3]), (3, []), (9, [])])
+def test_reserved_threads_get_no_part(monkeypatch, reserved_threads, team):
     alone: list[int] = []
     teams: list[int] = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(threads, "_team", lambda process: lambda *call: teams.append(call[2]))
     step = Step(0, [], count=12, least=1)
-    Work([[step]], Code(alone.append, 0)).run(spared=spared)
+    Work([[step]], Code(alone.append, 0)).run(reserved_threads=reserved_threads)
     assert teams == team
     assert len(alone) == 1 - len(team)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_what_is_no_number_makes_no_number(isa, bad):
+@pytest.mark.parametrize(
+    ("isa", "nbits", "bad"), isa_diagonal(NBITS, [torch.nan, torch.inf, -torch.inf])
+)
+def test_nan_and_infinity_make_all_results_of_their_token_non_finite(isa, nbits, bad):
     x = torch.randn(5, 300)
     x[1, 7] = x[2, 299] = bad
-    for nbits in (8, 4, 3, 2):
-        y = cpu.multiply(
-            packed(random_matrix(HQQ(nbits, 8), 24, 304, nbits)), pad(x, (0, 4)), isa=isa
-        )
-        assert y.isfinite().all(dim=1).tolist() == [True, False, False, True, True]
-        assert not y[1:3].isfinite().any()
+    matrix = random_matrix(HQQ(nbits, 8), 24, 304, nbits)
+    y = cpu.multiply(packed(matrix), pad(x, (0, 4)), isa=isa)
+    assert y.isfinite().all(dim=1).tolist() == [True, False, False, True, True]
+    assert not y[1:3].isfinite().any()

@@ -1,6 +1,7 @@
-"""Who multiplies by packed matrices, and that whatever they are given is multiplied."""
+"""Kernels are chosen by name, and multiply whatever weights, types and shapes there are."""
 
 import copy
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -23,6 +24,7 @@ pytest.importorskip("llvmlite", reason="kernels are compiled by it")
 
 from mixoff.kernels.cpu import operations as cpu
 from support.packed_matrices import random_matrix
+from support.tiers import diagonal
 
 SCHEMES: list[Quantization] = [
     HQQ(2, 16, 8),
@@ -31,13 +33,13 @@ SCHEMES: list[Quantization] = [
     HQQAxis0(2, 16),
     Unquantized("float32"),
 ]
+SHAPES = [(384,), (1, 384), (2, 3, 384), (1, 40, 384)]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 @pytest.mark.parametrize("kernels", [kernels_named("cpu"), TorchKernels()], ids=["cpu", "torch"])
-@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
-@pytest.mark.parametrize("shape", [(384,), (1, 384), (2, 3, 384), (1, 40, 384)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_whatever_the_weights_and_inputs_are_they_are_multiplied(kernels, scheme, shape, dtype):
+@pytest.mark.parametrize(("scheme", "shape", "dtype"), diagonal(SCHEMES, SHAPES, DTYPES), ids=str)
+def test_any_weights_and_inputs_are_multiplied(kernels, scheme, shape, dtype):
     matrix = QuantizedTensor.quantize(torch.randn(256, 384), scheme)
     x = torch.randn(shape).to(dtype)
     y = kernels.matmul(matrix, x)
@@ -64,7 +66,7 @@ def tanh_gate(x: torch.Tensor) -> torch.Tensor:
     ids=["silu", "tanh"],
 )
 @pytest.mark.parametrize("tokens", [1, 3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("above", "below", "pieces"),
     [
@@ -75,7 +77,7 @@ def tanh_gate(x: torch.Tensor) -> torch.Tensor:
     ],
     ids=str,
 )
-def test_experts_are_what_their_matrices_and_gates_are(
+def test_experts_compute_their_matrices_and_gates(
     kernels, gate, tokens, dtype, above, below, pieces
 ):
     torch.manual_seed(0)
@@ -93,43 +95,41 @@ def test_experts_are_what_their_matrices_and_gates_are(
         assert error < {torch.float32: 2e-4, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype]
 
 
-def test_an_expert_in_another_form_than_the_last_is_planned_anew():
+def test_an_expert_in_another_type_or_at_another_address_is_planned_again():
     kernels, gate = kernels_named("cpu"), GatedActivation(silu_gate, True)
     down = random_matrix(HQQ(2, 16, 8), 64, 96, 0)
     for seed in range(3):
         gate_up = random_matrix(HQQ(2, 16, 8), 192, 64, seed)
         for dtype in (torch.float32, torch.bfloat16):
             x = torch.randn(1, 64, generator=torch.Generator().manual_seed(seed)).to(dtype) / 99
-            found = kernels.feed_forward(gate_up, down, x, gate)
-            step = kernels.matmul(down, silu_gate(kernels.matmul(gate_up, x.float())))
-            assert torch.allclose(found.float(), step, rtol=2e-2, atol=1e-2 * step.abs().max())
-        del gate_up  # another one may come to lie at its address
+            y = kernels.feed_forward(gate_up, down, x, gate)
+            steps = kernels.matmul(down, silu_gate(kernels.matmul(gate_up, x.float())))
+            assert torch.allclose(y.float(), steps, rtol=2e-2, atol=1e-2 * steps.abs().max())
+        del gate_up  # the next may lie at its address
 
 
-def test_other_scales_for_the_same_codes_are_planned_anew():
+def test_other_scales_for_the_same_codes_are_planned_again():
     kernels, gate = kernels_named("cpu"), GatedActivation(silu_gate, True)
     gate_up, down = random_matrix(HQQ(4, 64), 256, 64, 0), random_matrix(HQQ(4, 64), 64, 128, 1)
     parts = {**gate_up.parts, "scale": gate_up.parts["scale"] * 2}
-    other = QuantizedTensor(gate_up.quantization, gate_up.shape, parts)
+    scaled = QuantizedTensor(gate_up.quantization, gate_up.shape, parts)
     x = torch.randn(1, 64, generator=torch.Generator().manual_seed(0))
     before = kernels.feed_forward(gate_up, down, x, gate)
-    found = kernels.feed_forward(other, down, x, gate)
-    assert torch.allclose(
-        found, kernels.matmul(down, silu_gate(kernels.matmul(other, x))), rtol=1e-3
-    )
-    assert not torch.allclose(found, before, rtol=0.1)
+    after = kernels.feed_forward(scaled, down, x, gate)
+    steps = kernels.matmul(down, silu_gate(kernels.matmul(scaled, x)))
+    assert torch.allclose(after, steps, rtol=1e-3)
+    assert not torch.allclose(after, before, rtol=0.1)
 
 
-def test_a_matrix_with_plans_is_copied_without_them():
+def test_a_copied_matrix_is_multiplied_by_its_own_parts():
     kernels, gate = kernels_named("cpu"), GatedActivation(silu_gate, True)
     gate_up, down = random_matrix(HQQ(4, 64), 256, 64, 0), random_matrix(HQQ(4, 64), 64, 128, 1)
     x = torch.randn(1, 64, generator=torch.Generator().manual_seed(0))
     expected = kernels.feed_forward(gate_up, down, x, gate)
-    other = copy.deepcopy(down)
-    assert not other.kept
-    other.parts["W_q"].zero_()
+    copied = copy.deepcopy(down)
+    copied.parts["W_q"].zero_()
     assert torch.equal(kernels.feed_forward(gate_up, down, x, gate), expected)
-    assert not torch.equal(kernels.feed_forward(gate_up, other, x, gate), expected)
+    assert not torch.equal(kernels.feed_forward(gate_up, copied, x, gate), expected)
 
 
 def test_inputs_of_a_wrong_width_are_refused():
@@ -155,28 +155,25 @@ def test_an_unknown_name_is_refused():
         kernels_named("fast")
 
 
-def test_without_llvmlite_torch_multiplies_and_says_so_if_kernels_were_asked_for(monkeypatch):
-    def missing(name: str) -> None:
-        raise ImportError("No module named 'llvmlite'")
-
-    monkeypatch.setattr("mixoff.kernels.select.import_module", missing)
+def test_without_llvmlite_torch_multiplies_and_kernels_by_name_are_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mixoff.kernels.cpu.one_token", None)
     assert isinstance(kernels_named("auto"), TorchKernels)
     with pytest.raises(ConfigError, match=r"kernels='cpu': llvmlite .* mixoff\[cpu\]"):
         kernels_named("cpu")
 
 
-def test_kernels_spare_the_cores_that_are_busy_as_each_product_begins():
-    given = []
+def test_the_threads_to_reserve_are_counted_anew_for_each_product():
+    reserved = []
 
-    def multiply(matrix: Packed, x: torch.Tensor, *, spared: int = 0) -> torch.Tensor:
-        given.append(spared)
-        return cpu.multiply(matrix, x, spared=spared)
+    def multiply(matrix: Packed, x: torch.Tensor, *, reserved_threads: int = 0) -> torch.Tensor:
+        reserved.append(reserved_threads)
+        return cpu.multiply(matrix, x, reserved_threads=reserved_threads)
 
     operations = SimpleNamespace(**{**vars(cpu), "multiply": multiply})
     kernels = PackedKernels(operations, "cpu")
     matrix = random_matrix(HQQ(4, 64), 64, 256, 0)
     x = torch.randn(1, 256)
     idle = kernels.matmul(matrix, x)
-    kernels.busy = lambda: 1
+    kernels.reserved_threads = lambda: 1
     assert torch.equal(kernels.matmul(matrix, x), idle)
-    assert given == [0, 1]
+    assert reserved == [0, 1]

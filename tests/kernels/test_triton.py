@@ -1,4 +1,4 @@
-"""Triton's kernels give what dequantizing first gives: on a GPU, or in Triton's interpreter."""
+"""Triton's kernels agree with dequantizing: on a GPU, or in Triton's interpreter."""
 
 import copy
 import logging
@@ -15,7 +15,8 @@ from mixoff.kernels import KERNELS, TorchKernels, host_kernels, kernels_named
 from mixoff.kernels.packed import PackedKernels
 from mixoff.kernels.plans import as_packed
 from mixoff.quantization import HQQ, HQQAxis0, QuantizedTensor, StackedRows, Unquantized
-from support.tiers import examples
+from support.packed_matrices import of_codes_zero
+from support.tiers import diagonal, examples, tiered
 
 pytest.importorskip("triton", reason="kernels are compiled by it, and it is on Linux alone")
 
@@ -23,13 +24,13 @@ from mixoff.kernels.triton import operations as cuda
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-KINDS = (torch.float32, torch.float16, torch.bfloat16)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 PRECISION = {torch.float32: 0.0, torch.float16: 2**-11, torch.bfloat16: 2**-8}
 needs_gpu = pytest.mark.skipif(not ON_GPU, reason="needs a GPU")
 
 
 def random_matrix(scheme: HQQ, rows: int, columns: int, seed: int = 0) -> QuantizedTensor:
-    """Return any codes, scales and zeros: what a solver would never find, too."""
+    """Return a matrix of any codes, scales and zeros, also such as no solver returns."""
     generator = torch.Generator().manual_seed(seed)
     parts = {}
     for name, (dtype, shape) in scheme.part_specs((rows, columns)).items():
@@ -49,7 +50,7 @@ def random_inputs(tokens: int, columns: int, dtype: torch.dtype, seed: int = 1) 
 
 
 def is_right(y: torch.Tensor, x: torch.Tensor, matrix: QuantizedTensor) -> bool:
-    """Return whether errors are those of float32 sums, and of what the result is rounded to."""
+    """Return whether errors are those of float32 sums, and of the type of the result."""
     weight, zeros = matrix.dequantize().double(), of_codes_zero(matrix).double()
     expected = x.double() @ weight.T
     bound = 2e-6 * x.double().abs() @ (weight.abs() + 2 * zeros.abs()).T + 1e-7
@@ -57,20 +58,14 @@ def is_right(y: torch.Tensor, x: torch.Tensor, matrix: QuantizedTensor) -> bool:
     return bool(((y.double() - expected).abs() <= bound).all())
 
 
-def of_codes_zero(matrix: QuantizedTensor) -> torch.Tensor:
-    """Return -zero * scale of each weight: what large codes and zeros cancel out."""
-    parts = {**matrix.parts, "W_q": torch.zeros_like(matrix.parts["W_q"])}
-    return QuantizedTensor(matrix.quantization, matrix.shape, parts).dequantize()
-
-
 @st.composite
 def cases(draw):
-    """Draw a matrix, a type, and how many programs are enough: with one, they are tall."""
+    """Draw a matrix, a type, and how many programs suffice: if one does, it has many rows."""
     nbits, group = draw(st.sampled_from((8, 4, 3, 2))), draw(st.sampled_from((8, 16, 64, 128)))
     scheme = HQQ(nbits, group, draw(st.sampled_from((16, 8))))
     columns = group * draw(st.integers(1, max(1, 640 // group)))
     matrix = random_matrix(scheme, draw(st.integers(1, 20)), columns, draw(st.integers(0, 99)))
-    return matrix, draw(st.sampled_from(KINDS)), draw(st.sampled_from((1, 8)))
+    return matrix, draw(st.sampled_from(DTYPES)), draw(st.sampled_from((1, 8)))
 
 
 @settings(max_examples=examples(12))
@@ -92,7 +87,7 @@ def test_dequantized_weights_are_those_of_torch_to_the_bit(case):
     assert torch.equal(cuda.dequantize(as_packed(matrix), dtype), matrix.dequantize(dtype))
 
 
-@pytest.mark.parametrize("nbits", [8, 4, 3, 2])
+@pytest.mark.parametrize("nbits", tiered((8, 4, 3, 2), {8, 3}))
 def test_many_columns_take_several_rounds_and_several_pairs(nbits, monkeypatch):
     monkeypatch.setattr(cuda, "_PROGRAMS", 1)
     matrix = random_matrix(HQQ(nbits, 16, 8), 9, 2080)  # 130 groups
@@ -103,7 +98,7 @@ def test_many_columns_take_several_rounds_and_several_pairs(nbits, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("nbits", [8, 4, 3, 2])
+@pytest.mark.parametrize("nbits", tiered((8, 4, 3, 2), {4, 2}))
 def test_many_tokens_are_multiplied_by_rows_that_are_dequantized_some_at_a_time(nbits, monkeypatch):
     monkeypatch.setattr(cuda, "_SCRATCH_NBYTES", 20_000)
     matrix = random_matrix(HQQ(nbits, 16, 8), 61, 144)
@@ -113,7 +108,7 @@ def test_many_tokens_are_multiplied_by_rows_that_are_dequantized_some_at_a_time(
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of the interpreter's numpy
-def test_what_is_no_number_stays_none_in_bfloat16():
+def test_nan_and_infinity_make_results_in_bfloat16_non_finite():
     matrix = random_matrix(HQQ(8, 8), 8, 8)
     x = random_inputs(2, 8, torch.bfloat16)
     x[0, 0], x[1, 0] = torch.nan, torch.inf
@@ -128,7 +123,7 @@ def test_inputs_that_start_anywhere_are_read_where_they_are():
     assert is_right(cuda.multiply(as_packed(matrix), x), x, matrix)
 
 
-# ---- what only a GPU shows
+# ---- on a GPU alone
 
 MIXTRAL = [(14336, 4096), (4096, 14336), (1024, 4096)]  # gate or up, down, keys or values
 
@@ -139,7 +134,7 @@ MIXTRAL = [(14336, 4096), (4096, 14336), (1024, 4096)]  # gate or up, down, keys
 @pytest.mark.parametrize("shape", MIXTRAL, ids=str)
 def test_at_real_widths_values_are_right_and_the_same_each_time(scheme, shape):
     matrix = random_matrix(scheme, *shape)
-    for tokens, dtype in zip((1, 3, 16), KINDS, strict=True):
+    for tokens, dtype in zip((1, 3, 16), DTYPES, strict=True):
         x = random_inputs(tokens, shape[1], dtype)
         y = cuda.multiply(as_packed(matrix), x)
         assert is_right(y, x, matrix)
@@ -161,13 +156,13 @@ def test_work_on_two_streams_keeps_to_its_own(tokens):
     alone = [kernels.matmul(*pair) for pair in zip(matrices, inputs, strict=True)]
     streams = [torch.cuda.Stream() for _ in matrices]
     torch.cuda.synchronize()
-    found = []
+    results = []
     for _ in range(20):
         for stream, matrix, x in zip(streams, matrices, inputs, strict=True):
             with torch.cuda.stream(stream):
-                found.append(kernels.matmul(matrix, x.clone()))  # made on that stream
+                results.append(kernels.matmul(matrix, x.clone()))  # made on that stream
     torch.cuda.synchronize()
-    for number, y in enumerate(found):
+    for number, y in enumerate(results):
         assert torch.equal(y, alone[number % 2])
 
 
@@ -190,14 +185,18 @@ def test_the_demo_model_answers_as_with_torch(dtype):
     assert (logits["triton"] - logits["torch"]).abs().max() < tolerance * spread
 
 
-# ---- who multiplies
+# ---- which kernels are used
 
 
 @pytest.mark.parametrize(
-    "scheme", [HQQ(2, 16, 8), HQQ(4, 24), HQQAxis0(2, 16), Unquantized("float32")], ids=str
+    ("scheme", "shape"),
+    diagonal(
+        [HQQ(2, 16, 8), HQQ(4, 24), HQQAxis0(2, 16), Unquantized("float32")],
+        [(1, 3, 48), (48,), (1, 40, 48), (0, 48)],
+    ),
+    ids=str,
 )
-@pytest.mark.parametrize("shape", [(48,), (1, 3, 48), (1, 40, 48), (0, 48)])
-def test_whatever_the_weights_and_inputs_are_they_are_multiplied(scheme, shape, monkeypatch):
+def test_any_weights_and_inputs_are_multiplied(scheme, shape, monkeypatch):
     monkeypatch.setattr(cuda, "_PROGRAMS", 1)
     kernels = kernels_named("triton", DEVICE)
     matrix = QuantizedTensor.quantize(torch.randn(128, 48), scheme)
@@ -229,17 +228,17 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_beside_a_gpu_the_cpu_has_kernels_whatever_the_gpu_has(name, monkeypatch):
+def test_host_kernels_run_on_the_cpu_whatever_kernels_the_gpu_has(name, monkeypatch):
     compiled(monkeypatch)  # nothing of Triton's runs on a CPU then
-    beside = host_kernels(name)
-    assert isinstance(beside, TorchKernels) is (name == "torch")
+    kernels = host_kernels(name)
+    assert isinstance(kernels, TorchKernels) is (name == "torch")
     on_device = random_matrix(HQQ(4, 64), 8, 64)
     parts = {name: part.cpu() for name, part in on_device.parts.items()}
     matrix = QuantizedTensor(on_device.quantization, on_device.shape, parts)
-    assert beside.matmul(matrix, torch.randn(1, 64)).shape == (1, 8)
+    assert kernels.matmul(matrix, torch.randn(1, 64)).shape == (1, 8)
 
 
-def test_a_gpu_is_served_by_triton(monkeypatch):
+def test_a_gpu_has_tritons_kernels(monkeypatch):
     compiled(monkeypatch)
     monkeypatch.setattr(cuda, "failure", lambda device: None)
     for name in ("auto", "triton"):
@@ -248,7 +247,7 @@ def test_a_gpu_is_served_by_triton(monkeypatch):
     assert isinstance(kernels_named("torch", "cuda"), TorchKernels)
 
 
-def test_tensors_of_a_cpu_are_multiplied_by_the_kernels_of_a_gpu_as_torch_does(monkeypatch):
+def test_a_gpus_kernels_multiply_tensors_in_host_memory_by_torch(monkeypatch):
     compiled(monkeypatch)
     monkeypatch.setattr(cuda, "failure", lambda device: None)
     matrix = QuantizedTensor.quantize(torch.randn(16, 48), HQQ(4, 16))
@@ -270,15 +269,15 @@ def broken(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("damage", "reason", "way_out"),
+    ("damage", "reason", "remedy"),
     [
         (missing, r"triton can't be imported \(.*\)", r"pip install mixoff\[triton\]"),
         (old, r"Triton can't be used on cuda:0 \(compute capability 6.1 is below 7.0\)", "torch"),
         (broken, r"Triton can't be used on cuda:0 \(no C compiler\)", "give kernels='torch'"),
     ],
 )
-def test_where_triton_can_not_be_used_torch_multiplies_and_says_why(
-    monkeypatch, caplog, damage, reason, way_out
+def test_where_triton_cannot_be_used_torch_multiplies_and_the_log_has_the_reason(
+    monkeypatch, caplog, damage, reason, remedy
 ):
     compiled(monkeypatch)
     damage(monkeypatch)
@@ -287,7 +286,7 @@ def test_where_triton_can_not_be_used_torch_multiplies_and_says_why(
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert record.getMessage().endswith(": plain torch multiplies.")
-    with pytest.raises(ConfigError, match=f"kernels='triton': {reason}: .*{way_out}"):
+    with pytest.raises(ConfigError, match=f"kernels='triton': {reason}: .*{remedy}"):
         kernels_named("triton", "cuda:0")
 
 
@@ -297,7 +296,7 @@ def test_on_a_cpu_triton_is_refused_without_its_interpreter(monkeypatch):
         kernels_named("triton", "cpu")
 
 
-def test_a_product_that_fails_or_comes_out_wrong_is_found_before_a_model_runs(monkeypatch):
+def test_a_product_that_fails_or_is_wrong_is_noticed_before_a_model_runs(monkeypatch):
     assert cuda.failure(DEVICE) is None
     monkeypatch.setattr(cuda, "multiply", lambda matrix, x: x)
     assert cuda.failure(DEVICE) == "a product came out wrong"

@@ -1,4 +1,4 @@
-"""Ways to serve experts differ in what they fetch, and in nothing that is computed."""
+"""Ablations differ in what they fetch, and compute the same."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,37 +41,36 @@ def test_ablations_take_the_algorithm_away_part_by_part():
     assert (full.offload.slots_per_layer(8), full.offload.prefetch) == (3, 2)
     assert (no_guesses.offload.slots_per_layer(8), no_guesses.offload.prefetch) == (3, 0)
     assert no_cache.offload == naive.offload == OffloadConfig(offload_per_layer=8)
-    assert [way.fetch_whole_layers for way in (full, no_guesses, no_cache, naive)] == [
-        False
-    ] * 3 + [True]
+    whole = [each.fetch_whole_layers for each in (full, no_guesses, no_cache, naive)]
+    assert whole == [False, False, False, True]
 
 
 @pytest.mark.parametrize("slots", [0, 9])
-def test_an_algorithm_with_no_slot_or_too_many_is_refused(slots):
+def test_ablations_with_no_slot_or_too_many_are_refused(slots):
     with pytest.raises(ConfigError, match="8 experts"):
         ablations(8, slots=slots)
 
 
-def test_what_ways_fetch_for_a_token_is_known(folder):
-    found = ablation_speed(folder, ablations(EXPERTS), ids, prompt=PROMPT, rounds=2)
+def test_each_ablation_fetches_as_many_bytes_a_token_as_its_name_implies(folder):
+    speed = ablation_speed(folder, ablations(EXPERTS), ids, prompt=PROMPT, rounds=2)
     record = record_nbytes(folder)
-    means = found.groupby("algorithm", sort=False)["nbytes_per_token"].mean()
+    means = speed.groupby("algorithm", sort=False)["nbytes_per_token"].mean()
     full, no_guesses, no_cache, naive = means
     assert naive == LAYERS * EXPERTS * record
     assert no_cache == LAYERS * TOP_K * record
     assert no_guesses <= no_cache
-    assert full >= no_guesses  # wrong guesses are fetched for nothing
-    rates = found.groupby("algorithm", sort=False)["hit_rate"].mean().tolist()
+    assert full >= no_guesses  # wrong guesses are fetched and never used
+    rates = speed.groupby("algorithm", sort=False)["hit_rate"].mean().tolist()
     assert rates[0] == rates[1] == pytest.approx(1 - no_guesses / no_cache)
     assert rates[2:] == [0, 0]
 
 
-def test_there_is_a_row_for_each_way_in_each_round(folder):
-    ways = ablations(EXPERTS)[1:3]
-    found = ablation_speed(folder, ways, ids, prompt=PROMPT, rounds=3)
-    assert found["algorithm"].tolist() == [way.name for way in ways] * 3
-    assert found["round"].tolist() == [0, 0, 1, 1, 2, 2]
-    assert (found[["tokens_per_second", "wait_ms_per_token"]] > 0).all(axis=None)
+def test_there_is_a_row_for_each_ablation_in_each_round(folder):
+    compared = ablations(EXPERTS)[1:3]
+    speed = ablation_speed(folder, compared, ids, prompt=PROMPT, rounds=3)
+    assert speed["algorithm"].tolist() == [ablation.name for ablation in compared] * 3
+    assert speed["round"].tolist() == [0, 0, 1, 1, 2, 2]
+    assert (speed[["tokens_per_second", "wait_ms_per_token"]] > 0).all(axis=None)
 
 
 def test_fetching_whole_layers_changes_no_logits_and_ends_with_the_block(built):
@@ -87,9 +86,9 @@ def test_fetching_whole_layers_changes_no_logits_and_ends_with_the_block(built):
     assert torch.equal(model(input_ids=ids[None]).logits, usual)
 
 
-@pytest.mark.parametrize("wrong", [{"rounds": 0}, {"prompt": 12}, {"prompt": 0}])
+@pytest.mark.parametrize("wrong", [{"rounds": 0}, {"prompt": 12}, {"prompt": 0}], ids=str)
 def test_nothing_to_time_is_refused(folder, wrong):
     with pytest.raises(ConfigError, match="tokens to decode"):
         ablation_speed(folder, ablations(EXPERTS), ids, **wrong)
-    with pytest.raises(ConfigError, match="0 ways"):
+    with pytest.raises(ConfigError, match="0 ablations"):
         ablation_speed(folder, (), ids)

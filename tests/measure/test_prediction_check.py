@@ -1,4 +1,4 @@
-"""Settings take turns at one and the same reply, and leave the chat as it was."""
+"""All settings decode the same reply in every round, and the chat is left as it was."""
 
 import pandas as pd
 import pytest
@@ -19,12 +19,12 @@ def chat() -> Chat:
     return load_chat(demo_path(), offload, max_new_tokens=6, temperature=0.7, seed=1)
 
 
-def test_every_setting_has_its_turn_in_every_round_and_says_so(chat):
+def test_every_round_has_a_recording_of_every_setting(chat):
     rounds = record_with_settings(chat, SETTINGS, "Hello", rounds=2)
     for traces in rounds:
         rows = [recorded_speed(trace).iloc[0] for trace in traces]
-        told = [(row["slots"], row["prefetch"], row["layers_ahead"]) for row in rows]
-        assert told == [(2, 0, 0), (4, 2, 2), (8, 0, 0)]
+        settings = [(row["slots"], row["prefetch"], row["layers_ahead"]) for row in rows]
+        assert settings == [(2, 0, 0), (4, 2, 2), (8, 0, 0)]
 
 
 def test_all_settings_give_the_same_reply(chat):
@@ -33,9 +33,9 @@ def test_all_settings_give_the_same_reply(chat):
     for trace in traces[1:]:
         demands = trace.demands()
         assert demands.layer.tolist() == first.layer.tolist()
-        for one, other, begin in zip(first.first, first.first[1:], demands.first, strict=False):
-            needed = demands.expert[begin : begin + other - one]
-            assert sorted(needed) == sorted(first.expert[one:other])
+        for start, end, begin in zip(first.first, first.first[1:], demands.first, strict=False):
+            needed = demands.expert[begin : begin + end - start]
+            assert sorted(needed) == sorted(first.expert[start:end])
 
 
 def test_the_chat_is_as_it_was(chat):
@@ -50,14 +50,15 @@ def test_the_chat_is_as_it_was(chat):
 @pytest.mark.parametrize(
     "wrong",
     [{"settings": []}, {"settings": SETTINGS, "rounds": 0}, {"settings": [CacheSetting(9)]}],
+    ids=["no-setting", "no-round", "too-many-slots"],
 )
-def test_settings_that_can_not_be_met_are_refused(chat, wrong):
+def test_invalid_settings_are_refused(chat, wrong):
     with pytest.raises(ConfigError):
         record_with_settings(chat, message="Hello", **wrong)
     assert chat.cache.slots_per_layer == 3
 
 
-def test_predictions_stand_beside_what_was_measured_setting_by_setting(chat):
+def test_each_setting_has_its_measured_and_its_predicted_speed(chat):
     recall = pd.DataFrame({"layers_ahead": [1, 2], "guesses": 2, "recall": [0.8, 0.6]})
     rounds = record_with_settings(chat, SETTINGS, "Hello", rounds=2)
     table = check_predictions(rounds, LinkModel(0.001, 1e9), recall)
@@ -79,7 +80,7 @@ def test_guesses_are_not_predicted_without_their_recall(chat):
 
 
 @pytest.mark.parametrize("layers", [0, 8])
-def test_no_layer_is_guessed_that_is_not_after_another(chat, layers):
+def test_a_guessed_layer_must_follow_another_one(chat, layers):
     with pytest.raises(ConfigError, match="1 to 7 after one"):
         prefetcher_of(chat.model).layers_ahead = layers
 

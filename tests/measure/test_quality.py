@@ -1,4 +1,4 @@
-"""Schemes are compared by what they take and what they cost, and each is what its name says."""
+"""Schemes are compared by their bytes and their loss, and each is what its name says."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,28 +21,28 @@ def reference(tiny_mixtral: Callable[..., Path]) -> Reference:
 
 
 @pytest.fixture(scope="module")
-def found(reference: Reference) -> pd.DataFrame:
+def measured(reference: Reference) -> pd.DataFrame:
     return quality(reference, {"exact": EXACT, "mixed": MIXED}).set_index("scheme")
 
 
-def test_a_scheme_that_quantizes_nothing_costs_nothing(found):
-    exact = found.loc["exact"]
+def test_a_scheme_that_quantizes_nothing_costs_nothing(measured):
+    exact = measured.loc["exact"]
     assert exact["kl"] == pytest.approx(0, abs=1e-9)
     assert exact["rise"] == pytest.approx(0, abs=1e-6)
     assert exact["top1_agreement"] == 1
     assert exact["bits_per_weight"] == 32
 
 
-def test_fewer_bits_take_fewer_bytes_and_diverge_more(found):
-    assert found.loc["mixed", "nbytes"] < found.loc["exact", "nbytes"]
-    assert found.loc["mixed", "kl"] > 0.001
+def test_fewer_bits_take_fewer_bytes_and_diverge_more(measured):
+    assert measured.loc["mixed", "nbytes"] < measured.loc["exact", "nbytes"]
+    assert measured.loc["mixed", "kl"] > 0.001
 
 
-def test_bits_of_attention_and_experts_are_those_of_the_scheme(found):
-    assert found[["attention", "experts"]].to_numpy().tolist() == [[32, 32], [4, 2]]
+def test_bits_of_attention_and_experts_are_those_of_the_scheme(measured):
+    assert measured[["attention", "experts"]].to_numpy().tolist() == [[32, 32], [4, 2]]
 
 
-def test_nothing_stays_in_the_folder_that_was_lent(reference, tmp_path):
+def test_no_file_is_left_in_the_given_folder(reference, tmp_path):
     quality(reference, {"mixed": MIXED}, folder=tmp_path)
     assert not [*tmp_path.iterdir()]
 
@@ -56,11 +56,11 @@ def test_schemes_of_bits_are_all_pairs_under_their_names():
         assert name == f"{nominal_bits(scheme.attention)}/{nominal_bits(scheme.experts)}"
 
 
-def test_bits_that_there_are_not_are_refused():
+def test_unknown_bits_are_refused():
     with pytest.raises(ConfigError, match=r"bits=5: give some of 16, 8, 4, 3, 2"):
         schemes_of_bits((4, 5))
 
 
 def test_no_scheme_is_refused(reference):
-    with pytest.raises(ConfigError, match="give one, or more"):
+    with pytest.raises(ConfigError, match="schemes is empty: give one or more"):
         quality(reference, {})

@@ -46,7 +46,7 @@ def recorded(trace: Any) -> list[list[set[int]]]:
     return layers
 
 
-def test_each_step_is_a_token_with_the_experts_of_the_model_that_reads_it_all(model):
+def test_each_step_has_the_experts_that_the_router_chooses_when_the_whole_text_is_read(model):
     texts = {"prose": "A fox went out.", "sums": "1 + 2 = 3"}
     traces = record_texts(model, Letters(), texts)
     assert [*traces] == ["prose", "sums"]
@@ -55,19 +55,19 @@ def test_each_step_is_a_token_with_the_experts_of_the_model_that_reads_it_all(mo
         assert recorded(traces[kind]) == chosen(model, text[:-1])
 
 
-def test_a_window_sees_nothing_of_the_one_before(model):
+def test_tokens_attend_to_their_own_window_only(model):
     (trace,) = record_texts(model, Letters(), {"twice": "a fox a fox !"}, window=6).values()
     layers = recorded(trace)
     assert [layer[:6] for layer in layers] == [layer[6:] for layer in layers]
 
 
-def test_as_many_tokens_as_asked_for_are_read_of_each_text(model):
+def test_the_given_number_of_tokens_is_read_of_each_text(model):
     texts = {"long": "many letters", "short": "few"}
     traces = record_texts(model, Letters(), texts, tokens=4)
     assert {kind: trace.num_steps for kind, trace in traces.items()} == {"long": 4, "short": 2}
 
 
-def test_a_recording_says_of_which_text_it_is_and_can_be_saved(model, tmp_path):
+def test_a_recording_names_its_text_and_can_be_saved(model, tmp_path):
     trace = record_texts(model, Letters(), {"prose": "A fox."})["prose"]
     assert trace.provenance["text"] == "prose"
     assert trace.provenance["teacher_forced"] is True
@@ -75,8 +75,10 @@ def test_a_recording_says_of_which_text_it_is_and_can_be_saved(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("texts", "words"), [({}, "there is none"), ({"one": "a"}, "a text of 1 tokens")]
+    ("texts", "message"),
+    [({}, "texts is empty"), ({"short": "a"}, "a text of 1 tokens")],
+    ids=["no-text", "one-token"],
 )
-def test_nothing_to_read_is_refused(model, texts, words):
-    with pytest.raises(ConfigError, match=words):
+def test_nothing_to_read_is_refused(model, texts, message):
+    with pytest.raises(ConfigError, match=message):
         record_texts(model, Letters(), texts)

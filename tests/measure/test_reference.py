@@ -1,4 +1,4 @@
-"""An unquantized model says the same when it is never whole in memory."""
+"""The reference's logits are those of the whole model, which is never whole in memory."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,7 +30,7 @@ def all_logits(reference: Reference) -> Tensor:
 
 
 def stock_logits(folder: Path, reference: Reference, attention: str = "sdpa") -> Tensor:
-    """Return what transformers' own model says of the same windows, all of it in memory."""
+    """Return the logits of transformers' own model for the same windows, all of it in memory."""
     model = MixtralForCausalLM.from_pretrained(
         folder,
         dtype=torch.float32,
@@ -72,7 +72,7 @@ def test_logits_are_those_of_transformers_eager_attention_but_for_rounding(
     assert torch.allclose(all_logits(reference), expected, rtol=0, atol=1e-4)
 
 
-def test_a_model_in_several_files_says_the_same(
+def test_a_model_in_several_files_gives_the_same_logits(
     tiny_mixtral: Callable[..., Path], tmp_path: Path
 ) -> None:
     whole = tiny_mixtral()
@@ -82,7 +82,9 @@ def test_a_model_in_several_files_says_the_same(
     assert torch.equal(*logits)
 
 
-def test_stacked_experts_say_the_same(tiny_mixtral: Callable[..., Path], tmp_path: Path) -> None:
+def test_stacked_experts_give_the_same_logits(
+    tiny_mixtral: Callable[..., Path], tmp_path: Path
+) -> None:
     one_by_one = tiny_mixtral()
     state = MixtralForCausalLM.from_pretrained(one_by_one).state_dict()
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / FILE)
@@ -93,7 +95,7 @@ def test_stacked_experts_say_the_same(tiny_mixtral: Callable[..., Path], tmp_pat
 
 
 class WatchedOriginal(UnquantizedCheckpoint):
-    """Notes what is still in memory when something more is read."""
+    """An original that counts the tensors still in memory when another one is read."""
 
     def __init__(self, files: FolderFiles) -> None:
         super().__init__(files)
@@ -106,10 +108,10 @@ class WatchedOriginal(UnquantizedCheckpoint):
             yield name, tensor
 
     def tensor(self, name: str) -> Tensor:
-        found = super().tensor(name)
+        tensor = super().tensor(name)
         if ".self_attn." in name:
-            self._note("attention", [found])
-        return found
+            self._note("attention", [tensor])
+        return tensor
 
     def _note(self, kind: str, tensors: Any) -> None:
         self.alive[kind] += [StorageWeakRef(tensor.untyped_storage()) for tensor in tensors]
@@ -154,37 +156,37 @@ def test_an_expert_that_no_token_chose_is_not_read(tiny_mixtral: Callable[..., P
 def test_files_are_fetched_before_they_are_read_and_released_when_no_layer_needs_them(
     tiny_mixtral: Callable[..., Path], tmp_path: Path
 ) -> None:
-    class ComingFiles(FolderFiles):
+    class FetchedFiles(FolderFiles):
         def fetch(self, name: str) -> None:
-            assert name not in gone
-            here.add(name)
+            assert name not in released
+            present.add(name)
 
         def release(self, name: str) -> None:
-            here.remove(name)
-            gone.add(name)
+            present.remove(name)
+            released.add(name)
 
-    class Careful(UnquantizedCheckpoint):
+    class Checked(UnquantizedCheckpoint):
         def _read(self, name: str, row: int | None = None) -> Tensor:
-            assert self._home[name][0] in here
+            assert self._home[name][0] in present
             return super()._read(name, row)
 
-    here: set[str] = set()
-    gone: set[str] = set()
+    present: set[str] = set()
+    released: set[str] = set()
     model = MixtralForCausalLM.from_pretrained(tiny_mixtral())
     model.save_pretrained(tmp_path, max_shard_size="100KB")
-    original = Careful(ComingFiles(tmp_path))
+    original = Checked(FetchedFiles(tmp_path))
     compute_reference(original, bytes_as_ids, TEXT)
-    assert gone == original.files_of_layer(0) | original.files_of_layer(1)
+    assert released == original.files_of_layer(0) | original.files_of_layer(1)
 
 
-def test_only_as_many_tokens_are_predicted_as_asked_for(tiny_mixtral: Callable[..., Path]) -> None:
+def test_the_given_number_of_tokens_is_predicted(tiny_mixtral: Callable[..., Path]) -> None:
     short = compute_reference(tiny_mixtral(), bytes_as_ids, TEXT, tokens=130)
     whole = compute_reference(tiny_mixtral(), bytes_as_ids, TEXT)
     assert len(all_logits(short)) == 130
     assert torch.equal(all_logits(short)[:128], all_logits(whole)[:128])
 
 
-def test_too_many_tokens_are_refused_and_the_number_that_fits_is_told(
+def test_too_many_tokens_are_refused_with_the_number_that_fits(
     tiny_mixtral: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = UnquantizedCheckpoint(FolderFiles(tiny_mixtral()))
@@ -217,7 +219,7 @@ def test_a_quantized_checkpoint_is_no_original(quantized: Callable[..., Path]) -
         ({"tokens": 0}, r"tokens=0: give how many to predict, 1 or more"),
     ],
 )
-def test_what_cannot_be_computed_is_refused(
+def test_invalid_windows_and_tokens_are_refused(
     options: dict[str, int], message: str, tiny_mixtral: Callable[..., Path]
 ) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -252,10 +252,41 @@ def attended(attention: Any) -> float:
     return float(found.abs().max())
 
 
+def test_modules_for_one_token_are_transformers_own_with_the_same_parameters(build):
+    model, plain = build(), build(kernels="torch")
+    replaced = {name: type(module) for name, module in model.named_modules()}
+    own = {name: type(module) for name, module in plain.named_modules()}
+    assert [*replaced] == [*own]
+    assert all(issubclass(replaced[name], own[name]) for name in own)
+    assert {replaced[name].__name__ for name in own if replaced[name] is not own[name]} == {
+        "HeadWithoutOneDNN",
+        "OneTokenAttention",
+        "OneTokenNorm",
+        "OneTokenRouter",
+    }
+    state, expected = model.state_dict(), plain.state_dict()
+    assert [*state] == [*expected]
+    assert all(torch.equal(state[name], expected[name]) for name in state)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@torch.no_grad()
+def test_outputs_of_replaced_modules_are_captured_as_transformers_own(build):
+    model, plain = build(), build(kernels="torch")
+    for each in (model, plain):
+        each.set_attn_implementation("eager")
+    asked = {"output_attentions": True, "output_router_logits": True, "output_hidden_states": True}
+    outputs, expected = model(IDS[:, :1], **asked), plain(IDS[:, :1], **asked)
+    for kind in ("attentions", "router_logits", "hidden_states"):
+        pairs = zip(getattr(outputs, kind), getattr(expected, kind), strict=True)
+        assert all(torch.allclose(first, second, atol=2e-3) for first, second in pairs)
+        assert getattr(outputs, kind)
+
+
 def test_a_copied_module_attends_with_its_own_matrices(build):
     model = build(num_hidden_layers=1)
     attention = attentions(model)[0]
-    attention.o_proj.kernels.busy = int  # the cache's own would come along, and refuses
+    attention.o_proj.kernels.reserved_threads = int  # the cache's own would come along, and refuses
     assert attended(attention) > 0  # plans are made, and aren't the copy's
     other = copy.deepcopy(attention)
     assert isinstance(other, OneTokenAttention)

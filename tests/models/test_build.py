@@ -21,7 +21,9 @@ from transformers import AutoModel, AutoModelForCausalLM, MixtralForCausalLM, Pr
 
 import mixoff
 from mixoff.cache.cache import ExpertCache, cache_of
-from mixoff.checkpoints.mixoff_format import INDEX_NAME, Checkpoint, layer_file
+from mixoff.checkpoints.folder import INDEX_NAME
+from mixoff.checkpoints.formats import open_checkpoint
+from mixoff.checkpoints.mixoff_format import layer_file
 from mixoff.config import OffloadConfig
 from mixoff.errors import CheckpointError, ConfigError, MixoffError
 from mixoff.models.build import build_model
@@ -236,7 +238,7 @@ def test_each_expert_of_a_step_is_counted_once_a_layer(quantized):
 def test_bytes_moved_are_a_record_for_each_miss(quantized):
     model, cache = build(quantized(MIXED), offload=6)
     logits_both_ways(model)
-    stride = Checkpoint.open(quantized(MIXED)).expert_layouts()[0][0].stride
+    stride = open_checkpoint(quantized(MIXED)).expert_layouts()[0][0].stride
     assert cache.stats().bytes_moved == cache.stats().misses * stride > 0
 
 
@@ -345,7 +347,7 @@ def test_a_model_without_any_slot_gives_the_same_logits(quantized):
 
 def test_a_model_gets_the_slots_that_its_budget_pays_for(quantized):
     folder = quantized(EXACT)
-    budget = plan_memory(Checkpoint.open(folder), OffloadConfig(offload_per_layer=5)).device_nbytes
+    budget = plan_memory(open_checkpoint(folder), OffloadConfig(offload_per_layer=5)).device_nbytes
     _, cache = build_model(folder, OffloadConfig(device_memory=budget))
     assert cache.slots_per_layer == 3
     assert build_model(folder, OffloadConfig.auto())[1].slots_per_layer == 8
@@ -425,7 +427,7 @@ def set_config(folder: Path, **changes: Any) -> None:
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "record": lambda folder: flip(
-        folder, 1, 8 * Checkpoint.open(folder).expert_layouts()[0][0].stride - 4096
+        folder, 1, 8 * open_checkpoint(folder).expert_layouts()[0][0].stride - 4096
     ),
     "non_expert": lambda folder: flip(folder, 1, -1),
     "version": lambda folder: set_quantization(folder, format_version=2),

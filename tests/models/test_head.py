@@ -43,6 +43,11 @@ def test_only_one_token_of_bfloat16_on_a_cpu_goes_without(module, x, on):
     assert torch.backends.mkldnn.enabled
 
 
+def test_the_switch_can_be_turned_off(module):
+    module.without_onednn = False
+    assert module(ONE) is True
+
+
 def test_what_was_off_stays_off(module):
     torch.backends.mkldnn.enabled = False
     assert not module(ONE)

@@ -1,4 +1,4 @@
-"""A miss that is computed where it lies gives what a fetched one does, and moves nothing."""
+"""A miss computed in host memory gives the same result as a fetched one, and moves no bytes."""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ from mixoff.simulate.machine import LinkModel, Machine
 from mixoff.trace import Trace
 from mixoff.trace.timeline import EXPERTS as EXPERTS_MARK
 from mixoff.trace.timeline import ON_HOST, spans
-from support import beside
+from support import fake_device_model
 from support.models import run, tokens
 
 LAYERS, EXPERTS, TOP_K = 4, 8, 3
@@ -41,7 +41,7 @@ def built(quantized: Callable[..., Path]) -> Iterator[Built]:
 
     def build(slots: int = 3, **options: Any) -> tuple[Any, ExpertCache]:
         folder = quantized(num_hidden_layers=LAYERS, top_k=TOP_K)
-        model, cache = beside.build(folder, slots, **options)
+        model, cache = fake_device_model.build(folder, slots, **options)
         caches.append(cache)
         return model, cache
 
@@ -51,7 +51,7 @@ def built(quantized: Callable[..., Path]) -> Iterator[Built]:
 
 
 def warm(cache: ExpertCache) -> None:
-    """Have every record in host memory that it has room for, or on the device."""
+    """Fetch every record once, so that host memory holds as many as it can."""
     for layer in range(cache.num_layers):
         for expert in range(cache.num_experts):
             for _ in cache.acquire(layer, [expert]):
@@ -91,7 +91,7 @@ def test_neither_slots_nor_guesses_change_the_logits(built, fetched, slots, pref
 
 
 @pytest.mark.parametrize("prompt", [1, 2, 5, 9])
-def test_any_number_of_tokens_at_once_gives_what_fetching_gives(built, prompt):
+def test_any_number_of_tokens_gives_the_logits_of_fetching(built, prompt):
     expected = run(built(miss="fetch")[0], prompt=prompt)
     model, cache = built()
     warm(cache)
@@ -100,7 +100,7 @@ def test_any_number_of_tokens_at_once_gives_what_fetching_gives(built, prompt):
 
 
 class Counting(TorchKernels):
-    """Plain torch, which counts products."""
+    """Plain torch with a count of products."""
 
     products = 0
 
@@ -109,7 +109,7 @@ class Counting(TorchKernels):
         return super().matmul(matrix, x)
 
 
-def test_the_cpus_kernels_compute_what_is_computed_and_the_devices_the_rest(built):
+def test_the_host_kernels_multiply_computed_misses_and_the_devices_the_rest(built):
     model, cache = built()
     warm(cache)
     device, host = Counting(), Counting()
@@ -122,7 +122,7 @@ def test_the_cpus_kernels_compute_what_is_computed_and_the_devices_the_rest(buil
     assert device.products == attention + 2 * (stats.hits + stats.misses - stats.computed)
 
 
-def test_with_compiled_kernels_computed_and_fetched_are_the_same_too(built):
+def test_with_compiled_kernels_computed_misses_give_the_logits_of_fetched_ones(built):
     expected = run(built(miss="fetch", kernels="cpu")[0])
     model, cache = built(kernels="cpu")
     warm(cache)
@@ -142,7 +142,7 @@ def test_once_all_is_in_host_memory_nothing_moves_and_residents_stay(built):
     assert [cache.residents(layer) for layer in range(LAYERS)] == residents
 
 
-def test_what_is_on_disk_still_is_fetched_and_let_in(built):
+def test_a_miss_that_is_on_disk_is_fetched_and_becomes_resident(built):
     _, cache = built()
     assert [*cache.acquire(0, [0])]
     assert cache.residents(0) == {0, 6, 7}
@@ -171,12 +171,12 @@ def test_a_replay_follows_cut_demands_and_resizes(built, tmp_path):
         run(model)
         cache.resize(2)
         for layer in range(LAYERS):
-            arriving = cache.acquire(layer, range(EXPERTS))
+            stream = cache.acquire(layer, range(EXPERTS))
             for _ in range(layer):
-                next(arriving)
-            arriving.close()
+                next(stream)
+            stream.close()
         run(model)
-        cache.acquire(1, [0, 1, 2, 3])  # cut by the one that follows
+        cache.acquire(1, [0, 1, 2, 3])  # cut by the next one
         cache.resize(5)
         run(model, tokens.flip(1))
     check_replay(trace)
@@ -185,7 +185,7 @@ def test_a_replay_follows_cut_demands_and_resizes(built, tmp_path):
     assert Trace.load(tmp_path / "a.trace").demands().computed.any()
 
 
-def test_a_trace_tells_who_was_computed_for_how_long_and_that_nothing_moved(built):
+def test_a_trace_has_the_computed_misses_with_their_times_and_no_bytes(built):
     model, cache = built()
     warm(cache)
     before = cache.stats()
@@ -219,47 +219,47 @@ def test_a_replay_with_other_slots_fetches_what_it_misses(built):
     assert mixoff.replay(trace, "lru").hit.sum() == trace.demands().hit.sum()
 
 
-def test_what_is_computed_begins_while_others_are_still_to_come(built):
+def test_computing_begins_while_other_misses_are_in_flight(built):
     _, cache = built(host_buffers=LAYERS * 3 + 1, threads=0)
-    [*cache.acquire(0, [3])]  # beside those that start on the device it takes the last place
+    [*cache.acquire(0, [3])]  # with the first residents' records, it fills host memory
     [*cache.acquire(0, [0, 1, 2])]
     assert cache.residents(0) == {0, 1, 2}
     with cache.record() as trace:
-        arriving = cache.acquire(0, [0, 3, 4])
-        assert arriving.computed == {3}
-        came = []
-        for expert, _ in arriving:
-            came.append(expert)
-            under_way = cache._server.present.coming
-            assert [c.is_ready for c in under_way.values()] == [False] * (len(came) < 3)
-    assert came == [0, 3, 4], "the resident, then the computed one, then the one from disk"
+        stream = cache.acquire(0, [0, 3, 4])
+        assert stream.computed == {3}
+        yielded = []
+        for expert, _ in stream:
+            yielded.append(expert)
+            in_flight = cache._state.active.in_flight
+            assert [f.is_ready for f in in_flight.values()] == [False] * (len(yielded) < 3)
+    assert yielded == [0, 3, 4], "the resident, then the computed one, then the one from disk"
     check_replay(trace)
 
 
-def test_a_guess_that_has_come_is_used_and_given_its_slot(built):
+def test_a_complete_guess_is_used_and_gets_a_slot(built):
     _, cache = built(threads=0)
     warm(cache)
-    guessed, other, computed = sorted(set(range(EXPERTS)) - cache.residents(0))[:3]
-    cache.prefetch(0, [guessed, other])
+    guessed, unused, computed = sorted(set(range(EXPERTS)) - cache.residents(0))[:3]
+    cache.prefetch(0, [guessed, unused])
     while cache._mover.transfers.step():
         pass
     before = cache.stats()
-    arriving = cache.acquire(0, [guessed, computed])
-    assert arriving.computed == {computed}
-    assert [expert for expert, _ in arriving] == [guessed, computed]
+    stream = cache.acquire(0, [guessed, computed])
+    assert stream.computed == {computed}
+    assert [expert for expert, _ in stream] == [guessed, computed]
     stats = cache.stats() - before
     assert (stats.computed, stats.prefetch_used, stats.misses) == (1, 1, 2)
     assert guessed in cache.residents(0)
     assert computed not in cache.residents(0)
 
 
-def test_a_guess_that_is_still_to_come_is_dropped_for_what_is_computed(built):
+def test_a_guess_in_flight_is_dropped_where_its_miss_is_computed(built):
     _, cache = built(threads=0)
     warm(cache)
     cache.prefetch(0, [0])
-    arriving = cache.acquire(0, [0])
-    assert arriving.computed == {0}
-    assert [*arriving]
+    stream = cache.acquire(0, [0])
+    assert stream.computed == {0}
+    assert [*stream]
     assert cache.stats().prefetch_wasted == 1
     assert 0 not in cache.residents(0)
 
@@ -283,79 +283,79 @@ def test_an_error_in_the_middle_leaves_everything_usable(built, fetched):
     assert not cache._mover.host._lent
 
 
-def test_what_an_interrupted_demand_was_to_compute_is_fetched(built):
+def test_an_interrupted_demand_fetches_what_it_has_not_computed(built):
     _, cache = built(inclusive=False, host_buffers=LAYERS * 5)
     warm(cache)
     outside = sorted(set(range(EXPERTS)) - cache.residents(0))[:3]
     first = cache.acquire(0, outside)
     assert first.computed == set(outside)
-    given = next(first)[0]
+    computed = next(first)[0]
     [*cache.acquire(0, outside)]
-    assert first.computed == {given}
+    assert first.computed == {computed}
     assert sorted(expert for expert, _ in first) == outside[1:]
     del first
     assert not cache._mover.host._lent
 
 
-@pytest.mark.parametrize("ended", ["closed", "dropped", "left alone", "cache closed"])
+@pytest.mark.parametrize("ended", ["closed", "dropped", "unread", "cache closed"])
 def test_however_a_demand_ends_nothing_stays_borrowed(built, ended):
     _, cache = built()
     warm(cache)
-    arriving = cache.acquire(0, range(EXPERTS))
-    assert len(arriving.computed) == EXPERTS - 3
+    stream = cache.acquire(0, range(EXPERTS))
+    assert len(stream.computed) == EXPERTS - 3
     assert len(cache._mover.host._lent) == EXPERTS - 3
     if ended == "cache closed":
         for _ in range(4):
-            next(arriving)
+            next(stream)
         cache.close()
         with pytest.raises(MixoffError, match="closed"):
-            next(arriving)
-    elif ended == "left alone":
+            next(stream)
+    elif ended == "unread":
         cache.acquire(0, ()).close()
     else:
         for _ in range(4):
-            next(arriving)
-        arriving.close() if ended == "closed" else None
-        del arriving
+            next(stream)
+        stream.close() if ended == "closed" else None
+        del stream
     assert not cache._mover.host._lent
 
 
 class Watched(MissChooser):
-    """A choice that knows one copy to take 2.5 ms, and a token 1 ms, and that is watched."""
+    """A choice with a copy's time of 2.5 ms and a token's of 1 ms, and a note of what it chose."""
 
     def __init__(self, nbytes: int) -> None:
         super().__init__("auto")
-        self.told, self.made = 0, []
+        self.fetches, self.choices = 0, []
         for _ in range(3):
             super().note_computed(1, 1e-3)
             super().note_fetched(nbytes, 2.5e-3)
 
     def computed(self, candidates: Iterable[Candidate], queued: int = 0) -> frozenset[int]:
         chosen = super().computed(candidates, queued)
-        self.made += [(candidate.tokens, candidate.expert in chosen) for candidate in candidates]
+        self.choices += [(candidate.tokens, candidate.expert in chosen) for candidate in candidates]
         return chosen
 
     def note_fetched(self, nbytes: int, seconds: float) -> None:
-        self.told += 1
+        self.fetches += 1
 
     def note_computed(self, tokens: int, seconds: float) -> None:
         pass
 
 
-def test_by_itself_it_computes_what_few_tokens_chose_and_fetches_what_many_did(built):
+def test_auto_computes_experts_of_few_tokens_and_fetches_those_of_many(built):
     model, cache = built(miss="auto")
     warm(cache)
-    watched = cache._server._choice = Watched(cache._mover.nbytes((0, 0)))
+    watched = cache._server._chooser = Watched(cache._mover.nbytes((0, 0)))
     with cache.record() as trace:
         run(model, prompt=8)
-    assert {computed for tokens, computed in watched.made if tokens == 1} >= {True}
-    assert {computed for tokens, computed in watched.made if tokens > 2} >= {False}
-    assert watched.told > 0, "copies show what they take"
-    assert trace.demands().computed.sum() == sum(computed for _, computed in watched.made)
+    assert {computed for tokens, computed in watched.choices if tokens == 1} >= {True}
+    assert {computed for tokens, computed in watched.choices if tokens > 2} >= {False}
+    assert watched.fetches > 0, "copies are timed"
+    assert trace.demands().computed.sum() == sum(computed for _, computed in watched.choices)
     check_replay(trace)
 
 
-def test_what_was_computed_has_a_lane_of_its_own_and_no_token_waits_for_it(built, tmp_path):
+def test_computed_misses_have_a_lane_of_their_own_in_a_timeline(built, tmp_path):
     model, cache = built()
     warm(cache)
     with cache.record() as trace:
@@ -373,7 +373,7 @@ def test_what_was_computed_has_a_lane_of_its_own_and_no_token_waits_for_it(built
     assert ON_HOST in (tmp_path / "a.json").read_text()
 
 
-def test_no_machine_is_fitted_to_what_was_computed(built):
+def test_no_machine_is_fitted_to_computed_misses(built):
     model, cache = built()
     warm(cache)
     with cache.record() as trace:
@@ -385,17 +385,17 @@ def test_no_machine_is_fitted_to_what_was_computed(built):
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("miss", ["compute", "auto"])
-def test_on_a_gpu_too_computed_misses_are_close_and_nobody_leaves_for_them(quantized, miss):
+def test_on_a_gpu_computed_misses_are_close_and_evict_no_resident(quantized, miss):
     folder = quantized(num_hidden_layers=LAYERS, top_k=TOP_K)
     options = {"offload_per_layer": 5, "host_memory": "64MiB"}
-    usual, _ = mixoff.build_model(folder, mixoff.OffloadConfig(**options), device="cuda")
+    fetching, _ = mixoff.build_model(folder, mixoff.OffloadConfig(**options), device="cuda")
     offload = mixoff.OffloadConfig(miss=miss, **options)
     model, cache = mixoff.build_model(folder, offload, device="cuda")
     warm(cache)
     ids = tokens.cuda()
     with cache.record() as trace:
-        found = run(model, ids)
-    torch.testing.assert_close(found, run(usual, ids), rtol=0, atol=2e-3)
+        logits = run(model, ids)
+    torch.testing.assert_close(logits, run(fetching, ids), rtol=0, atol=2e-3)
     check_replay(trace)
     if miss == "compute":
         assert trace.demands().computed.sum() == (~trace.demands().hit).sum() > 0

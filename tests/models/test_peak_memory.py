@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import MixtralConfig, MixtralForCausalLM
 
+from mixoff.checkpoints.folder import INDEX_NAME
+from mixoff.checkpoints.formats import open_checkpoint
 from mixoff.checkpoints.mixoff_format import (
-    INDEX_NAME,
     NON_EXPERT_FILE,
-    Checkpoint,
-    experts_tensor,
+    MixoffCheckpoint,
     layer_file,
 )
 from mixoff.checkpoints.quantization_config import quantization_settings
@@ -74,22 +74,23 @@ print(memory("VmHWM") - imports)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MixoffCheckpoint:
     """Write 450 MB of experts whose weights are zero, and other parameters that route at random."""
     folder = tmp_path_factory.mktemp("large")
     settings = CONFIG.to_dict() | {"quantization_config": quantization_settings(SCHEME)}
     (folder / "config.json").write_text(json.dumps(settings))
     files = {NON_EXPERT_FILE: non_expert_tensors("")}
     for layer in range(CONFIG.num_hidden_layers):
-        experts = {experts_tensor(layer): zero_experts()}
-        files[layer_file(layer)] = experts | non_expert_tensors(f"model.layers.{layer}.")
+        prefix = f"model.layers.{layer}."
+        experts = {f"{prefix}mlp.experts.gate_up_proj": zero_experts()}
+        files[layer_file(layer)] = experts | non_expert_tensors(prefix)
     for name, tensors in files.items():
         write_shard(folder / name, tensors, {})
     headers = {name: f"{read_shard(folder / name).header_crc32:08x}" for name in files}
     weight_map = {tensor: name for name, tensors in files.items() for tensor in tensors}
     index = {"metadata": {"header_crc32": headers}, "weight_map": weight_map}
     (folder / INDEX_NAME).write_text(json.dumps(index))
-    return Checkpoint.open(folder)
+    return open_checkpoint(folder)
 
 
 def zero_experts() -> NewTensor:

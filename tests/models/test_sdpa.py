@@ -72,7 +72,7 @@ def test_a_kernel_takes_one_token_without_a_mask(monkeypatch, batch, masked, by_
         return cpu.attend(*args, **settings)
 
     noting = SimpleNamespace(attends=cpu.attends, attend=attend_noting)
-    monkeypatch.setattr(attention, "cpu_module", lambda name: noting)
+    monkeypatch.setattr(attention, "attention_operations", lambda: noting)
     q, k, v = (part.to(dtype) for part in inputs(batch, 2, 4, 1, 30))
     mask = torch.ones(batch, 1, 1, 30, dtype=torch.bool) if masked else None
     found, _ = attend(module(4), q, k, v, mask, scaling=0.3)

@@ -1,4 +1,4 @@
-"""`make badges`, on copies: badges come from setup.py's url, and from nothing else."""
+"""`make badges`, on copies: badges are made from setup.py's url, and from nothing else."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ URL = 'url="https://github.com/someone/mixoff"'
 
 @pytest.fixture
 def clone(tmp_path):
-    """Make the parts of a repository that the script reads, with one notebook."""
+    """Make the files of a repository that the script reads, with one notebook."""
     (tmp_path / "setup.py").write_text('setup(name="mixoff")\n')
     for folder in ("mixoff", "notebooks"):
         (tmp_path / folder).mkdir()
@@ -37,7 +37,7 @@ def title(clone):
     return "".join(notebook["cells"][0]["source"])
 
 
-def test_without_an_address_the_script_says_so_and_changes_nothing(clone):
+def test_without_a_url_the_script_says_so_and_changes_nothing(clone):
     before = (clone / "notebooks" / "2-chat.ipynb").read_bytes()
     done = run(clone)
     assert done.returncode == 0
@@ -45,26 +45,26 @@ def test_without_an_address_the_script_says_so_and_changes_nothing(clone):
     assert (clone / "notebooks" / "2-chat.ipynb").read_bytes() == before
 
 
-def test_with_an_address_both_badges_lead_to_the_released_notebook(clone):
+def test_with_a_url_both_badges_link_to_the_released_notebook(clone):
     (clone / "setup.py").write_text(f'setup(name="mixoff", {URL})\n')
     assert run(clone).returncode == 0
-    place = "someone/mixoff/blob/v1.2.3/notebooks/2-chat.ipynb)"
-    assert f"(https://colab.research.google.com/github/{place}" in title(clone)
-    assert f"(https://kaggle.com/kernels/welcome?src=https://github.com/{place}" in title(clone)
+    path = "someone/mixoff/blob/v1.2.3/notebooks/2-chat.ipynb)"
+    assert f"(https://colab.research.google.com/github/{path}" in title(clone)
+    assert f"(https://kaggle.com/kernels/welcome?src=https://github.com/{path}" in title(clone)
 
 
 def test_a_second_run_replaces_the_badges_and_changes_nothing_else(clone):
     (clone / "setup.py").write_text(f'setup(name="mixoff", {URL})\n')
     run(clone)
-    once = title(clone)
+    first = title(clone)
     run(clone)
-    assert title(clone) == once
+    assert title(clone) == first
     (clone / "setup.py").write_text(f'setup(name="mixoff", {URL.replace("someone", "other")})\n')
     run(clone)
-    assert title(clone) == once.replace("someone", "other")
+    assert title(clone) == first.replace("someone", "other")
 
 
-def test_an_address_that_is_not_of_github_is_refused(clone):
+def test_a_url_outside_github_is_refused(clone):
     (clone / "setup.py").write_text('setup(url="https://example.org/mixoff")\n')
     done = run(clone)
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""README's pictures are there, and are small pictures of a size that can be read."""
+"""README's pictures exist, and are small PNG files of a readable size."""
 
 import struct
 from pathlib import Path
@@ -9,7 +9,7 @@ FOLDER = Path(__file__).parents[2] / "data" / "pictures"
 
 
 @pytest.mark.parametrize("name", ["chat.png", "cache.png"])
-def test_a_picture_of_the_readme_is_a_small_png_of_sane_size(name):
+def test_a_picture_of_the_readme_is_a_small_png_of_readable_size(name):
     data = (FOLDER / name).read_bytes()
     assert data.startswith(b"\x89PNG\r\n\x1a\n")
     assert data.rstrip().endswith(b"IEND\xaeB`\x82")

@@ -1,4 +1,4 @@
-"""Notebooks are committed clean, as tests/notebook_rules.py has it, and are listed."""
+"""Committed notebooks keep the rules of support/notebook_rules.py, and the index lists them."""
 
 import copy
 import json
@@ -43,39 +43,39 @@ def test_a_good_notebook_has_no_faults():
 
 
 @pytest.mark.parametrize(
-    ("where", "what", "fault"),
+    ("place", "value", "fault"),
     [
         (("cells", 3, "outputs"), [{"output_type": "stream"}], "outputs"),
         (("cells", 3, "execution_count"), 1, "execution count"),
         (("cells", 3, "metadata"), {"scrolled": True}, "metadata 'scrolled'"),
         (("metadata", "widgets"), {}, "metadata 'widgets'"),
         (("cells", 3, "id"), "install", "several cells have the id 'install'"),
-        (("cells", 3, "id"), "3fa85f64", "says nothing"),
-        (("cells", 3, "id"), "Cell_1", "says nothing"),
-        (("cells", 0, "source"), "A title\n\n<!-- badges -->", "no title"),
+        (("cells", 3, "id"), "3fa85f64", "isn't readable"),
+        (("cells", 3, "id"), "Cell_1", "isn't readable"),
+        (("cells", 0, "source"), "A title\n\n<!-- badges -->", "isn't a title"),
         (("cells", 0, "source"), "# A title", "no line <!-- badges -->"),
         (("cells", 0, "source"), "# A title\n\nany <!-- badges -->", "no line <!-- badges -->"),
-        (("cells", 0, "cell_type"), "code", "no title"),
+        (("cells", 0, "cell_type"), "code", "isn't a title"),
         (("cells", 1, "source"), "%pip install -q ..", "doesn't install mixoff"),
         (("cells", 2, "metadata"), {}, "0 cells are tagged"),
         (("cells", 3, "metadata"), {"tags": ["parameters"]}, "2 cells are tagged"),
         (("cells", 2, "source"), "slots = 4\nprint(slots)", "more than assignments"),
     ],
 )
-def test_each_kind_of_bad_notebook_is_refused(where, what, fault):
+def test_each_kind_of_bad_notebook_is_refused(place, value, fault):
     notebook = good_notebook()
-    *parents, last = where
-    place = notebook
+    *parents, last = place
+    part = notebook
     for key in parents:
-        place = place[key]
-    place[last] = copy.deepcopy(what)
-    assert any(fault in found for found in faults(notebook, "x.ipynb"))
+        part = part[key]
+    part[last] = copy.deepcopy(value)
+    assert any(fault in sentence for sentence in faults(notebook, "x.ipynb"))
 
 
 @pytest.mark.parametrize(
     ("code", "fault"),
     [
-        ("x = 1\n" * 13, "has 13 lines"),
+        pytest.param("x = 1\n" * 13, "has 13 lines", id="13 lines"),
         ("x =", "isn't Python"),
         ("def f(): ...", "defines f"),
         ("if True:\n    class Policy: ...", "defines Policy"),
@@ -90,13 +90,13 @@ def test_each_kind_of_bad_notebook_is_refused(where, what, fault):
     ],
 )
 def test_each_kind_of_bad_code_is_refused(code, fault):
-    assert any(fault in found for found in faults(with_code(code), "x.ipynb"))
+    assert any(fault in sentence for sentence in faults(with_code(code), "x.ipynb"))
 
 
 @pytest.mark.parametrize(
     "code",
     [
-        "x = 1\n" * 12,
+        pytest.param("x = 1\n" * 12, id="12 lines"),
         "from pathlib import Path\nPath('data/work/tmp').name",
         "link = 'https://example.org/home/work'",
         "    %time x = 1".strip(),

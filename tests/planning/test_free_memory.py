@@ -1,4 +1,4 @@
-"""What is free is what the machine has, or what a container leaves of it."""
+"""Free memory is what the system has available, or less where a container limits it."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ MIB = 2**20
 
 
 class FakeRoot:
-    """A tree with the control groups that a test names."""
+    """A file tree with the control groups that a test adds."""
 
     def __init__(self, root: Path, membership: str) -> None:
         self.root = root
@@ -45,20 +45,20 @@ class FakeRoot:
         return free_host_memory(self.root)
 
 
-def test_a_limit_of_version_2_leaves_what_is_unused_or_could_be_dropped(tmp_path):
+def test_unused_and_droppable_bytes_of_a_version_2_group_are_free(tmp_path):
     fake = FakeRoot(tmp_path, "0::/work\n")
     fake.version_2("work", 100 * MIB, 70 * MIB, 20 * MIB)
     assert fake.free() == 50 * MIB
 
 
-def test_a_limit_of_version_1_leaves_what_is_unused_or_could_be_dropped(tmp_path):
+def test_unused_and_droppable_bytes_of_a_version_1_group_are_free(tmp_path):
     fake = FakeRoot(tmp_path, "9:name=systemd:/\n4:cpu,memory:/work\n0::/\n")
     fake.version_1("work", 100 * MIB, 70 * MIB, 20 * MIB)
     assert fake.free() == 50 * MIB
 
 
 @pytest.mark.parametrize("inner", [60 * MIB, 10 * MIB])
-def test_the_tightest_group_on_the_way_up_counts(tmp_path, inner):
+def test_the_tightest_of_all_enclosing_groups_counts(tmp_path, inner):
     fake = FakeRoot(tmp_path, "0::/outer/middle/inner\n")
     fake.version_2("outer", 100 * MIB, 60 * MIB)
     fake.version_2("outer/middle", "max", 60 * MIB)
@@ -66,13 +66,13 @@ def test_the_tightest_group_on_the_way_up_counts(tmp_path, inner):
     assert fake.free() == min(inner, 40 * MIB)
 
 
-def test_in_a_container_the_topmost_group_counts_if_its_own_cannot_be_seen(tmp_path):
+def test_in_a_container_the_topmost_group_counts_if_its_own_is_not_visible(tmp_path):
     fake = FakeRoot(tmp_path, "4:memory:/docker/0123abcd\n")
     fake.version_1("", 100 * MIB, 70 * MIB)
     assert fake.free() == 30 * MIB
 
 
-def test_a_group_above_what_can_be_seen_leads_nowhere_else(tmp_path):
+def test_a_group_above_the_visible_ones_is_not_followed(tmp_path):
     fake = FakeRoot(tmp_path / "root", "0::/../../work\n")
     fake.write("sys/fs/cgroup/cgroup.procs", "")
     fake.write("../work/memory.max", "1")
@@ -89,7 +89,7 @@ def test_a_group_over_its_limit_leaves_nothing(tmp_path):
 @pytest.mark.parametrize(
     "membership", ["", "0::/\n", "4:memory:/\n", "nonsense\n", "0::/no/such/group\n", "1:cpu:/work"]
 )
-def test_without_a_limit_all_that_the_system_has_available_is_free(tmp_path, membership):
+def test_without_a_limit_all_available_memory_is_free(tmp_path, membership):
     fake = FakeRoot(tmp_path, membership)
     fake.version_1("", 2**63 - 4096, 70 * MIB)
     fake.version_2("", "max", 70 * MIB)
@@ -97,18 +97,18 @@ def test_without_a_limit_all_that_the_system_has_available_is_free(tmp_path, mem
     assert fake.free() == pytest.approx(available, rel=0.1)
 
 
-def test_this_machine_has_some_memory_free_and_no_more_than_it_has():
+def test_free_memory_is_positive_and_at_most_the_machines():
     assert 0 < free_host_memory() <= psutil.virtual_memory().total
 
 
-def test_a_cpus_memory_is_the_hosts():
+def test_a_cpus_memory_is_host_memory():
     free = free_memory("cpu")
     assert free.host == free.device
     assert free_device_memory("cpu") == pytest.approx(free_host_memory(), rel=0.1)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
-def test_nothing_is_known_of_a_gpu_that_is_not_here():
+def test_memory_of_a_gpu_that_is_not_here_is_unknown():
     assert free_memory("cuda") == FreeMemory(host=None, device=None)
 
 
@@ -118,7 +118,7 @@ def test_a_gpu_has_memory_of_its_own():
     assert free_memory("cuda").device == free_device_memory("cuda") > 0
 
 
-def test_the_host_of_an_unknown_device_is_known():
+def test_host_memory_is_known_beside_an_unknown_device():
     assert free_memory("meta").host
     assert free_memory("meta").device is None
 

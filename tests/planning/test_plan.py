@@ -1,51 +1,19 @@
-"""A plan keeps within its budgets, adds up, and refuses with numbers what can't be."""
-
-import re
+"""A plan counts all parts of a run, on this machine or on another one."""
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from mixoff.checkpoints.mixoff_format import Checkpoint
+from mixoff.checkpoints.formats import open_checkpoint
 from mixoff.config import OffloadConfig
 from mixoff.errors import ConfigError
 from mixoff.kernels import kernels_named
-from mixoff.planning.free_memory import FreeMemory, headroom
-from mixoff.planning.plan import MemoryPlan, plan_memory
+from mixoff.planning.free_memory import FreeMemory
+from mixoff.planning.plan import plan_memory
 from mixoff.quantization import HQQ, Unquantized
 from mixoff.tiers.aligned import PAGE
 from mixoff.units import format_nbytes
+from support.plans import DEVICES, EXPERTS, LAYERS, PLENTY, UNKNOWN
 from support.tiny import EXACT, MIXED
-
-MIB, GIB = 2**20, 2**30
-LAYERS, EXPERTS = 2, 8
-PLENTY = FreeMemory(host=64 * GIB, device=64 * GIB)
-UNKNOWN = FreeMemory(host=None, device=None)
-DEVICES = pytest.mark.parametrize("device", ["cpu", "cuda"])
-
-
-@pytest.fixture
-def checkpoint(quantized) -> Checkpoint:
-    return Checkpoint.open(quantized(EXACT))
-
-
-@pytest.fixture
-def planned(checkpoint):
-    """Plan for the tiny checkpoint, on a machine that has plenty unless a test says otherwise."""
-
-    def plan(device: str = "cpu", free: FreeMemory = PLENTY, **settings) -> MemoryPlan:
-        return plan_memory(checkpoint, OffloadConfig(**settings), device=device, free=free)
-
-    return plan
-
-
-def least(plan: MemoryPlan) -> int:
-    """Return the smallest budget of a device: all it holds, with one slot in each layer."""
-    return plan.device_nbytes - plan.slots + LAYERS * plan.buffer_nbytes
-
-
-# ---- bytes and counts
 
 
 @DEVICES
@@ -56,7 +24,7 @@ def test_without_any_budget_half_of_the_experts_start_outside(planned, device):
 
 @pytest.mark.parametrize("experts", [1, 2, 3, 5])
 def test_a_layer_has_a_slot_however_few_experts_it_has(quantized, experts):
-    opened = Checkpoint.open(quantized(EXACT, experts=experts, top_k=1))
+    opened = open_checkpoint(quantized(EXACT, experts=experts, top_k=1))
     plan = plan_memory(opened, OffloadConfig(), free=PLENTY)
     assert plan.slots_per_layer == experts - experts // 2
 
@@ -77,7 +45,7 @@ def test_a_longer_context_takes_a_larger_kv_cache(checkpoint):
     assert (short.context, long.context) == (10, 30)
 
 
-def test_what_is_dequantized_at_a_time_is_up_to_who_multiplies():
+def test_the_workspace_is_that_of_the_kernels():
     pytest.importorskip("llvmlite", reason="kernels are compiled by it")
     stored, shape, sizes = HQQ(2, 16, 8), (28672, 4096), {}
     weights = 28672 * 4096
@@ -94,9 +62,9 @@ def test_what_is_dequantized_at_a_time_is_up_to_who_multiplies():
     assert long_rows == 512 * 14336 * 4
 
 
-def test_a_plan_counts_what_its_kernels_dequantize(quantized):
+def test_a_plan_counts_the_workspace_of_its_kernels(quantized):
     pytest.importorskip("llvmlite", reason="kernels are compiled by it")
-    opened = Checkpoint.open(quantized(MIXED))
+    opened = open_checkpoint(quantized(MIXED))
     plans = [
         plan_memory(opened, OffloadConfig(), free=PLENTY, kernels=kernels)
         for kernels in (kernels_named("torch"), kernels_named("cpu"), None)
@@ -104,242 +72,19 @@ def test_a_plan_counts_what_its_kernels_dequantize(quantized):
     assert plans[0].workspace > plans[1].workspace == plans[2].workspace
 
 
-def test_host_buffers_on_the_way_are_for_a_gpu_only(planned):
+def test_bounce_buffers_are_planned_for_a_gpu_only(planned):
     assert planned("cpu").bounce == planned("cpu").pinned == 0
     assert planned("cuda").bounce == 4 * planned("cuda").buffer_nbytes
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    device=st.sampled_from(["cpu", "cuda"]),
-    device_memory=st.integers(0, 3 * MIB) | st.just("auto"),
-    host_memory=st.integers(0, 3 * MIB) | st.just("auto"),
-    free_host=st.integers(0, 2 * GIB),
-    free_device=st.integers(0, 2 * GIB),
-)
-def test_whatever_the_budgets_a_plan_keeps_them_and_adds_up_or_is_refused(
-    planned, device, device_memory, host_memory, free_host, free_device
-):
-    free = FreeMemory(free_host, free_host if device == "cpu" else free_device)
-    try:
-        plan = planned(device, free, device_memory=device_memory, host_memory=host_memory)
-    except ConfigError:
-        return
-    on_gpu = device == "cuda"
-    assert 1 <= plan.slots_per_layer <= EXPERTS
-    assert plan.total == plan.device_nbytes + plan.host_nbytes
-    assert plan.device_nbytes <= (free.device if device_memory == "auto" else device_memory)
-    assert plan.host <= (free_host if host_memory == "auto" else host_memory)
-    assert (plan.host_nbytes if on_gpu and plan.host else 0) <= free_host
-    assert on_gpu or plan.total <= free_host
-    found = (plan.experts_on_device, plan.experts_on_host, plan.experts_on_disk)
-    assert min(found) >= 0
-    assert sum(found) == LAYERS * EXPERTS
-    assert plan.pinned <= plan.host_nbytes
-
-
-# ---- the device's budget
-
-
-@DEVICES
-@pytest.mark.parametrize("slots", range(1, EXPERTS + 1))
-def test_as_many_slots_fit_as_the_budget_pays_for(planned, device, slots):
-    budget = least(planned(device)) + (slots - 1) * LAYERS * planned(device).buffer_nbytes
-    assert planned(device, device_memory=budget).slots_per_layer == slots
-    assert planned(device, device_memory=budget).device_nbytes == budget
-    if slots > 1:
-        assert planned(device, device_memory=budget - 1).slots_per_layer == slots - 1
-
-
-def test_a_budget_for_more_than_all_experts_is_not_spent(planned):
-    plan = planned(device_memory="1GiB")
-    assert (plan.slots_per_layer, plan.experts_on_disk) == (EXPERTS, 0)
-    assert plan.device_nbytes < 3 * MIB
-
-
-@DEVICES
-def test_a_budget_without_room_for_one_slot_a_layer_is_refused_with_the_numbers(planned, device):
-    plan = planned(device)
-    too_little = least(plan) - 5000
-    with pytest.raises(ConfigError) as refusal:
-        planned(device, device_memory=too_little)
-    said = str(refusal.value)
-    assert f"device_memory={too_little}" in said
-    parts = (plan.non_expert, plan.kv_cache, plan.workspace, plan.staging, least(plan), 5000)
-    assert all(format_nbytes(nbytes) in said for nbytes in parts)
-    enough = int(re.search(r"give (\d+) bytes or more", said)[1])
-    assert planned(device, device_memory=enough).slots_per_layer == 1
-
-
-def test_fewer_staging_buffers_leave_room_for_slots(planned):
-    budget = least(planned(staging=6))
-    assert planned(device_memory=budget, staging=2).slots_per_layer == 3
-    assert planned(device_memory=budget, staging=6).slots_per_layer == 1
-
-
-@DEVICES
-def test_auto_leaves_headroom_on_the_device(planned, device):
-    room = least(planned(device)) + LAYERS * planned(device).buffer_nbytes
-    free = FreeMemory(host=room + 256 * MIB, device=room + 256 * MIB)
-    plan = planned(device, free, device_memory="auto")
-    assert plan.slots_per_layer == 2
-    assert plan.device_nbytes == room <= free.device - headroom(free.device)
-
-
-def test_auto_without_room_beside_the_headroom_is_refused(planned):
-    with pytest.raises(
-        ConfigError, match=r"device_memory='auto' \(0 B\): the non-expert parameters take"
-    ):
-        planned(free=FreeMemory(250 * MIB, 250 * MIB), device_memory="auto")
-
-
-def test_a_gpus_budget_is_its_own_memory_not_the_hosts(planned):
-    plan = planned("cuda", FreeMemory(host=20 * MIB, device=GIB), device_memory="auto")
-    assert plan.slots_per_layer == EXPERTS
-
-
-# ---- host memory
-
-
-def buffers(plan: MemoryPlan, count: int) -> int:
-    return count * plan.buffer_nbytes
-
-
-@pytest.mark.parametrize(
-    ("device", "held", "kind", "on_host", "on_disk"),
-    [
-        ("cuda", 0, "none", 0, 8),
-        ("cuda", 3, "exclusive", 3, 5),
-        ("cuda", 8, "exclusive", 8, 0),
-        ("cuda", 15, "exclusive", 8, 0),
-        ("cuda", 16, "inclusive", 8, 0),
-        ("cuda", 99, "inclusive", 8, 0),
-        ("cpu", 0, "none", 0, 8),
-        ("cpu", 3, "exclusive", 3, 5),
-        ("cpu", 99, "exclusive", 8, 0),
-    ],
-)
-def test_the_host_tier_is_inclusive_where_it_may_hold_all(
-    planned, device, held, kind, on_host, on_disk
-):
-    budget = buffers(planned(), held)
-    plan = planned(device, host_memory=budget)
-    assert (plan.host_tier, plan.experts_on_host, plan.experts_on_disk) == (kind, on_host, on_disk)
-    assert plan.host == buffers(plan, min(held, 16 if kind == "inclusive" else 8))
-
-
-def test_a_host_tier_asked_for_is_the_one_planned(planned):
-    budget = buffers(planned(), 99)
-    exclusive = planned("cuda", host_memory=budget, host_tier="exclusive")
-    assert (exclusive.host_tier, exclusive.host) == ("exclusive", buffers(exclusive, 8))
-    inclusive = planned("cuda", host_memory=buffers(exclusive, 5), host_tier="inclusive")
-    assert (inclusive.host_tier, inclusive.experts_on_host) == ("inclusive", 5)
-
-
-def test_host_memory_is_not_taken_when_all_experts_are_on_the_device(planned):
-    plan = planned(offload_per_layer=0, host_memory="1GiB")
-    assert (plan.host, plan.host_tier) == (0, "none")
-
-
-def test_auto_leaves_headroom_on_the_host_after_all_else(planned):
-    on_cpu, on_gpu = planned("cpu"), planned("cuda")
-    for plan, beside in ((on_cpu, on_cpu.device_nbytes), (on_gpu, on_gpu.bounce)):
-        room = beside + buffers(plan, 3) + 256 * MIB
-        found = planned(plan.device, FreeMemory(room, room), host_memory="auto")
-        assert found.host == buffers(plan, 3)
-
-
-def test_all_auto_takes_slots_first_and_spends_no_byte_twice_on_a_cpu(checkpoint, planned):
-    room = least(planned()) + buffers(planned(), 2 * LAYERS) + 256 * MIB
-    free = FreeMemory(room, room)
-    plan = plan_memory(checkpoint, OffloadConfig.auto(), free=free)
-    assert plan.slots_per_layer == 3
-    assert plan.host == 0
-    assert plan.total <= room - headroom(room)
-
-
-@pytest.mark.parametrize(
-    ("offload", "device", "message"),
-    [
-        ({"host_memory": 5000}, "cpu", "host_memory=5000: one record takes .* give .* or 0"),
-        ({"host_tier": "exclusive"}, "cuda", "host_tier='exclusive': host_memory=0 keeps no"),
-        ({"host_tier": "inclusive", "host_memory": "1GiB"}, "cpu", "would lie there twice"),
-        ({"pinned_memory": "1MiB"}, "cpu", "pinned_memory='1MiB': memory is pinned for a GPU"),
-        ({"miss": "compute"}, "cpu", "miss='compute': .* give 'fetch', or device='cuda'"),
-        ({"miss": "auto", "offload_per_layer": 0}, "cpu", "miss='auto': .* give 'fetch'"),
-        ({"miss": "compute"}, "cuda", "miss='compute': host_memory=0 keeps no record .* 10GiB"),
-        ({"prefetch": 9}, "cpu", "prefetch=9: a layer of this model has 8 experts: give 0 to 8"),
-        ({"offload_per_layer": 9}, "cpu", "offload_per_layer=9: .* give 0 to 8"),
-    ],
-)
-def test_what_would_have_no_effect_is_refused(planned, offload, device, message):
-    with pytest.raises(ConfigError, match=message):
-        planned(device, **offload)
-
-
-@pytest.mark.parametrize("miss", ["compute", "auto"])
-def test_misses_may_be_computed_in_host_memory_beside_a_gpu(planned, miss):
-    assert planned("cuda", miss=miss, host_memory="1GiB") == planned("cuda", host_memory="1GiB")
-    assert planned("cuda", miss=miss, offload_per_layer=0).host == 0  # nothing misses
-
-
-# ---- pinned memory
-
-
-def test_all_that_a_gpu_copies_from_is_pinned_up_to_half_of_what_is_free(planned):
-    plan = planned("cuda", host_memory="1GiB")
-    assert plan.pinned == plan.host_nbytes == plan.host + plan.bounce
-    tight = FreeMemory(host=3 * MIB // 2, device=GIB)
-    assert planned("cuda", tight, host_memory=MIB).pinned == 3 * MIB // 4
-
-
-@pytest.mark.parametrize("budget", [0, 4096, "100KiB"])
-def test_no_more_is_pinned_than_was_said(planned, budget):
-    nbytes = {0: 0, 4096: 4096, "100KiB": 100 * 1024}[budget]
-    assert planned("cuda", pinned_memory=budget).pinned == nbytes
-
-
-# ---- the machine's memory
-
-
-def test_a_cpus_tiers_must_fit_its_memory_together(planned):
-    wanted = {"offload_per_layer": 4, "host_memory": "1GiB"}
-    total = planned(**wanted).total
-    assert planned(free=FreeMemory(total, total), **wanted).total == total
-    with pytest.raises(ConfigError, match=re.escape(f"takes {format_nbytes(total)} (")) as refusal:
-        planned(free=FreeMemory(total - 2000, total - 2000), **wanted)
-    assert f"{format_nbytes(2000)} too much: lower device_memory or host_memory" in str(refusal)
-
-
-def test_a_gpus_budget_must_fit_it(planned):
-    budget = least(planned("cuda"))
-    with pytest.raises(ConfigError, match="too much: lower device_memory"):
-        planned("cuda", FreeMemory(GIB, budget - 1), device_memory=budget)
-
-
-def test_records_for_a_gpu_must_fit_host_memory_beside_what_is_on_the_way(planned):
-    host = planned("cuda", host_memory="1GiB").host_nbytes
-    assert planned("cuda", FreeMemory(host, 0), host_memory="1GiB").host_nbytes == host
-    with pytest.raises(ConfigError, match="free, 1 B too much: lower device_memory or host_memory"):
-        planned("cuda", FreeMemory(host - 1, 0), host_memory="1GiB")
-
-
-@DEVICES
-def test_without_any_budget_nothing_is_refused_however_little_is_free(planned, device):
-    assert planned(device, FreeMemory(0, 0), offload_per_layer=4).slots_per_layer == 4
-
-
-# ---- a machine that isn't here
-
-
-def test_bytes_can_be_planned_for_a_gpu_that_is_not_here(planned):
+def test_budgets_in_bytes_can_be_planned_for_a_gpu_that_is_not_here(planned):
     plan = planned("cuda", UNKNOWN, device_memory="1GiB", host_memory="1GiB")
     assert (plan.io, plan.host_tier) == ("unknown", "none")
     assert planned("cuda", UNKNOWN, io="direct").io == "direct"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
-def test_a_gpu_that_is_not_here_is_not_asked(checkpoint):
+def test_no_gpu_is_needed_to_plan_for_one(checkpoint):
     assert plan_memory(checkpoint, OffloadConfig(), device="cuda").io == "unknown"
 
 
@@ -349,33 +94,27 @@ def test_auto_needs_a_machine_that_is_here(planned, name):
         planned("cuda", UNKNOWN, **{name: "auto"})
 
 
-def test_this_machine_is_asked_when_nothing_is_said(checkpoint):
+def test_free_memory_is_this_machines_by_default(checkpoint):
     assert plan_memory(checkpoint, OffloadConfig.auto()).slots_per_layer == EXPERTS
 
 
-# ---- disk reads
-
-
 @DEVICES
-def test_experts_are_read_past_a_page_cache_that_could_not_hold_them(planned, device):
+def test_direct_reads_are_planned_where_the_page_cache_could_not_hold_all_experts(planned, device):
     plan = planned(device)
     taken = plan.total if device == "cpu" else plan.host_nbytes
     for left, io in ((plan.disk, "buffered"), (plan.disk - 1, "direct")):
-        found = planned(device, FreeMemory(taken + left, taken + left))
-        assert found.io == io
-        assert format_nbytes(plan.disk) in found.io_reason
+        again = planned(device, FreeMemory(taken + left, taken + left))
+        assert again.io == io
+        assert format_nbytes(plan.disk) in again.io_reason
 
 
 @pytest.mark.parametrize("io", ["direct", "buffered"])
-def test_reads_asked_for_are_those_planned(planned, io):
+def test_the_io_that_is_set_is_planned(planned, io):
     assert (planned(io=io).io, planned(io=io).io_reason) == (io, "as asked for")
 
 
-# ---- another scheme
-
-
 def test_smaller_records_make_room_for_more_slots(quantized, planned):
-    small = Checkpoint.open(quantized(MIXED))
+    small = open_checkpoint(quantized(MIXED))
     budget = planned().device_nbytes
     plan = plan_memory(small, OffloadConfig(device_memory=budget), free=PLENTY)
     assert plan.slots_per_layer > planned(device_memory=budget).slots_per_layer

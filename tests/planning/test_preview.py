@@ -1,4 +1,4 @@
-"""What a checkpoint would take is known before any of its weights are here."""
+"""A checkpoint's sizes are known before any of its weights are fetched."""
 
 import json
 from collections.abc import Callable
@@ -38,43 +38,43 @@ def printed(*arguments: str) -> str:
     return result.output
 
 
-def test_a_checkpoint_on_the_hub_is_planned_as_it_will_be_found(
+def test_a_checkpoint_on_the_hub_has_the_plan_of_the_downloaded_one(
     hub: Hub, quantized: Callable[..., Path]
 ) -> None:
     hub.add(NAME, quantized(MIXED))
-    prospect = preview_checkpoint(NAME)
+    preview = preview_checkpoint(NAME)
     assert not weights_sent(hub)
-    assert prospect.stored == MIXED
-    assert planned(prospect.outline()) == planned(open_checkpoint(quantized(MIXED)))
+    assert preview.stored == MIXED
+    assert planned(preview.outline()) == planned(open_checkpoint(quantized(MIXED)))
 
 
-def test_an_original_on_the_hub_is_planned_as_it_would_be_converted(
+def test_an_original_on_the_hub_has_the_plan_of_the_converted_one(
     hub: Hub, tiny_mixtral: Callable[..., Path], quantized: Callable[..., Path]
 ) -> None:
     hub.add(NAME, tiny_mixtral())
-    prospect = preview_checkpoint(NAME)
+    preview = preview_checkpoint(NAME)
     assert not weights_sent(hub)
-    assert prospect.stored is None
-    assert prospect.fetched_nbytes == (tiny_mixtral() / "model.safetensors").stat().st_size
+    assert preview.stored is None
+    assert preview.fetched_nbytes == (tiny_mixtral() / "model.safetensors").stat().st_size
     for scheme in (MIXED, EXACT):
-        assert planned(prospect.outline(scheme)) == planned(open_checkpoint(quantized(scheme)))
+        assert planned(preview.outline(scheme)) == planned(open_checkpoint(quantized(scheme)))
 
 
-def test_the_released_layout_is_known_by_the_headers_of_two_files(hub: Hub) -> None:
+def test_the_released_layout_is_previewed_from_the_headers_of_two_files(hub: Hub) -> None:
     hub.add(NAME, RELEASED)
-    prospect = preview_checkpoint(NAME)
+    preview = preview_checkpoint(NAME)
     opened = open_checkpoint(RELEASED)
     assert len(weights_sent(hub)) == 2
     assert max(weights_sent(hub).values()) <= FIRST_BYTES
-    assert prospect.stored == opened.scheme
-    outline = prospect.outline()
-    assert (outline.num_layers, outline.num_experts) == (opened.num_layers, opened.num_experts)
-    padded = outline.num_layers * outline.num_experts * (4096 + 21 * 64)  # our records' alignment
-    assert 0 <= outline.experts_nbytes - opened.experts_nbytes <= padded
+    assert preview.stored == opened.scheme
+    estimate = preview.outline()
+    assert (estimate.num_layers, estimate.num_experts) == (opened.num_layers, opened.num_experts)
+    padded = estimate.num_layers * estimate.num_experts * (4096 + 21 * 64)  # our records' alignment
+    assert 0 <= estimate.experts_nbytes - opened.experts_nbytes <= padded
 
 
 @pytest.mark.parametrize("scheme", [MIXED, EXACT])
-def test_a_folder_is_known_without_its_weights(
+def test_a_folder_is_previewed_without_its_weights(
     quantized: Callable[..., Path], tmp_path: Path, scheme
 ) -> None:
     for name in ("config.json", "model.safetensors.index.json"):
@@ -84,7 +84,7 @@ def test_a_folder_is_known_without_its_weights(
     )
 
 
-def test_a_scheme_for_what_is_quantized_already_is_refused(quantized: Callable[..., Path]) -> None:
+def test_a_scheme_for_a_quantized_checkpoint_is_refused(quantized: Callable[..., Path]) -> None:
     with pytest.raises(ConfigError, match="is quantized already"):
         preview_checkpoint(quantized(MIXED)).outline(EXACT)
 
@@ -97,7 +97,7 @@ def test_a_scheme_for_what_is_quantized_already_is_refused(quantized: Callable[.
         ({"auto_map": {"AutoModel": "code.Model"}}, "code of its own"),
     ],
 )
-def test_what_mixoff_cannot_run_is_refused_by_name(tmp_path, settings, message) -> None:
+def test_an_unsupported_model_is_refused_by_name(tmp_path, settings, message) -> None:
     config = random_mixtral(experts=2).config.to_dict() | settings
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=message):
@@ -109,7 +109,7 @@ def test_a_folder_without_settings_is_no_model(tmp_path) -> None:
         preview_checkpoint(tmp_path)
 
 
-def test_the_command_tells_sizes_places_and_the_commit(
+def test_the_command_prints_sizes_tiers_and_the_commit(
     hub: Hub, tiny_mixtral: Callable[..., Path]
 ) -> None:
     commit = hub.add(NAME, tiny_mixtral())
@@ -122,11 +122,11 @@ def test_the_command_tells_sizes_places_and_the_commit(
 
 def test_the_commands_json_has_the_plan_of_the_api(tiny_mixtral: Callable[..., Path]) -> None:
     arguments = ["--experts", "4", "--attention", "none", "--layer-experts", "1:8"]
-    told = json.loads(printed(str(tiny_mixtral()), *arguments, "--group-size", "16", "--json"))
-    assert told["checkpoint"]["attention"] == {"method": "none", "dtype": "float32"}
-    assert told["checkpoint"]["experts"]["nbits"] == 4
-    assert told["checkpoint"]["layer_experts"]["1"]["nbits"] == 8
-    assert told["run"]["slots_per_layer"] == 4
+    output = json.loads(printed(str(tiny_mixtral()), *arguments, "--group-size", "16", "--json"))
+    assert output["checkpoint"]["attention"] == {"method": "none", "dtype": "float32"}
+    assert output["checkpoint"]["experts"]["nbits"] == 4
+    assert output["checkpoint"]["layer_experts"]["1"]["nbits"] == 8
+    assert output["run"]["slots_per_layer"] == 4
 
 
 def test_a_budget_that_cannot_be_met_is_refused_with_numbers(
@@ -139,7 +139,7 @@ def test_a_budget_that_cannot_be_met_is_refused_with_numbers(
     assert "too much" in result.output
 
 
-def test_a_prospect_can_be_another_models(quantized: Callable[..., Path]) -> None:
-    prospect = preview_checkpoint(quantized(MIXED))
-    deeper = replace(prospect, config={**prospect.config, "num_hidden_layers": 4})
-    assert deeper.outline().experts_nbytes == 2 * prospect.outline().experts_nbytes
+def test_a_preview_can_be_changed_to_another_models(quantized: Callable[..., Path]) -> None:
+    preview = preview_checkpoint(quantized(MIXED))
+    deeper = replace(preview, config={**preview.config, "num_hidden_layers": 4})
+    assert deeper.outline().experts_nbytes == 2 * preview.outline().experts_nbytes

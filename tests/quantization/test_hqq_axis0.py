@@ -1,4 +1,4 @@
-"""Matrices in the form that mixtral-offloading released mean what their description says."""
+"""Matrices in the layout that mixtral-offloading released are restored as it defines them."""
 
 import pytest
 import torch
@@ -24,27 +24,27 @@ def scheme_of(bits: Bits) -> HQQAxis0:
     return HQQAxis0(bits.nbits, bits.group_size, bits.scale_group_size)
 
 
-@pytest.mark.parametrize("bits", ALL_BITS)
-def test_tensors_of_another_writer_give_the_matrix_that_it_meant(bits):
-    parts, meant = bits.quantize(weights(*SHAPE))
+@pytest.mark.parametrize("bits", ALL_BITS, ids=str)
+def test_tensors_of_an_independent_writer_give_its_matrix(bits):
+    parts, expected = bits.quantize(weights(*SHAPE))
     specs = {name: (part.dtype, tuple(part.shape)) for name, part in parts.items()}
     scheme = HQQAxis0.read_off(specs, SHAPE)
     assert scheme == scheme_of(bits)
-    assert torch.equal(scheme.dequantize(parts, SHAPE, torch.float32), meant)
-    assert torch.equal(scheme.dequantize(parts, SHAPE, torch.float16), meant.half())
+    assert torch.equal(scheme.dequantize(parts, SHAPE, torch.float32), expected)
+    assert torch.equal(scheme.dequantize(parts, SHAPE, torch.float16), expected.half())
 
 
-@pytest.mark.parametrize("bits", ALL_BITS)
+@pytest.mark.parametrize("bits", ALL_BITS, ids=str)
 def test_codes_are_those_of_hqq(bits):
     ours, theirs = scheme_of(bits).quantize(weights(*SHAPE)), bits.quantize(weights(*SHAPE))[0]
     assert torch.equal(ours["W_q"], theirs["W_q"])
 
 
-@pytest.mark.parametrize("bits", ALL_BITS)
-def test_the_parts_are_of_the_types_and_shapes_that_were_foretold(bits):
+@pytest.mark.parametrize("bits", ALL_BITS, ids=str)
+def test_the_parts_have_the_types_and_shapes_of_part_specs(bits):
     parts = scheme_of(bits).quantize(weights(*SHAPE))
-    found = {name: (part.dtype, tuple(part.shape)) for name, part in parts.items()}
-    assert found == scheme_of(bits).part_specs(SHAPE)
+    specs = {name: (part.dtype, tuple(part.shape)) for name, part in parts.items()}
+    assert specs == scheme_of(bits).part_specs(SHAPE)
 
 
 def test_more_bits_make_a_smaller_error():
@@ -61,7 +61,7 @@ def test_an_expert_of_the_released_2_bits_takes_66_4_megabytes():
     assert RecordLayout(HQQAxis0(2, 16, 128), shapes).nbytes == pytest.approx(66.4e6, rel=1e-3)
 
 
-def test_a_scheme_comes_back_from_its_settings():
+def test_the_quantization_is_restored_from_its_settings():
     scheme = HQQAxis0(3, 64, 128)
     assert quantization_from_dict(scheme.to_dict()) == scheme
 
@@ -75,19 +75,22 @@ def test_a_scheme_comes_back_from_its_settings():
         ({"group_size": 0}, "group_size=0: give a multiple of 8"),
         ({"scale_group_size": 0}, "scale_group_size=0: give a whole number above 0"),
     ],
+    ids=str,
 )
-def test_a_setting_that_cannot_be_is_refused_with_what_would_do(settings, message):
+def test_an_invalid_setting_is_refused_with_the_valid_ones(settings, message):
     with pytest.raises(ConfigError, match=message):
         HQQAxis0(**settings)
 
 
-@pytest.mark.parametrize("scheme", [HQQAxis0(2, 40, 1), HQQAxis0(2, 16, 5), HQQAxis0(2, 16, 999)])
+@pytest.mark.parametrize(
+    "scheme", [HQQAxis0(2, 40, 1), HQQAxis0(2, 16, 5), HQQAxis0(2, 16, 999)], ids=str
+)
 def test_groups_that_do_not_divide_the_matrix_are_refused(scheme):
-    with pytest.raises(ConfigError, match="a 48 x 256 matrix doesn't fall into such groups"):
+    with pytest.raises(ConfigError, match="a 48 x 256 matrix can't be divided into such groups"):
         scheme.quantize(weights(*SHAPE))
 
 
 def test_scales_that_start_far_from_zero_keep_their_value():
     weight = weights(*SHAPE) * 1e-4 + 0.02
-    found = QuantizedTensor.quantize(weight, HQQAxis0(4, 64, 64)).dequantize()
-    assert (found - weight).abs().max() < 1e-3
+    restored = QuantizedTensor.quantize(weight, HQQAxis0(4, 64, 64)).dequantize()
+    assert (restored - weight).abs().max() < 1e-3

@@ -1,4 +1,4 @@
-"""Packed codes come back as they were, and lie where hqq's own packing puts them."""
+"""Unpacking restores packed codes, and the packed layout is that of hqq."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def test_unpacking_returns_the_codes_that_were_packed(nbits, rows, columns, seed
 
 
 @given(nbits=any_bits, rows=any_rows, columns=any_columns)
-def test_packed_bytes_have_the_shape_that_was_foretold(nbits, rows, columns):
+def test_packed_bytes_have_the_shape_of_packed_shape(nbits, rows, columns):
     packed = pack(random_codes(rows, columns, nbits), nbits)
     assert tuple(packed.shape) == packed_shape(rows, columns, nbits)
 
@@ -80,7 +80,7 @@ def test_a_packed_tensor_has_nbits_eighths_of_the_rows(nbits):
 
 
 @given(rows=any_rows, columns=any_columns, seed=any_seed)
-def test_words_are_hqqs_own_and_give_the_codes_back(rows, columns, seed):
+def test_words_are_those_of_hqq_and_unpacking_restores_the_codes(rows, columns, seed):
     codes = random_codes(rows, columns, 3, seed)
     packed = pack_words(codes)
     assert torch.equal(packed, BitPack.pack_3bit_32(codes.int()))

@@ -91,7 +91,7 @@ def test_opposites_state_a_pair_of_the_table(load):
     assert {reply for _, reply in replies(load("corpus"), "opposite")} <= true
 
 
-def test_a_name_is_recalled_as_it_was_told(load):
+def test_a_name_is_recalled_as_the_user_wrote_it(load):
     name_recall, rng = load("corpus").PROBES["name_recall"], Random(3)
     for _ in range(300):
         turns = name_recall(rng)
@@ -104,12 +104,13 @@ def test_the_answer_about_a_story_stands_in_the_story(load):
     story_question, rng = load("corpus").PROBES["story_question"], Random(3)
     for _ in range(300):
         turns = story_question(rng)
-        told = " ".join(turn.user for turn in turns).lower() + " the is friend got drank now"
-        missing = [word for word in re.findall(r"\w+", turns[-1].reply.lower()) if word not in told]
+        story = " ".join(turn.user for turn in turns).lower() + " the is friend got drank now"
+        words = re.findall(r"\w+", turns[-1].reply.lower())
+        missing = [word for word in words if word not in story]
         assert missing == [], turns
 
 
-def test_lists_have_as_many_entries_as_asked_and_none_twice(load):
+def test_lists_have_the_requested_number_of_entries_and_none_twice(load):
     numbers = load("facts").NUMBERS
     for _, reply in replies(load("corpus"), "list_count"):
         kind, _, items = reply.rstrip(".").partition(" are ")

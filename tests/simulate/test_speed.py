@@ -13,7 +13,8 @@ from mixoff import Trace, replay
 from mixoff.errors import ConfigError, TraceError
 from mixoff.simulate import LinkModel, Machine, PrefetchAccuracy, predict_speed, recorded_speed
 from mixoff.simulate.link_queue import LinkQueue
-from mixoff.simulate.machine import PIECE, link_of
+from mixoff.simulate.machine import link_of
+from mixoff.units import CHUNK
 from support.recordings import MS, HandPlayed
 from support.tiers import examples
 
@@ -221,7 +222,7 @@ def test_a_link_needs_sizes_that_take_longer(sizes, seconds):
 
 def test_pieces_of_a_copy_take_as_long_as_the_copy():
     link = LinkModel(0.1, 1e7)
-    for nbytes in (1, PIECE, PIECE + 1, 3 * PIECE - 5):
+    for nbytes in (1, CHUNK, CHUNK + 1, 3 * CHUNK - 5):
         assert sum(link.pieces(nbytes)) == pytest.approx(link.seconds(nbytes))
 
 

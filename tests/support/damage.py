@@ -1,4 +1,4 @@
-"""Ways to damage a file, each undone when the test goes on."""
+"""Damage to files, each undone before the next."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ def each_flip(path: Path, positions: range | None = None, bits: int = 8) -> Iter
 
 
 def each_truncation(path: Path, step: int = 1) -> Iterator[int]:
-    """Yield every length, or one in `step`, that is too short while the file has it."""
+    """Cut a file to every shorter length, or one in `step`, and yield the length."""
     content = path.read_bytes()
     try:
         for length in range(len(content) - 1, -1, -step):
@@ -34,7 +34,7 @@ def each_truncation(path: Path, step: int = 1) -> Iterator[int]:
 
 @contextmanager
 def changed(path: Path, content: bytes) -> Iterator[None]:
-    """Let a file hold something else."""
+    """Replace a file's content inside the ``with`` block."""
     before = path.read_bytes()
     path.write_bytes(content)
     try:
@@ -44,10 +44,10 @@ def changed(path: Path, content: bytes) -> Iterator[None]:
 
 
 @contextmanager
-def swapped(one: Path, other: Path) -> Iterator[None]:
-    """Let two files have each other's content."""
-    contents = one.read_bytes(), other.read_bytes()
-    with changed(one, contents[1]), changed(other, contents[0]):
+def swapped(first: Path, second: Path) -> Iterator[None]:
+    """Exchange the content of two files inside the ``with`` block."""
+    contents = first.read_bytes(), second.read_bytes()
+    with changed(first, contents[1]), changed(second, contents[0]):
         yield
 
 

@@ -1,4 +1,4 @@
-"""A device whose streams do their work when chance says so, for tests without a GPU."""
+"""A device whose streams do their work at random times, for tests without a GPU."""
 
 import random
 from collections import deque
@@ -20,7 +20,7 @@ class FakeEvent:
         while self.passed_at is None:
             with self._device.lock:
                 moved = self.passed_at is not None or self._device.run_one()
-            assert moved, "the host waits for an event that never comes"
+            assert moved, "the host waits for an event that is never passed"
 
     def nanoseconds(self) -> int:
         assert self.passed_at is not None
@@ -32,7 +32,7 @@ class FakeStream:
 
     def __init__(self, device: "FakeDevice") -> None:
         self._device = device
-        self.work: deque[Callable[[], bool]] = deque()  # each says whether it could be done
+        self.work: deque[Callable[[], bool]] = deque()  # each returns whether it could be done
 
     def enqueue(self, piece: Callable[[], object]) -> None:
         def done() -> bool:
@@ -60,7 +60,7 @@ class FakeStream:
 
 
 class FakeDevice:
-    """Three streams over host memory; after each request some of the work is done, at random."""
+    """Three streams over host memory; after each submission some work is done, at random."""
 
     def __init__(self, seed: int, *, pins: int | None = None) -> None:
         self.lock = RLock()
@@ -84,7 +84,9 @@ class FakeDevice:
         return self._clock
 
     def run_some(self) -> None:
-        for _ in range(self._chance.choice([0, 0, 0, 0, 0, 0, 9])):  # in bursts, and behind
+        for _ in range(
+            self._chance.choice([0, 0, 0, 0, 0, 0, 9])
+        ):  # in bursts, so that work is late
             self.run_one()
 
     def run_one(self) -> bool:
@@ -106,7 +108,7 @@ class FakeDevice:
 
 
 class HostStream(FakeStream):
-    """The compute of a host that computes for itself: it waits where a device's stream would."""
+    """The compute stream of a device that is the host: it waits where a GPU's stream would."""
 
     def record(self) -> FakeEvent:
         event = FakeEvent(self._device)
@@ -119,7 +121,7 @@ class HostStream(FakeStream):
 
 
 class ComputingDevice(FakeDevice):
-    """A fake device whose memory plain torch may compute in, so that a model runs on it."""
+    """A fake device in whose memory plain torch computes, so that a model runs on it."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__(seed)

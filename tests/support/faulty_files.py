@@ -1,7 +1,7 @@
-"""A system whose files fail at one operation, or end the process there, and which counts them all.
+"""Files that fail at one operation, or end the process there, with a count of all operations.
 
-What Python itself offers is replaced: `io.open`, through which `Path.open` goes, and functions of
-`os`. Operations on paths below a folder count, and all on descriptors.
+Python's own functions are replaced: `io.open`, which `Path.open` calls, and functions of `os`.
+Operations on paths below a folder count, and all on descriptors.
 """
 
 import builtins
@@ -24,16 +24,16 @@ _FUNCTIONS = (
 
 
 class FaultyFiles:
-    """Counts operations below a folder, and lets one of them go wrong.
+    """Counts operations below a folder, and makes one of them fail.
 
     Parameters
     ----------
     folder
         Where operations count.
     number
-        Which operation goes wrong, from 0 on; None lets all go well.
+        Which operation fails, from 0; with None, none does.
     fault
-        An error's number; "short" reads or writes half of what was asked; "kill" ends the process.
+        An error's number; "short" reads or writes half of the request; "kill" ends the process.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The stand-in of the hub as tests use it: the real client, told to talk to nobody else."""
+"""The fake hub as a fixture: the real client, with the fake hub as its only endpoint."""
 
 import os
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from support.hub_server import Hub, hub_server
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A stand-in for this process's client, whose cache is empty and who is signed in nowhere."""
+    """Run a fake hub for this process's client, which has an empty cache and no token."""
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "HF_OIDC_RESOURCE"):
         monkeypatch.delenv(name, raising=False)
     with hub_server() as server:
@@ -26,11 +26,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
             "HF_HUB_OFFLINE": False,
             "HF_HUB_DISABLE_XET": True,
             "HF_HUB_DISABLE_TELEMETRY": True,
-            "DOWNLOAD_CHUNK_SIZE": 4096,  # what is kept of a broken connection is whole chunks
+            "DOWNLOAD_CHUNK_SIZE": 4096,  # a broken connection leaves complete chunks
         }
         for name, value in settings.items():
             monkeypatch.setattr(constants, name, value)
-        # The client has no setting for how long it waits before it tries again.
+        # The client has no setting for the wait between its attempts.
         for module in ("file_download", "utils._http"):
             monkeypatch.setattr(f"huggingface_hub.{module}.time", SimpleNamespace(sleep=_no_wait))
         close_session()
@@ -43,9 +43,9 @@ def _no_wait(seconds: float) -> None:
 
 
 def process_environment(hub: Hub, home: Path, **more: str) -> dict[str, str]:
-    """Return the environment of a program whose client talks to the stand-in."""
-    without = ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_OIDC_RESOURCE")
-    inherited = {name: value for name, value in os.environ.items() if name not in without}
+    """Return the environment of a process whose client uses the fake hub."""
+    removed = ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_OIDC_RESOURCE")
+    inherited = {name: value for name, value in os.environ.items() if name not in removed}
     return inherited | {
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(home),

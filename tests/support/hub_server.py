@@ -1,6 +1,6 @@
-"""A stand-in of the Hugging Face hub: its HTTP interface on 127.0.0.1, and what can go wrong there.
+"""A fake Hugging Face hub: its HTTP interface on 127.0.0.1, with faults that tests inject.
 
-Paths, headers and error codes are the hub's, so the real client talks to it. Files of weights are
+Paths, headers and error codes are the hub's, so the real client works with it. Files of weights are
 large files (LFS, hash SHA-256, fetched through a redirect), others are git's (SHA-1 of the blob).
 """
 
@@ -18,7 +18,7 @@ from threading import Lock, Thread
 from urllib.parse import unquote, urlsplit
 
 _LARGE = (".safetensors", ".bin", ".model")
-_PIECE = 4096  # bytes that are sent at once
+_PIECE = 4096  # bytes sent at once
 
 
 def is_large(name: str) -> bool:
@@ -35,7 +35,7 @@ def digest(name: str, content: bytes) -> str:
 
 @dataclass
 class Repo:
-    """A repository: the files of each commit, and which commit a branch or tag is."""
+    """A repository: the files of each commit, and the commit of each branch or tag."""
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class Repo:
 
 @dataclass
 class Hub:
-    """The repositories of a stand-in, the trouble it makes, and what it was asked and sent."""
+    """The fake hub's repositories, its faults, and the requests and uploads that it received."""
 
     repos: dict[str, Repo] = field(default_factory=dict)
     token: str = "hf_right"
@@ -66,17 +66,17 @@ class Hub:
     limited: int = 0  # how many requests are answered with 429
     limit_headers: dict[str, str] = field(default_factory=lambda: {"Retry-After": "0"})
     refused_uploads: int = 0  # how many large files are answered with 507
-    puts: int = 0  # large files that were taken
+    puts: int = 0  # large files that were accepted
     flipped: set[str] = field(default_factory=set)  # files sent with one byte changed
     knows_ranges: bool = True
     requests: list[str] = field(default_factory=list)
     sent: Counter[str] = field(default_factory=Counter)  # bytes, by file
     large: dict[str, tuple[str, bytes]] = field(default_factory=dict)  # by SHA-256
     uploaded: dict[str, bytes] = field(default_factory=dict)
-    tokens_elsewhere: int = 0  # requests for large files that gave a token away
+    tokens_elsewhere: int = 0  # requests for large files that carried a token
     lock: Lock = field(default_factory=Lock)
     url: str = ""
-    store: str = ""  # where large files lie: elsewhere, as with the hub
+    store: str = ""  # the address of large files: another one, as on the hub
 
     def add(self, name: str, folder: Path, **settings: object) -> str:
         """Put a folder's files into a repository, and return the commit."""
@@ -92,22 +92,22 @@ class Hub:
                 self.large[hashlib.sha256(content).hexdigest()] = (file, content)
         return repo.commit(files)
 
-    def take(self, trouble: str) -> bool:
-        """Return whether a trouble is still to be made, and count it."""
+    def take(self, fault: str) -> bool:
+        """Return whether a fault is still to occur, and count it."""
         with self.lock:
-            left = getattr(self, trouble)
-            setattr(self, trouble, max(0, left - 1))
+            left = getattr(self, fault)
+            setattr(self, fault, max(0, left - 1))
             return left > 0
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers as the hub does."""
+    """Answers requests as the hub does."""
 
     protocol_version = "HTTP/1.1"
     hub: Hub
 
     def log_message(self, format: str, *values: object) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def do_HEAD(self) -> None:
         self._get()
@@ -133,9 +133,9 @@ class Handler(BaseHTTPRequestHandler):
     # ---- reading
 
     def _api(self, path: str) -> None:
-        name, _, deeper = path.partition("/tree/")
-        if deeper:
-            self._tree(name, *deeper.partition("/")[::2])
+        name, _, tree = path.partition("/tree/")
+        if tree:
+            self._tree(name, *tree.partition("/")[::2])
             return
         name, _, rest = path.partition("/revision/")
         if (repo := self._repo(name)) is None:
@@ -158,9 +158,9 @@ class Handler(BaseHTTPRequestHandler):
         self._json([self._entry(*file) for file in repo.commits[commit].items()])
 
     def _entry(self, name: str, content: bytes) -> dict[str, object]:
-        told = self._sibling(name, content)
-        entry = {"type": "file", "path": name, "size": len(content), "oid": told["blobId"]}
-        if isinstance(lfs := told.get("lfs"), dict):
+        sibling = self._sibling(name, content)
+        entry = {"type": "file", "path": name, "size": len(content), "oid": sibling["blobId"]}
+        if isinstance(lfs := sibling.get("lfs"), dict):
             entry["lfs"] = {"oid": lfs["sha256"], "size": lfs["size"], "pointerSize": 134}
         return entry
 
@@ -200,16 +200,16 @@ class Handler(BaseHTTPRequestHandler):
         self._content(file, content, {"X-Repo-Commit": commit, "ETag": f'"{tag}"'})
 
     def _content(self, name: str, content: bytes, headers: dict[str, str] | None = None) -> None:
-        start, end, status, told = 0, len(content), 200, dict(headers or {})
-        asked = self.headers.get("Range", "")
-        if asked.startswith("bytes=") and self.hub.knows_ranges:
-            first, _, last = asked.removeprefix("bytes=").partition("-")
+        start, end, status, headers = 0, len(content), 200, dict(headers or {})
+        range_header = self.headers.get("Range", "")
+        if range_header.startswith("bytes=") and self.hub.knows_ranges:
+            first, _, last = range_header.removeprefix("bytes=").partition("-")
             start, status = int(first), 206
             end = min(int(last) + 1, end) if last else end
-            told["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
         if name in self.hub.flipped:
             content = content[:-1] + bytes([content[-1] ^ 1])
-        self._send_headers(status, end - start, told)
+        self._send_headers(status, end - start, headers)
         if self.command == "HEAD":
             return
         cut = is_large(name) and self.hub.take("cuts")
@@ -222,7 +222,7 @@ class Handler(BaseHTTPRequestHandler):
             piece = content[begin : begin + _PIECE]
             try:
                 self.wfile.write(piece)
-            except OSError:  # the client was killed, or has what it needs
+            except OSError:  # the client was killed, or has closed the connection
                 self.close_connection = True
                 return
             self.hub.sent[name] += len(piece)
@@ -257,9 +257,9 @@ class Handler(BaseHTTPRequestHandler):
         if not self._is_signed_in():
             self._refuse(401, "RepoNotFound")
         elif path == "/api/repos/create":
-            asked = json.loads(body)
-            name = f"{asked.get('organization') or 'me'}/{asked['name']}"
-            self.hub.repos.setdefault(name, Repo(private=_is_private(asked)))
+            request = json.loads(body)
+            name = f"{request.get('organization') or 'me'}/{request['name']}"
+            self.hub.repos.setdefault(name, Repo(private=_is_private(request)))
             self._json({"url": f"{self.hub.url}/{name}", "name": name})
         elif path == "/api/validate-yaml":
             self._json({"errors": [], "warnings": []})
@@ -273,14 +273,14 @@ class Handler(BaseHTTPRequestHandler):
         elif "/commit/" in path:
             self._commit(path.removeprefix("/api/models/").partition("/commit/")[0], body)
 
-    def _upload_actions(self, asked: dict[str, list[dict[str, object]]]) -> list[object]:
-        """Return where to send each object, or nothing for one that is here already."""
-        found = []
-        for each in asked["objects"]:
-            upload = {"href": f"{self.hub.store}/upload/{each['oid']}"}
-            here = each["oid"] in self.hub.uploaded
-            found.append(each if here else {**each, "actions": {"upload": upload}})
-        return found
+    def _upload_actions(self, request: dict[str, list[dict[str, object]]]) -> list[object]:
+        """Return each object with the address to send it to, unless it was uploaded before."""
+        answers = []
+        for entry in request["objects"]:
+            upload = {"href": f"{self.hub.store}/upload/{entry['oid']}"}
+            is_uploaded = entry["oid"] in self.hub.uploaded
+            answers.append(entry if is_uploaded else {**entry, "actions": {"upload": upload}})
+        return answers
 
     def _commit(self, name: str, body: bytes) -> None:
         files = {}
@@ -324,21 +324,21 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
 
-def _is_private(asked: dict[str, object]) -> bool:
-    """Return whether a repository is to be private: older clients say it in another way."""
-    return bool(asked.get("private")) or asked.get("visibility") == "private"
+def _is_private(request: dict[str, object]) -> bool:
+    """Return whether a repository is to be private: older and newer clients use different keys."""
+    return bool(request.get("private")) or request.get("visibility") == "private"
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing of clients that were killed."""
+        """Print nothing about clients that were killed."""
 
 
 @contextmanager
 def hub_server() -> Iterator[Hub]:
-    """Run a stand-in until the context ends: one server for the hub, one for its large files."""
+    """Run a fake hub inside the context: one server for the hub, one for its large files."""
     hub = Hub()
     handler = type("BoundHandler", (Handler,), {"hub": hub})
     servers = [_Server(("127.0.0.1", 0), handler) for _ in range(2)]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, MixtralForCausalLM, PreTrainedModel
 
-from mixoff.checkpoints.mixoff_format import Checkpoint, experts_tensor, layer_file
+from mixoff.checkpoints.formats import open_checkpoint
+from mixoff.checkpoints.mixoff_format import layer_file
 from mixoff.tiers.record import RecordLayout
 from support.tiny import VOCAB
 
@@ -34,7 +35,7 @@ def logits_both_ways(
 
 def with_dequantized_weights(stock: MixtralForCausalLM, folder: Path) -> MixtralForCausalLM:
     """Return a stock model whose attention and experts have the weights that a checkpoint holds."""
-    model, checkpoint = copy.deepcopy(stock), Checkpoint.open(folder)
+    model, checkpoint = copy.deepcopy(stock), open_checkpoint(folder)
     for layer, block in enumerate(model.model.layers):
         shard = checkpoint.shards[layer_file(layer)]
         for name, linear in block.self_attn.named_children():
@@ -42,7 +43,7 @@ def with_dequantized_weights(stock: MixtralForCausalLM, folder: Path) -> Mixtral
             record = shard.read(f"model.layers.{layer}.self_attn.{name}.weight")
             linear.weight.data = layout.tensors(record)["w"].dequantize()
         for expert in range(checkpoint.num_experts):
-            record = shard.read(experts_tensor(layer), expert)
+            record = shard.read(checkpoint.architecture.experts_tensor(layer), expert)
             for name, tensor in checkpoint.expert_layouts()[layer][0].tensors(record).items():
                 getattr(block.mlp.experts, name).data[expert] = tensor.dequantize()
     return model

@@ -1,4 +1,4 @@
-"""What a notebook must be before it is committed. Reads its JSON; runs nothing."""
+"""The rules that a committed notebook keeps. Reads its JSON; runs nothing."""
 
 import ast
 import json
@@ -37,12 +37,12 @@ def code_cells(notebook: Notebook) -> Iterator[tuple[str, str]]:
 
 
 def python(code: str) -> str:
-    """Return a cell's code with `pass` in the place of a magic or a shell command."""
+    """Return a cell's code with `pass` in place of magics and shell commands."""
     return re.sub(r"^(\s*)[%!].*$", r"\1pass", code, flags=re.MULTILINE)
 
 
 def syntax(code: str) -> ast.Module:
-    """Parse a cell's code; what isn't Python has no syntax, and `is_not_python` tells it."""
+    """Return a cell's parsed code; an empty module if it isn't Python (see `is_not_python`)."""
     try:
         return ast.parse(python(code))
     except SyntaxError:
@@ -79,21 +79,21 @@ def lacks_good_ids(notebook: Notebook) -> Iterator[str]:
         yield f"several cells have the id {name!r}"
     for name in ids:
         if not READABLE_ID.fullmatch(name):
-            yield f"the id {name!r} says nothing: use words, as in load-model"
+            yield f"the id {name!r} isn't readable: use words, as in load-model"
 
 
-def names_what_is_private(notebook: Notebook) -> Iterator[str]:
+def holds_private_text(notebook: Notebook) -> Iterator[str]:
     for cell in notebook["cells"]:
-        for what, pattern in (("a local path", LOCAL_PATH), ("a token", TOKEN)):
-            if found := pattern.search(source(cell)):
-                yield f"cell {cell.get('id')} holds {what}: {found[0]!r}"
+        for kind, pattern in (("a local path", LOCAL_PATH), ("a token", TOKEN)):
+            if match := pattern.search(source(cell)):
+                yield f"cell {cell.get('id')} holds {kind}: {match[0]!r}"
 
 
 def lacks_a_title(notebook: Notebook) -> Iterator[str]:
     first = notebook["cells"][0]
     text = source(first)
     if first["cell_type"] != "markdown" or not text.startswith("# "):
-        yield "the first cell is no title"
+        yield "the first cell isn't a title"
     marked = rf"^({BADGE_LINK} )*{re.escape(BADGES)}$"
     if len(re.findall(marked, text, re.MULTILINE)) != 1:
         yield f"the first cell has no line {BADGES}, alone or after badges"
@@ -121,10 +121,10 @@ def lacks_parameters(notebook: Notebook) -> Iterator[str]:
 def has_long_cells(notebook: Notebook) -> Iterator[str]:
     for name, code in code_cells(notebook):
         if len(code.splitlines()) > LINES:
-            yield f"cell {name} has {len(code.splitlines())} lines of code, at most {LINES} may be"
+            yield f"cell {name} has {len(code.splitlines())} lines of code: {LINES} at most"
 
 
-def asks_or_patches(notebook: Notebook) -> Iterator[str]:
+def reads_input_or_changes_the_path(notebook: Notebook) -> Iterator[str]:
     for name, code in code_cells(notebook):
         for node in ast.walk(syntax(code)):
             match node:
@@ -146,18 +146,18 @@ RULES: tuple[Callable[[Notebook], Iterator[str]], ...] = (
     holds_results,
     holds_other_metadata,
     lacks_good_ids,
-    names_what_is_private,
+    holds_private_text,
     lacks_a_title,
     lacks_an_install_cell,
     lacks_parameters,
     is_not_python,
     has_long_cells,
-    asks_or_patches,
+    reads_input_or_changes_the_path,
 )
 
 
 def faults(notebook: Notebook, name: str) -> list[str]:
-    """Return what is wrong with a notebook of that file name, one sentence each."""
+    """Return the faults of a notebook with this file name, one sentence each."""
     rules = RULES if name in MAY_DEFINE else (*RULES, defines)
     return [fault for rule in rules for fault in rule(notebook)]
 

@@ -1,18 +1,13 @@
-"""Packed matrices, and the instruction sets that this machine can run."""
+"""Packed matrices of random bytes, as kernels and plans take them."""
 
 import torch
 
-from mixoff.kernels.cpu.compile import usable_isas
-from mixoff.kernels.layout import Form, Packed
+from mixoff.kernels.layout import Form, Packed, PackedLocation
 from mixoff.quantization import HQQ, QuantizedTensor
-from support.tiers import tiered
-
-EVERY_ISA = usable_isas()
-ISAS = tiered(EVERY_ISA, {EVERY_ISA[0], EVERY_ISA[-1]})  # fastest and generic in the fast tier
 
 
 def random_matrix(scheme: HQQ, rows: int, columns: int, seed: int) -> QuantizedTensor:
-    """Return any codes, scales and zeros: what a solver would never find, too."""
+    """Return a matrix of any codes, scales and zeros, also such as no solver returns."""
     generator = torch.Generator().manual_seed(seed)
     parts = {}
     for name, (dtype, shape) in scheme.part_specs((rows, columns)).items():
@@ -26,13 +21,19 @@ def random_matrix(scheme: HQQ, rows: int, columns: int, seed: int) -> QuantizedT
 
 
 def packed(matrix: QuantizedTensor) -> Packed:
+    """Return a matrix as kernels take it."""
     scheme, parts = matrix.quantization, matrix.parts
     form = Form(scheme.nbits, scheme.group_size, scheme.scale_nbits == 8)
     pairs = parts.get("pairs")
     return Packed(form, *matrix.shape, parts["W_q"], parts["scale"], parts["zero"], pairs)
 
 
+def location(matrix: QuantizedTensor) -> PackedLocation:
+    """Return where a matrix lies, for a plan; the caller keeps the matrix."""
+    return PackedLocation.of(packed(matrix))
+
+
 def of_codes_zero(matrix: QuantizedTensor) -> torch.Tensor:
-    """Return -zero * scale of each weight: what large codes and zeros cancel out."""
+    """Return -zero * scale of each weight: the part that large codes and zeros cancel."""
     parts = {**matrix.parts, "W_q": torch.zeros_like(matrix.parts["W_q"])}
     return QuantizedTensor(matrix.quantization, matrix.shape, parts).dequantize()

@@ -1,4 +1,4 @@
-"""A gate before a model: tests decide when it computes a token, and what goes wrong then."""
+"""Pauses of a model: tests decide when it computes a token, and which error it raises."""
 
 import threading
 import time
@@ -11,56 +11,57 @@ import torch
 LIMIT_S = 60.0
 
 
-class GatedActivation:
-    """Lets a model compute only when it is told to, from any thread.
+class ModelPause:
+    """Makes a model wait before each call, until a test permits the call from any thread.
 
     Attributes
     ----------
-    waiting
-        How many calls of the model have come to the gate.
+    reached
+        How many calls of the model have reached the pause.
     error
-        What to raise there instead of computing; None for nothing.
+        Raised there instead of computing; None for no error.
     """
 
     def __init__(self) -> None:
-        self.waiting = 0
+        self.reached = 0
         self.error: BaseException | None = None
         self._permits = threading.Semaphore(0)
-        self._is_open = False
-        self._let = 0
+        self._is_over = False
+        self._permitted = 0
 
-    def hold(self, *_: Any) -> None:
-        self.waiting += 1
-        if not self._is_open:
-            assert self._permits.acquire(timeout=LIMIT_S), "nobody opened the gate"
+    def wait(self, *_: Any) -> None:
+        self.reached += 1
+        if not self._is_over:
+            assert self._permits.acquire(timeout=LIMIT_S), "no call was permitted"
         if self.error is not None:
             raise self.error
 
-    def let(self, calls: int = 1) -> None:
-        """Let the model compute so many times, and wait until it comes to the gate again."""
-        self._let += calls
+    def step(self, calls: int = 1) -> None:
+        """Permit so many calls, and wait until the model reaches the pause after them."""
+        self._permitted += calls
         self._permits.release(calls)
-        until(lambda: self.waiting > self._let)
+        until(lambda: self.reached > self._permitted)
 
-    def open(self) -> None:
-        self._is_open = True
+    def resume(self) -> None:
+        """Permit all further calls."""
+        self._is_over = True
         self._permits.release(1000)
 
 
 @contextmanager
-def gated(model: torch.nn.Module) -> Iterator[GatedActivation]:
-    gate = GatedActivation()
-    handle = model.register_forward_pre_hook(gate.hold)
+def paused(model: torch.nn.Module) -> Iterator[ModelPause]:
+    pause = ModelPause()
+    handle = model.register_forward_pre_hook(pause.wait)
     try:
-        yield gate
+        yield pause
     finally:
-        gate.open()
+        pause.resume()
         handle.remove()
 
 
 def until(condition: Callable[[], object]) -> None:
-    """Wait until something is so."""
+    """Wait until a condition is true."""
     end = time.monotonic() + LIMIT_S
     while not condition():
-        assert time.monotonic() < end, "it never came about"
+        assert time.monotonic() < end, "the condition never became true"
         time.sleep(0.002)

@@ -1,4 +1,4 @@
-"""Records whose every byte says whose they are, in files that can be damaged and repaired."""
+"""Records with weights that identify their expert, in files that can be damaged and repaired."""
 
 import zlib
 from pathlib import Path
@@ -14,7 +14,7 @@ LAYOUT = RecordLayout(Unquantized("float32"), (("weight", (3, 5)),))
 
 
 def stamp(layer: int, expert: int) -> float:
-    """Return the number that all weights of an expert have, and no other's."""
+    """Return the number that is every weight of one expert, and of no other expert."""
     return 100.0 * (layer + 1) + expert
 
 

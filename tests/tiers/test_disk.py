@@ -1,4 +1,4 @@
-"""A disk reader gives a file's bytes, past the page cache or through it, or says why it can't."""
+"""A disk reader reads a file's bytes, past the page cache or through it, or names the error."""
 
 import errno
 import gc
@@ -46,26 +46,26 @@ def open_files() -> list[str]:
 
 
 def failing_first(call: Callable[..., int], *errors: BaseException) -> Callable[..., int]:
-    """Return a call that raises each error once before it does what it does."""
-    left = list(errors)
+    """Return a call that raises each error once before it succeeds."""
+    pending = list(errors)
 
     def wrapped(*arguments: Any) -> int:
-        if left:
-            raise left.pop(0)
+        if pending:
+            raise pending.pop(0)
         return call(*arguments)
 
     return wrapped
 
 
 def refusing_direct(path: Path, flags: int) -> int:
-    """Open as a file system does that has no direct I/O."""
+    """Open a file as a file system without direct I/O does."""
     if flags & os.O_DIRECT:
         raise OSError(errno.EINVAL, "Invalid argument")
     return os.open(path, flags)
 
 
 def short_reads(most: int) -> Callable[[int, Sequence[memoryview], int], int]:
-    """Return a pread that gives a few bytes at once."""
+    """Return a pread that reads a few bytes at once."""
     return lambda descriptor, buffers, offset: os.preadv(descriptor, [buffers[0][:most]], offset)
 
 
@@ -73,7 +73,7 @@ def short_reads(most: int) -> Callable[[int, Sequence[memoryview], int], int]:
 
 
 @BOTH
-def test_whole_pages_come_back_wherever_they_lie(file, io):
+def test_whole_pages_are_read_at_any_offset(file, io):
     reader = DiskReader(io)
     for page in range(0, 41, 3):
         for pages in (1, 2, 7, 48):
@@ -81,7 +81,7 @@ def test_whole_pages_come_back_wherever_they_lie(file, io):
             assert bytes_read(reader, file, start, nbytes) == CONTENT[start : start + nbytes]
 
 
-def test_any_range_comes_back_through_the_page_cache(file):
+def test_any_range_is_read_through_the_page_cache(file):
     reader, draw = DiskReader("buffered"), random.Random(1)
     for _ in range(200):
         start, nbytes = draw.randrange(NBYTES + 9), draw.randrange(1, NBYTES)
@@ -95,7 +95,7 @@ def test_a_count_is_short_where_the_file_ends(file, io, offset, count):
 
 
 @BOTH
-def test_a_file_of_whole_pages_ends_like_any_other(tmp_path, io):
+def test_a_file_of_whole_pages_ends_at_its_last_byte(tmp_path, io):
     (tmp_path / "pages").write_bytes(bytes(2 * PAGE))
     assert DiskReader(io).read(tmp_path / "pages", 0, buffer(4 * PAGE)) == 2 * PAGE
 
@@ -105,14 +105,14 @@ def test_an_empty_buffer_takes_nothing(file, io):
     assert DiskReader(io).read(file, 0, memoryview(bytearray())) == 0
 
 
-def test_direct_io_is_used_where_it_was_asked_for(file):
+def test_direct_io_is_used_where_it_was_requested(file):
     reader = DiskReader("direct")
     bytes_read(reader, file, 0, PAGE)
     assert (reader.io, reader.fallbacks) == ("direct", None)
 
 
 @pytest.mark.parametrize(("offset", "start", "nbytes"), [(1, 0, PAGE), (0, 64, PAGE), (0, 0, 100)])
-def test_direct_io_is_not_asked_for_parts_of_pages(file, offset, start, nbytes):
+def test_direct_io_of_parts_of_pages_is_refused(file, offset, start, nbytes):
     with pytest.raises(AssertionError, match="pages"):
         DiskReader("direct").read(file, offset, buffer(2 * PAGE)[start : start + nbytes])
 
@@ -149,7 +149,7 @@ def test_a_missing_file_is_an_error_with_its_name(tmp_path, io):
 
 
 @BOTH
-def test_a_folder_is_no_file(tmp_path, io):
+def test_reading_a_folder_is_an_error(tmp_path, io):
     with pytest.raises(CheckpointError, match=r"can't be read \("):
         DiskReader(io).read(tmp_path, 0, buffer(PAGE))
 
@@ -165,7 +165,7 @@ def test_a_read_that_fails_is_an_error_with_the_files_name_and_the_next_one_work
 
 
 @BOTH
-def test_an_interrupted_read_goes_on(file, io):
+def test_an_interrupted_read_is_repeated(file, io):
     reader = DiskReader(io, pread=failing_first(os.preadv, InterruptedError(), InterruptedError()))
     assert bytes_read(reader, file, 0, 2 * PAGE) == CONTENT[: 2 * PAGE]
 
@@ -218,7 +218,9 @@ def test_a_file_that_refuses_direct_io_is_read_through_the_page_cache(file, faul
     assert len(caplog.records) == 1
 
 
-@pytest.mark.skipif(not Path("/proc/version").exists(), reason="asks a file that refuses")
+@pytest.mark.skipif(
+    not Path("/proc/version").exists(), reason="needs a file that refuses direct I/O"
+)
 def test_a_file_of_this_machine_that_refuses_direct_io_is_read():
     reader = DiskReader("direct")
     assert bytes_read(reader, Path("/proc/version"), 0, PAGE) == Path("/proc/version").read_bytes()
@@ -226,7 +228,7 @@ def test_a_file_of_this_machine_that_refuses_direct_io_is_read():
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a file system in memory")
-def test_a_file_in_memory_is_read_whether_or_not_it_takes_direct_io():
+def test_a_file_in_memory_is_read_with_or_without_direct_io():
     file = Path(f"/dev/shm/mixoff-{os.getpid()}")
     try:
         file.write_bytes(CONTENT)
@@ -235,7 +237,7 @@ def test_a_file_in_memory_is_read_whether_or_not_it_takes_direct_io():
         file.unlink()
 
 
-def test_a_file_that_takes_direct_io_keeps_it_beside_one_that_refuses(file, tmp_path, caplog):
+def test_a_file_keeps_direct_io_where_another_file_refuses_it(file, tmp_path, caplog):
     def open_file(path: Path, flags: int) -> int:
         return refusing_direct(path, flags) if "old" in path.name else os.open(path, flags)
 
@@ -261,8 +263,8 @@ def test_threads_that_are_refused_at_once_all_get_their_bytes(file, caplog):
 
     reader = DiskReader("direct", pread=pread)
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: bytes_read(reader, file, 0, 48 * PAGE), range(4)))
-    assert found == [CONTENT] * 4
+        contents = list(pool.map(lambda _: bytes_read(reader, file, 0, 48 * PAGE), range(4)))
+    assert contents == [CONTENT] * 4
     assert len(caplog.records) == 1
 
 
@@ -271,7 +273,7 @@ def test_threads_that_are_refused_at_once_all_get_their_bytes(file, caplog):
 
 @BOTH
 @pytest.mark.parametrize("end", ["closed", "closed twice", "dropped", "refused and closed"])
-def test_no_file_stays_open_after_a_reader_is(file, io, end):
+def test_no_file_stays_open_without_its_reader(file, io, end):
     gc.collect()
     before = open_files()
     errors = [OSError(errno.EINVAL, "Invalid")] * (io == "direct" and "refused" in end)
@@ -304,7 +306,7 @@ def test_a_closed_reader_reads_nothing(file):
         bytes_read(reader, file, 0, PAGE)
 
 
-def test_closing_waits_for_the_reads_under_way(file):
+def test_closing_waits_for_reads_in_progress(file):
     begun, go_on = threading.Event(), threading.Event()
 
     def pread(descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
@@ -323,7 +325,7 @@ def test_closing_waits_for_the_reads_under_way(file):
         closing.result()
 
 
-# ---- which one
+# ---- the choice
 
 
 @pytest.mark.parametrize(
@@ -334,9 +336,9 @@ def test_experts_that_the_page_cache_cannot_hold_are_read_past_it(free, io):
 
 
 @pytest.mark.parametrize(
-    ("free", "said"), [(2**29, "512.00 MiB"), (2**31, "2.00 GiB"), (-5, "0 B")]
+    ("free", "shown"), [(2**29, "512.00 MiB"), (2**31, "2.00 GiB"), (-5, "0 B")]
 )
-def test_the_choice_is_said_with_its_numbers(free, said):
-    why = choose_io(2**30, free)[1]
-    assert "1.00 GiB" in why
-    assert said in why
+def test_the_reason_for_a_choice_has_its_numbers(free, shown):
+    reason = choose_io(2**30, free)[1]
+    assert "1.00 GiB" in reason
+    assert shown in reason

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from mixoff.cache.cache import ExpertCache
-from mixoff.cache.miss_choice import Miss
+from mixoff.config import Miss
 from mixoff.tiers.disk import DiskReader
 from mixoff.tiers.gpu import GpuMover
 from mixoff.tiers.host import PinnedMemory
 from mixoff.tiers.queue import Transfers
 from mixoff.tiers.store import RecordStore
 from support.fake_device import FakeDevice, FakeEvent, FakeStream
+from support.invariants import check_invariants, check_loans
 from support.stamped import LAYOUT, Files, is_right
 
 LAYERS, EXPERTS = 3, 6
@@ -33,7 +34,7 @@ def files(tmp_path: Path) -> Files:
 
 
 class Run:
-    """Random demands and guesses, whose use is checked when the device comes to it."""
+    """Random demands and guesses, whose bytes are checked when the device runs their use."""
 
     def __init__(
         self,
@@ -46,6 +47,7 @@ class Run:
         miss: Miss = "fetch",
     ) -> None:
         self.device, self.wrong, self.used = device, [], 0
+        self.borrows = True  # False where a test breaks that
         self.pinned = PinnedMemory(device, budget=2**20)
         self.mover = GpuMover(
             RecordStore(files.locations(), DiskReader("buffered")),
@@ -68,19 +70,22 @@ class Run:
         for step in range(steps):
             layer = step % LAYERS
             needed = chance.sample(range(EXPERTS), chance.choice([1, 2, 2, 2, 4, EXPERTS]))
-            arriving = self.cache.acquire(layer, needed)
+            stream = self.cache.acquire(layer, needed)
             guessed = chance.sample(range(EXPERTS), chance.randrange(3))
             self.cache.prefetch((layer + 1) % LAYERS, guessed)
-            for expert, tensors in arriving:
+            for expert, tensors in stream:
+                check_invariants(self.cache)
+                if self.borrows:
+                    check_loans(self.cache, computing=expert in stream.computed)
                 check = self.check(layer, expert, tensors)
-                if expert in arriving.computed:
+                if expert in stream.computed:
                     check()
                 else:
                     self.device.compute.enqueue(check)
                 if chance.random() < interrupted:
                     [*self.cache.acquire(chance.randrange(LAYERS), [chance.randrange(EXPERTS)])]
-                    if expert in arriving.computed:  # it is valid until the next one is asked for
-                        for ticket in [*self.mover._leaving.values()]:
+                    if expert in stream.computed:  # it is valid until the next one is requested
+                        for ticket in [*self.mover._write_backs.values()]:
                             ticket.settle()
                         self.device.run_all()
                         check()
@@ -111,7 +116,7 @@ def test_compute_sees_the_right_bytes_however_the_streams_run(files, tier, threa
 @pytest.mark.parametrize("threads", [0, 1])
 @pytest.mark.parametrize("miss", ["compute", "auto"])
 @pytest.mark.parametrize("tier", [tier for tier in TIERS if tier != "disk"])
-def test_the_host_reads_the_right_bytes_of_what_it_computes(files, tier, miss, threads):
+def test_the_host_reads_the_right_bytes_of_computed_misses(files, tier, miss, threads):
     computed = 0
     for seed in range(4):
         run = Run(files, FakeDevice(seed), tier, threads=threads, miss=miss)
@@ -138,6 +143,7 @@ def test_a_host_that_borrows_nothing_is_caught(files, monkeypatch):
     wrong = 0
     for seed in range(8):
         run = Run(files, FakeDevice(seed), "exclusive, the rest on disk", miss="compute")
+        run.borrows = False
         run.go(120, seed, interrupted=0.3)
         wrong += len(run.wrong)
     assert wrong
@@ -208,7 +214,7 @@ def test_device_and_host_memory_together_hold_all_when_they_are_exclusive(files)
     assert len(run.mover.host) <= LAYERS * 4
 
 
-def test_a_system_that_refuses_to_pin_is_told_of_once_and_goes_on_pageable(files, caplog):
+def test_where_the_system_refuses_to_pin_one_notice_is_logged_and_memory_is_pageable(files, caplog):
     run = Run(files, FakeDevice(0, pins=1), "part in host memory")
     run.go(60, 0)
     assert run.wrong == []
@@ -234,7 +240,7 @@ def test_times_are_those_of_the_device(files):
     assert (copies.duration_ms > 0).all()
 
 
-def test_nothing_is_left_under_way_when_the_cache_is_closed(files):
+def test_no_copy_is_in_flight_after_the_cache_is_closed(files):
     run = Run(files, FakeDevice(3), "exclusive, the rest on disk", threads=1)
     run.go(30, 3)
     run.cache.prefetch(0, range(EXPERTS))

@@ -1,4 +1,4 @@
-"""Transfers end, each once and in order, whoever does them and whatever happens meanwhile."""
+"""Transfers end, each once and in order, in whichever thread, under any sequence of requests."""
 
 import contextlib
 import gc
@@ -17,7 +17,7 @@ from mixoff.tiers.queue import State, Ticket, Transfers
 
 
 class Work:
-    """A transfer's chunks, which notes what was done and whether it was told to stop."""
+    """A transfer's chunks, with a note of what was done and whether it was closed."""
 
     def __init__(self, name: str, chunks: int = 1, log: list[str] | None = None) -> None:
         self.name, self.chunks = name, chunks
@@ -42,7 +42,7 @@ class Work:
             self.is_running = False
 
     def act(self) -> None:
-        """Do what a test wants in a chunk."""
+        """Do what a test needs in a chunk."""
 
     def close(self) -> None:
         self.closed = True
@@ -57,7 +57,7 @@ class Acting(Work):
 
 
 def within(seconds: float, *actions: Callable[[], object]) -> None:
-    """Run actions in a thread each, and fail if one of them doesn't come back, or raises."""
+    """Run actions in a thread each, and fail if one of them doesn't return in time, or raises."""
     failures: list[BaseException] = []
 
     def guarded(action: Callable[[], object]) -> None:
@@ -90,7 +90,7 @@ def boom() -> None:
     raise OSError("boom")
 
 
-def test_a_demand_goes_before_a_guess_and_the_older_before_the_younger():
+def test_demands_run_before_guesses_and_older_before_younger():
     transfers, log = Transfers(0), []
     for name in ("guess 1", "demand 1", "guess 2", "demand 2"):
         transfers.submit(Work(name, log=log), guess=name.startswith("guess"))
@@ -117,7 +117,7 @@ def test_a_promoted_guess_overtakes_all_guesses_and_younger_demands():
     assert log == ["second"] * 2 + ["demand"] * 2 + ["first"] * 2
 
 
-def test_a_transfer_that_is_cancelled_before_it_began_does_nothing():
+def test_a_transfer_that_is_cancelled_before_its_first_step_does_nothing():
     transfers, work = Transfers(0), Work("guess", 3)
     ticket = transfers.submit(work, guess=True)
     ticket.cancel()
@@ -126,7 +126,7 @@ def test_a_transfer_that_is_cancelled_before_it_began_does_nothing():
     assert (work.done, work.closed) == (0, True)
 
 
-def test_a_transfer_that_is_cancelled_between_chunks_does_no_further_one():
+def test_a_transfer_that_is_cancelled_between_chunks_does_no_other():
     transfers, work = Transfers(0), Work("guess", 3)
     ticket = transfers.submit(work, guess=True)
     transfers.step()
@@ -169,7 +169,7 @@ def test_a_generator_that_is_cancelled_cleans_up_before_the_transfer_has_ended()
 
 
 @pytest.mark.parametrize("threads", [0, 1])
-def test_a_clean_up_that_fails_ends_the_transfer_and_is_told_to_who_waits(threads):
+def test_a_failed_clean_up_ends_the_transfer_and_is_raised_by_wait(threads):
     transfers = Transfers(threads)
 
     def steps() -> Iterator[None]:
@@ -191,12 +191,12 @@ def test_a_clean_up_that_fails_ends_the_transfer_and_is_told_to_who_waits(thread
             ticket.wait()
 
     within(5, wait)
-    other = transfers.submit(Work("other"))
-    within(5, other.wait)
+    next_one = transfers.submit(Work("next"))
+    within(5, next_one.wait)
     within(5, transfers.close)
 
 
-def test_who_waits_for_a_cancelled_transfer_is_not_told_that_its_bytes_are_there():
+def test_waiting_for_a_cancelled_transfer_is_an_error():
     transfers = Transfers(0)
     ticket = transfers.submit(Work("demand"))
     ticket.cancel()
@@ -206,7 +206,7 @@ def test_who_waits_for_a_cancelled_transfer_is_not_told_that_its_bytes_are_there
 
 
 @pytest.mark.parametrize("threads", [0, 1])
-def test_the_error_of_a_failed_chunk_reaches_everyone_who_waits(threads):
+def test_the_error_of_a_failed_chunk_is_raised_in_every_waiting_thread(threads):
     transfers = Transfers(threads)
     ticket = transfers.submit(Acting(boom))
 
@@ -245,11 +245,11 @@ def test_an_error_that_was_handled_keeps_nothing_alive(threads):
 def test_after_a_failed_transfer_the_others_are_done():
     transfers = Transfers(1)
     transfers.submit(Acting(boom))
-    within(5, transfers.submit(Work("other")).wait)
+    within(5, transfers.submit(Work("next")).wait)
     transfers.close()
 
 
-def test_an_interrupt_of_who_waits_leaves_no_transfer_that_never_ends():
+def test_an_interrupt_of_a_waiting_thread_ends_the_transfer():
     transfers = Transfers(0)
 
     def interrupt() -> None:
@@ -296,6 +296,7 @@ def test_closing_cancels_what_is_queued_and_ends_all_threads(threads):
 
     within(5, transfers.close, let_go)
     assert {ticket.state for ticket in queued} == {State.CANCELLED}
+    assert not transfers.has_work
     assert workers() == 0
     within(5, transfers.close)
 
@@ -307,7 +308,7 @@ def test_a_transfer_may_close_the_queue_it_is_in():
     assert (ticket.ended, ticket.error) == (True, None)
 
 
-def test_who_waits_does_not_wait_for_a_thread_that_is_busy():
+def test_a_waiting_thread_does_not_wait_for_a_busy_worker():
     transfers, go = Transfers(1), threading.Event()
     busy = transfers.submit(Acting(lambda: go.wait(5)))
     within(4, transfers.submit(Work("demand")).wait)
@@ -340,17 +341,18 @@ def play(transfers: Transfers, seed: int) -> list[Sleepy]:
         ticket = transfers.submit(work, guess=chance.random() < 0.6)
         work.ticket = ticket
         works.append(work)
-        some = chance.choice(works).ticket
-        assert some is not None
-        act = chance.choice([some.promote, some.cancel, some.settle, ticket.settle, int, int])
+        earlier = chance.choice(works).ticket
+        assert earlier is not None
+        acts = [earlier.promote, earlier.cancel, earlier.settle, ticket.settle, int, int]
+        act = chance.choice(acts)
         act()
-        if some.ended and act == some.settle:
-            assert not any(w.is_running for w in works if w.ticket is some)
+        if earlier.ended and act == earlier.settle:
+            assert not any(w.is_running for w in works if w.ticket is earlier)
     return works
 
 
 @pytest.mark.parametrize("threads", [0, 1, 2])
-def test_whatever_is_asked_for_meanwhile_every_transfer_ends_and_is_done_once(threads):
+def test_under_random_requests_every_transfer_ends_and_is_done_once(threads):
     for seed in range(4):
         transfers, works = Transfers(threads), []
         within(
@@ -370,7 +372,7 @@ def test_whatever_is_asked_for_meanwhile_every_transfer_ends_and_is_done_once(th
         assert workers() == 0
 
 
-def test_closing_at_any_moment_leaves_nobody_waiting():
+def test_closing_at_any_moment_leaves_no_thread_waiting():
     for seed in range(20):
         transfers, works = Transfers(2), [Sleepy(1000 * seed + number) for number in range(12)]
         tickets = [transfers.submit(work, guess=bool(n % 3)) for n, work in enumerate(works)]
@@ -392,7 +394,7 @@ def test_no_wake_up_is_lost_in_five_thousand_rounds(threads):
             ticket.wait()
             assert ticket.done
 
-    sys.setswitchinterval(1e-6)  # threads get in between everywhere
+    sys.setswitchinterval(1e-6)  # threads are switched everywhere
     try:
         within(30, rounds)
     finally:
@@ -452,11 +454,11 @@ class Chunky(Work):
         time.sleep(0.001)
 
 
-def test_what_is_waited_for_shares_the_link_with_no_other_transfer():
+def test_an_awaited_transfer_shares_the_link_with_no_other():
     transfers, log = Transfers(threads=1), []
     held, release = threading.Event(), threading.Event()
     transfers.submit(Acting(lambda: (held.set(), release.wait(10))))
-    held.wait(10)  # the thread is busy, so that who waits does the first chunk
+    held.wait(10)  # the worker is busy, so that the waiting thread does the first chunk
     first, second = (transfers.submit(Chunky(name, log, release)) for name in "AB")
     within(20, first.wait)
     second.wait()

@@ -50,8 +50,8 @@ def test_every_part_begins_on_a_cache_line(layout):
 
 @given(layouts)
 def test_no_two_parts_share_a_byte(layout):
-    found = extents(layout, aligned_buffer(layout.nbytes))
-    assert all(end <= start for (_, end), (start, _) in pairwise(found))
+    ranges = extents(layout, aligned_buffer(layout.nbytes))
+    assert all(end <= start for (_, end), (start, _) in pairwise(ranges))
 
 
 @given(layouts)
@@ -109,7 +109,7 @@ def test_tensors_are_read_from_a_larger_buffer_too():
     assert layout.tensors(buffer)["weight"].dequantize().shape == (2, 3)
 
 
-def test_parts_lie_where_they_were_said_to_lie():
+def test_parts_lie_at_the_offsets_of_the_layout():
     shapes = (("up", (2, 3)), ("down", (3, 2)))
     layout = RecordLayout(Unquantized("float32"), shapes, offsets=(28, 4))
     record = torch.arange(13, dtype=torch.float32).view(torch.uint8)
@@ -120,67 +120,65 @@ def test_parts_lie_where_they_were_said_to_lie():
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_matrices_of_one_name_are_one_matrix_of_all_their_rows(scheme):
+def test_matrices_with_one_name_are_one_matrix_of_all_their_rows(scheme):
     generator = torch.Generator().manual_seed(0)
     weights = [torch.randn(rows, 32, generator=generator) for rows in (8, 24)]
     stacked = StackedRows(tuple(QuantizedTensor.quantize(w, scheme) for w in weights))
     layout = RecordLayout(scheme, (("gate_up", (8, 32)), ("gate_up", (24, 32))))
-    found = layout.tensors(layout.pack({"gate_up": stacked}))["gate_up"]
-    assert found.shape == (32, 32)
-    assert found.nbytes == stacked.nbytes == sum(piece.nbytes for piece in found.pieces)
+    matrix = layout.tensors(layout.pack({"gate_up": stacked}))["gate_up"]
+    assert matrix.shape == (32, 32)
+    assert matrix.nbytes == stacked.nbytes == sum(piece.nbytes for piece in matrix.pieces)
     expected = torch.cat([piece.dequantize() for piece in stacked.pieces])
-    assert torch.equal(found.dequantize(), expected)
+    assert torch.equal(matrix.dequantize(), expected)
     x = torch.randn(5, 32, generator=generator)
     assert torch.allclose(
-        TorchKernels().matmul(found, x), torch.nn.functional.linear(x, expected), atol=1e-5
+        TorchKernels().matmul(matrix, x), torch.nn.functional.linear(x, expected), atol=1e-5
     )
 
 
-def test_a_matrix_that_cannot_be_stored_so_is_refused_before_its_first_use():
+def test_a_layout_that_cannot_store_its_matrix_is_refused_before_its_first_use():
     with pytest.raises(ConfigError, match="group_size=64 does not divide the 96 inputs"):
         RecordLayout(HQQ(4, 64), (("weight", (8, 96)),))
 
 
 @pytest.mark.parametrize("nbytes", [0, 1, PAGE, 3 * PAGE + 5, (5 << 20) + 5])
-def test_a_buffer_is_as_long_as_asked_and_begins_on_a_page(nbytes):
+def test_a_buffer_has_the_requested_size_and_begins_on_a_page(nbytes):
     buffer = aligned_buffer(nbytes)
     assert buffer.shape == (nbytes,)
     assert buffer.data_ptr() % PAGE == 0 or nbytes == 0
 
 
 def mapping(address: int) -> list[str]:
-    """Return what the system tells of the mapping that an address lies in; nothing if none."""
-    found: list[str] = []
+    """Return the system's lines about the mapping with an address; none if it isn't mapped."""
+    lines: list[str] = []
     for line in Path("/proc/self/smaps").read_text().splitlines():
         first, _, last = line.split(" ")[0].partition("-")
         if last:
-            if found:
+            if lines:
                 break
             if int(first, 16) <= address < int(last, 16):
-                found.append(line)
-        elif found:
-            found.append(line)
-    return found
+                lines.append(line)
+        elif lines:
+            lines.append(line)
+    return lines
 
 
-linux = pytest.mark.skipif(
-    not hasattr(mmap, "MADV_HUGEPAGE"), reason="has no huge pages to ask for"
-)
+linux = pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="needs huge pages")
 
 
 @linux
-def test_a_large_buffer_asks_for_huge_pages_and_for_no_more_than_it_fills():
+def test_a_large_buffer_is_in_huge_pages_except_for_its_last_part():
     nbytes = (5 << 20) + 5
     buffer = aligned_buffer(nbytes)
     start = buffer.data_ptr()
     flags = [mapping(start + at)[-1].split() for at in (0, (4 << 20) - 1, 4 << 20)]
-    assert ["hg" in found for found in flags] == [True, True, False]
+    assert ["hg" in words for words in flags] == [True, True, False]
     buffer.fill_(1)
     assert int(buffer.sum()) == nbytes
 
 
 @linux
-def test_a_large_buffer_goes_with_the_last_view_of_it():
+def test_a_large_buffer_is_freed_with_its_last_view():
     view = aligned_buffer(64 << 20)[5:7]
     address = view.data_ptr()
     assert "hg" in mapping(address)[-1].split()

@@ -1,4 +1,4 @@
-"""Records come back as they were written, or not at all."""
+"""Records are read as they were written, or not at all."""
 
 import zlib
 from dataclasses import replace
@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from mixoff.config import Io
 from mixoff.errors import CheckpointError
 from mixoff.tiers.aligned import PAGE
 from mixoff.tiers.buffers import Buffer
-from mixoff.tiers.disk import DiskReader, Io
+from mixoff.tiers.disk import DiskReader
 from mixoff.tiers.record import RecordLocation
 from mixoff.tiers.store import RecordStore
 
@@ -76,7 +77,7 @@ def test_every_record_is_read_as_it_was_written_each_time(locations, monkeypatch
                 assert read(store, layer, expert) == record(layer, expert)
 
 
-def test_a_record_comes_in_chunks_that_are_there_when_they_are_told_of(locations, monkeypatch):
+def test_a_chunk_of_a_record_is_read_when_its_range_is_yielded(locations, monkeypatch):
     monkeypatch.setattr("mixoff.tiers.buffers.CHUNK", PAGE)
     for expert, location in enumerate(locations[0]):
         buffer, whole, at = Buffer.for_records(NBYTES), record(0, expert), 0
@@ -90,16 +91,16 @@ def test_a_record_comes_in_chunks_that_are_there_when_they_are_told_of(locations
 
 
 @pytest.mark.parametrize("chunk", [PAGE, 2**20])
-def test_damage_is_found_before_the_last_chunk_is_told_of(locations, monkeypatch, chunk):
+def test_damage_is_found_before_the_last_chunk_is_yielded(locations, monkeypatch, chunk):
     monkeypatch.setattr("mixoff.tiers.buffers.CHUNK", chunk)
     damage(locations[0][1])
-    buffer, told = Buffer.for_records(NBYTES), []
+    buffer, ranges = Buffer.for_records(NBYTES), []
     with pytest.raises(CheckpointError, match="damaged"):
-        told.extend(make(locations).read(0, 1, buffer))
-    assert all(last < buffer.start + NBYTES for _, last in told)
+        ranges.extend(make(locations).read(0, 1, buffer))
+    assert all(last < buffer.start + NBYTES for _, last in ranges)
 
 
-def test_a_record_without_a_checksum_is_read_as_it_is(locations):
+def test_a_record_without_a_checksum_is_not_verified(locations):
     damage(locations[1][2])
     location = replace(locations[1][2], crc32=None)
     assert read(make([[location]]), 0, 0) == record(1, 2)[:-1] + b"\xfe"
@@ -161,7 +162,7 @@ def test_a_file_that_was_replaced_by_another_gives_its_old_bytes(locations, tmp_
 
 
 @pytest.mark.parametrize("end", ["closed", "dropped"])
-def test_no_file_stays_open_after_a_store_is(locations, end):
+def test_no_file_stays_open_without_its_store(locations, end):
     before = open_files()
     store = make(locations)
     read(store, 0, 0)

@@ -1,4 +1,4 @@
-"""The chat box in a real kernel: what it displays, and that clicks are served while it works."""
+"""The chat box in a real kernel: its display data, and clicks handled while a reply streams."""
 
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -11,9 +11,9 @@ import pytest
 from jupyter_client.manager import start_new_kernel
 
 LIMIT_S = 60.0
-IS_DEAF = int(version("ipykernel").split(".")[0]) >= 7
+DEFERS_CLICKS = int(version("ipykernel").split(".")[0]) >= 7
 can_run = pytest.mark.skipif(
-    IS_DEAF or find_spec("jupyter_ui_poll") is None,
+    DEFERS_CLICKS or find_spec("jupyter_ui_poll") is None,
     reason="needs ipykernel 6, as Colab has it, and jupyter_ui_poll",
 )
 LOAD = """
@@ -21,7 +21,7 @@ import mixoff
 offload = mixoff.OffloadConfig(offload_per_layer=4)
 chat = mixoff.load_chat(mixoff.demo_path(), offload, temperature=0, max_new_tokens=8)
 box = mixoff.ChatWidget(chat)
-print()  # a bar of progress is in the line
+print()  # ends the line of a progress bar
 print(*(w.model_id for w in (box.controls.send, box.controls.close, box.controls.log)))
 """
 COLAB = """
@@ -31,14 +31,14 @@ sys.modules["google.colab"] = types.ModuleType("google.colab")
 
 
 class Kernel:
-    """A kernel as a front end sees it: cells, clicks, and what comes of them."""
+    """A kernel as a front end sees it: cells, clicks, and published messages."""
 
     def __init__(self, manager: Any, client: Any) -> None:
         self.manager, self.client = manager, client
         self.send, self.close, self.log = self.run(LOAD).split()[-3:]
 
     def run(self, code: str) -> str:
-        """Run a cell to its end, and return what it printed and displayed as text."""
+        """Run a cell to its end, and return the text that it printed and displayed."""
         cell, texts = self.client.execute(code), []
 
         def note(message: dict[str, Any]) -> None:
@@ -61,10 +61,10 @@ class Kernel:
 
     def until(
         self,
-        wanted: Callable[[dict[str, Any]], bool],
+        is_wanted: Callable[[dict[str, Any]], bool],
         note: Callable[[dict[str, Any]], None] = lambda message: None,
     ) -> None:
-        """Read what the kernel publishes until the wanted message comes."""
+        """Read the kernel's messages up to the wanted one."""
         end = monotonic() + LIMIT_S
         while monotonic() < end:
             try:
@@ -73,12 +73,12 @@ class Kernel:
                 continue
             if message["msg_type"] in ("stream", "display_data", "execute_result", "error"):
                 note(message)
-            if wanted(message):
+            if is_wanted(message):
                 return
-        raise AssertionError("the message never came")
+        raise AssertionError("the message never arrived")
 
     def until_log(self, text: str) -> None:
-        """Read until the box shows a log with the text in it."""
+        """Read messages until the box's log has the text in it."""
 
         def shows(message: dict[str, Any]) -> bool:
             if message["msg_type"] != "comm_msg" or message["content"]["comm_id"] != self.log:
@@ -106,33 +106,32 @@ def kernel() -> Iterator[Kernel]:
         manager.shutdown_kernel(now=True)
 
 
-def test_a_notebook_is_given_a_widget_and_others_a_sentence(kernel):
-    shown = kernel.run("bundle = box._repr_mimebundle_(); print(*bundle); box")
-    assert "application/vnd.jupyter.widget-view+json" in shown
-    assert "mixoff.widget.repl(chat)" in shown
+def test_a_notebook_displays_a_widget_and_other_front_ends_a_sentence(kernel):
+    output = kernel.run("bundle = box._repr_mimebundle_(); print(*bundle); box")
+    assert "application/vnd.jupyter.widget-view+json" in output
+    assert "mixoff.widget.repl(chat)" in output
 
 
-def test_the_kernel_is_idle_again_before_the_reply_has_come(kernel):
+def test_the_kernel_is_idle_before_the_reply_has_ended(kernel):
     kernel.run("box.controls.message.value = 'Why is the sky blue?'")
     click = kernel.click(kernel.send)
-    came = []
-    kernel.until(lambda m: is_idle(m, click), came.append)
+    kernel.until(lambda m: is_idle(m, click))
     kernel.until_log("mixoff-reply")
     assert kernel.run("box.wait(); print(chat.is_replying)").strip() == "False"
 
 
-def test_a_cell_that_asks_ends_with_the_reply(kernel):
+def test_a_cell_that_sends_a_message_ends_with_the_reply(kernel):
     assert kernel.run("print(box.ask('Why is the sky blue?'))").strip()
 
 
-def test_colab_is_told_to_run_the_box(kernel):
+def test_in_colab_the_box_says_to_run_it(kernel):
     kernel.run(COLAB)
     kernel.run("box")
     assert "box.run()" in kernel.run("print(box.controls.status.value)")
 
 
 @can_run
-def test_a_box_that_runs_serves_clicks_in_its_cell_until_close(kernel):
+def test_a_running_box_handles_clicks_in_its_cell_until_close(kernel):
     kernel.run(COLAB + "box.controls.clear.click()\nbox.controls.message.value = 'Hello'")
     cell = kernel.client.execute("box.run()")
     kernel.until(lambda m: m["msg_type"] == "display_data")
@@ -141,11 +140,11 @@ def test_a_box_that_runs_serves_clicks_in_its_cell_until_close(kernel):
     kernel.click(kernel.close)
     kernel.until(lambda m: is_idle(m, cell))
     assert kernel.run("print(len(chat.messages), chat.is_replying)").split() == ["2", "False"]
-    assert "answers no more" in kernel.run("print(box.controls.status.value)")
+    assert "no longer answers" in kernel.run("print(box.controls.status.value)")
 
 
 @can_run
-def test_an_interrupt_ends_a_box_that_runs(kernel):
+def test_an_interrupt_ends_a_running_box(kernel):
     cell = kernel.client.execute("box.run()")
     kernel.until(lambda m: m["msg_type"] == "display_data")
     kernel.manager.interrupt_kernel()
@@ -153,9 +152,11 @@ def test_an_interrupt_ends_a_box_that_runs(kernel):
     assert kernel.run("print(box.controls.close.layout.display)").strip() == "none"
 
 
-def test_a_box_that_can_not_run_says_so(kernel):
+def test_a_box_that_cannot_run_says_why(kernel):
     kernel.run("import sys; sys.modules['jupyter_ui_poll'] = None")
     code = "try:\n    box.run()\nexcept mixoff.MixoffError as error:\n    print(error)"
-    reason = "serves no clicks while a cell runs" if IS_DEAF else "pip install jupyter_ui_poll"
+    reason = (
+        "handles no clicks while a cell runs" if DEFERS_CLICKS else "pip install jupyter_ui_poll"
+    )
     assert reason in kernel.run(code)
     assert kernel.run("print(box.controls.close.layout.display)").strip() == "none"

@@ -1,5 +1,6 @@
 """Kernels for CPUs, compiled by LLVM while the program runs; needs llvmlite.
 
-Read `operations.py` first: it is what the room's seam (`mixoff.kernels.base`) calls. `codegen`
-writes the code, `compile.py` compiles it, `threads.py` runs it on a team of threads.
+Knows torch tensors and this CPU; knows nothing of models. Read `operations.py` first: it has the
+operations that `mixoff.kernels.base` declares. `codegen` writes the code, `compile.py` compiles it,
+`threads.py` divides its work among threads.
 """

@@ -1,12 +1,11 @@
-"""Machine code for this CPU, made at run time by LLVM: needs no compiler. Knows targets.
+"""Machine code for this CPU, made by LLVM at run time without a compiler. Knows targets.
 
-Compiled functions release Python's lock while they run, and stay for as long as the process.
+Compiled functions run without Python's lock, and exist for as long as the process.
 """
 
 import ctypes
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 from llvmlite import binding, ir
 
@@ -33,7 +32,7 @@ ISAS = ("avx512-vnni", "avx-vnni", "avx2", "generic")
 
 _AVX2 = ("avx2", "fma", "f16c", "bmi2")
 _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512vnni")
-_NEEDED = {  # any of these sets of features
+_NEEDED = {  # any one of these sets of features
     "avx512-vnni": (_AVX512,),
     # The same instructions, in their own encoding or in AVX-512's.
     "avx-vnni": ((*_AVX2, "avxvnni"), (*_AVX2, "avx512vl", "avx512vnni")),
@@ -41,23 +40,25 @@ _NEEDED = {  # any of these sets of features
     "generic": ((),),
 }
 
-_ALONE = ("avx-vnni", "avx2")  # compiled with nothing else that this CPU may have
-_ATTRIBUTES = '"stackrealign"'  # vectors that are kept on the stack don't cross cache lines
+_ALONE = ("avx-vnni", "avx2")  # compiled without any other feature that this CPU may have
+# The stack is aligned for vectors: those that registers have no room for are spilled to it, and
+# would cross cache lines otherwise.
+_ATTRIBUTES = '"stackrealign"'
 
 _Write = Callable[[ir.Module], Function]
 
 
 @cache
 def usable_isas() -> tuple[str, ...]:
-    """Return the instruction sets that this CPU has kernels for, the fastest first."""
+    """Return the instruction sets of kernels that this CPU can run, the fastest first."""
     return tuple(isa for isa in ISAS if _needed(isa) is not None)
 
 
 def _needed(isa: str) -> tuple[str, ...] | None:
-    """Return the features that an instruction set takes of this CPU; None if it lacks some."""
+    """Return the features of this CPU that an instruction set uses; None if it lacks some."""
     features = _features()
-    every = (names for names in _NEEDED[isa] if all(features.get(name) for name in names))
-    return next(every, None)
+    complete = (names for names in _NEEDED[isa] if all(features.get(name) for name in names))
+    return next(complete, None)
 
 
 @cache
@@ -67,24 +68,24 @@ def has_bfloat16() -> bool:
 
 
 def has_narrow_vectors() -> bool:
-    """Return whether this CPU takes vectors of 512 bits in two halves."""
+    """Return whether this CPU computes vectors of 512 bits in two halves."""
     return _cpu() == "znver4"
 
 
-def _output(isa: str, halves: bool) -> expand.Output:
-    """Return what kernels write that dequantize."""
+def _output(isa: str, bfloat16: bool) -> expand.Output:
+    """Return the output of kernels that dequantize."""
     native = isa == "avx512-vnni" and _features().get("avx512bf16")
-    return ("avx512-bf16" if native else "bfloat16") if halves else "float32"
+    return ("avx512-bf16" if native else "bfloat16") if bfloat16 else "float32"
 
 
-def _reads_near() -> bool:
-    """Return whether this CPU was found to read faster if it asks into its first cache."""
+def _prefetches_near() -> bool:
+    """Return whether this CPU reads faster with prefetches into its first cache, as measured."""
     return _cpu() == "znver5"
 
 
 @cache
 def _cpu() -> str:
-    """Return what LLVM calls this CPU."""
+    """Return LLVM's name of this CPU."""
     return str(binding.get_host_cpu_name())
 
 
@@ -93,68 +94,70 @@ def _features() -> dict[str, bool]:
     return dict(binding.get_host_cpu_features())
 
 
+# Addresses of code that does parts of a kernel's work (`codegen.parts`), compiled once for a form.
+
+
 @cache
 def multiply_worker(form: Form, isa: str, *, together: bool) -> int:
-    """Return what does parts of `mixoff.kernels.cpu.codegen.multiply.add_multiply`'s work."""
-    ahead = codes.NEAR if _reads_near() and not together else codes.FAR
+    """Return the address of code for `codegen.multiply.add_multiply`."""
+    prefetch = codes.NEAR if _prefetches_near() and not together else codes.FAR
     return _worker(
-        lambda module: multiply.add_multiply(module, form, isa, together=together, ahead=ahead),
-        isa,
+        lambda m: multiply.add_multiply(m, form, isa, together=together, prefetch=prefetch), isa
     )
 
 
 @cache
-def expand_worker(form: Form, isa: str, *, halves: bool) -> int:
-    """Return what does parts of `mixoff.kernels.cpu.codegen.expand.add_expand`'s work."""
-    return _worker(lambda module: expand.add_expand(module, form, _output(isa, halves)), isa)
+def expand_worker(form: Form, isa: str, *, bfloat16: bool) -> int:
+    """Return the address of code for `codegen.expand.add_expand`."""
+    return _worker(lambda m: expand.add_expand(m, form, _output(isa, bfloat16)), isa)
 
 
 @cache
 def axis0_multiply_worker(form: CodeForm, isa: str) -> int:
-    """Return what does parts of `mixoff.kernels.cpu.codegen.axis0_multiply.add_multiply`'s work."""
-    ahead = axis0_multiply.NEAR if _reads_near() else axis0_multiply.FAR
-    return _worker(lambda module: axis0_multiply.add_multiply(module, form, isa, ahead), isa)
+    """Return the address of code for `codegen.axis0_multiply.add_multiply`."""
+    prefetch = axis0_multiply.NEAR if _prefetches_near() else axis0_multiply.FAR
+    return _worker(lambda m: axis0_multiply.add_multiply(m, form, isa, prefetch), isa)
 
 
 @cache
-def axis0_expand_worker(form: CodeForm, isa: str, *, halves: bool) -> int:
-    """Return what does parts of `mixoff.kernels.cpu.codegen.axis0_expand.add_expand`'s work."""
-    return _worker(lambda module: axis0_expand.add_expand(module, form, _output(isa, halves)), isa)
+def axis0_expand_worker(form: CodeForm, isa: str, *, bfloat16: bool) -> int:
+    """Return the address of code for `codegen.axis0_expand.add_expand`."""
+    return _worker(lambda m: axis0_expand.add_expand(m, form, _output(isa, bfloat16)), isa)
 
 
 @cache
-def attend_worker(heads: int, size: int, isa: str, *, halves: bool) -> int:
-    """Return what does parts of `mixoff.kernels.cpu.codegen.attend.add_attend`'s work."""
-    return _worker(lambda m: attend.add_attend(m, heads, size, isa, halves=halves), isa)
+def attend_worker(heads: int, size: int, isa: str, *, bfloat16: bool) -> int:
+    """Return the address of code for `codegen.attend.add_attend`."""
+    return _worker(lambda m: attend.add_attend(m, heads, size, isa, bfloat16=bfloat16), isa)
 
 
 @cache
 def prepare_worker(unit: int, lane: int, source: activations.Source, isa: str) -> int:
-    """Return what does parts of `mixoff.kernels.cpu.codegen.activations.add_prepare`'s work."""
-    return _worker(lambda module: activations.add_prepare(module, unit, lane, source), isa)
+    """Return the address of code for `codegen.activations.add_prepare`."""
+    return _worker(lambda m: activations.add_prepare(m, unit, lane, source), isa)
 
 
 @cache
-def rotate_worker(size: int, scaling: float, isa: str, *, halves: bool) -> int:
-    """Return what does parts of `mixoff.kernels.cpu.codegen.rotate.add_rotate`'s work."""
-    return _worker(lambda m: rotate.add_rotate(m, size, scaling, halves=halves), isa)
+def rotate_worker(size: int, scaling: float, isa: str, *, bfloat16: bool) -> int:
+    """Return the address of code for `codegen.rotate.add_rotate`."""
+    return _worker(lambda m: rotate.add_rotate(m, size, scaling, bfloat16=bfloat16), isa)
 
 
 @cache
-def route_worker(isa: str, *, halves: bool) -> int:
-    """Return what does parts of `mixoff.kernels.cpu.codegen.route.add_route`'s work."""
-    return _worker(lambda module: route.add_route(module, halves=halves), isa)
+def route_worker(isa: str, *, bfloat16: bool) -> int:
+    """Return the address of code for `codegen.route.add_route`."""
+    return _worker(lambda m: route.add_route(m, bfloat16=bfloat16), isa)
 
 
 @cache
-def normalize_worker(epsilon: float, isa: str, *, halves: bool) -> int:
-    """Return what does parts of `mixoff.kernels.cpu.codegen.normalize.add_normalize`'s work."""
-    return _worker(lambda m: normalize.add_normalize(m, epsilon, halves=halves), isa)
+def normalize_worker(epsilon: float, isa: str, *, bfloat16: bool) -> int:
+    """Return the address of code for `codegen.normalize.add_normalize`."""
+    return _worker(lambda m: normalize.add_normalize(m, epsilon, bfloat16=bfloat16), isa)
 
 
 @cache
-def through_steps() -> Code:
-    """Return what goes through sequences of steps."""
+def sequence_code() -> Code:
+    """Return the code that does sequences of steps."""
     module = ir.Module(sequence.NAME)
     sequence.add_sequence(module)
     address = _compile(module, "generic")
@@ -167,7 +170,7 @@ def _worker(write: _Write, isa: str) -> int:
     return _compile(module, isa)
 
 
-_engines: list[Any] = []  # code lives as long as its engine
+_engines: list[object] = []  # code is freed with its engine
 
 
 def _compile(module: ir.Module, isa: str) -> int:
@@ -195,6 +198,6 @@ def _compile(module: ir.Module, isa: str) -> int:
 def _features_for(isa: str) -> str:
     if isa in _ALONE:
         return ",".join(f"+{name}" for name in _needed(isa) or ())
-    return str(binding.get_host_cpu_features().flatten()) + (
-        ",-prefer-256-bit" if isa == "avx512-vnni" else ""
-    )
+    features = str(binding.get_host_cpu_features().flatten())
+    # Vectors of 512 bits are used even on CPUs for which LLVM prefers narrower ones.
+    return features + (",-prefer-256-bit" if isa == "avx512-vnni" else "")

@@ -1,7 +1,8 @@
-"""What kernels do, as steps for threads: which code, on what memory, in how many parts.
+"""Steps for threads: which compiled code runs on which memory, and in how many parts.
 
 T tokens, N rows (outputs), K columns (inputs); of attention G groups of h heads of size d.
-Memory is told by addresses, or by places where it changes: who runs steps keeps tensors.
+Steps hold addresses of memory, or operands for addresses that differ from run to run; they keep no
+memory alive. The caller that runs them holds the tensors.
 """
 
 from collections.abc import Sequence
@@ -21,23 +22,23 @@ from mixoff.kernels.cpu.compile import (
     rotate_worker,
 )
 from mixoff.kernels.cpu.threads import Argument, Operand, Step
-from mixoff.kernels.layout import Form, Packed, PackedAxis0
+from mixoff.kernels.layout import CodeForm, Form, PackedLocation
 
 _LEAST_NBYTES = 1 << 17  # packed bytes that are worth a thread
-_LEAST_NUMBERS = 1 << 11  # activations that are
+_LEAST_NUMBERS = 1 << 11  # activations that are worth a thread
 
 
 class Workspace:
-    """Memory that steps leave something in for later ones: how much, and who has which."""
+    """Memory for what steps pass to later steps: its size, and the offset of each part."""
 
     def __init__(self) -> None:
         self.nbytes = 0
 
     def take(self, nbytes: int) -> Operand:
-        """Return where so many bytes are."""
-        place = Operand("room", self.nbytes)
+        """Return the address of so many bytes that nothing else uses, on a cache line."""
+        operand = Operand("workspace", self.nbytes)
         self.nbytes += -(-nbytes // WIDTH) * WIDTH
-        return place
+        return operand
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,13 @@ class Prepared:
 
     Parameters
     ----------
-    places
-        Where high and low bytes begin, steps, and sums.
+    operands
+        Addresses of high bytes, of low bytes, of steps and of sums.
     tokens, columns
         T, K.
     """
 
-    places: Sequence[Operand]
+    operands: Sequence[Operand]
     tokens: int
     columns: int
 
@@ -62,20 +63,20 @@ def prepare(
     x: Argument,
     source: Source,
     isa: str,
-    room: Workspace,
+    workspace: Workspace,
     *,
     columns: int,
     tokens: int = 1,
 ) -> tuple[Step, Prepared]:
-    """Return what makes integers of activations [T, K], which are contiguous, and these."""
+    """Return the step that makes integers of contiguous activations [T, K], and the integers."""
     nbytes = tokens * _padded(columns)
     sizes = (nbytes, nbytes, 4 * (nbytes // WIDTH), 4 * (nbytes // form.unit))
-    prepared = Prepared([*map(room.take, sizes)], tokens, columns)
+    prepared = Prepared([*map(workspace.take, sizes)], tokens, columns)
     size = piece_size(form.lane)
     pieces = -(-columns // size)
     step = Step(
         prepare_worker(form.unit, form.lane, source, isa),
-        [x, *prepared.places, columns, _padded(columns), pieces],
+        [x, *prepared.operands, columns, _padded(columns), pieces],
         count=tokens * pieces,
         least=_LEAST_NUMBERS // size,
     )
@@ -83,32 +84,35 @@ def prepare(
 
 
 def source_of(dtype: torch.dtype) -> Source:
-    """Return what `prepare` calls activations of float32 or bfloat16."""
+    """Return the name that `prepare` has for activations in float32 or bfloat16."""
     return "bfloat16" if dtype is torch.bfloat16 else "float32"
 
 
-def product(matrix: Packed, x: Prepared, out: Argument, isa: str) -> Step:
-    """Return what writes x W^T into float32 out [T, N]; of `TOGETHER` tokens or more, adds it."""
+def product(matrix: PackedLocation, x: Prepared, out: Argument, isa: str) -> Step:
+    """Return the step that writes x W^T into float32 out [T, N].
+
+    For `TOGETHER` tokens or more it adds to out instead.
+    """
     sizes = (matrix.packed_rows, matrix.rows, x.columns, x.tokens, _padded(x.columns))
     return Step(
         multiply_worker(matrix.form, isa, together=x.tokens >= TOGETHER),
-        [*buffers(matrix), *x.places, out, *sizes, matrix.rows],
+        [*addresses(matrix), *x.operands, out, *sizes, matrix.rows],
         count=matrix.packed_rows,
-        least=least_rows(matrix),
+        least=least_rows(matrix.form, matrix.columns),
     )
 
 
 def rotation(
-    heads: int, groups: int, size: int, isa: str, *, x: Operand, scaling: float, halves: bool
+    heads: int, groups: int, size: int, isa: str, *, x: Operand, scaling: float, bfloat16: bool
 ) -> Step:
-    """Return what makes of one token's x, of all heads, what `codegen.rotate` does.
+    """Return the step that applies `codegen.rotate` to one token's x of all heads.
 
-    It has places for cos and sin, query, key and value.
+    Its operands are cos and sin, query, key and value.
     """
-    places = map(Operand, ("cos", "sin", "query", "key", "value"))
+    operands = map(Operand, ("cos", "sin", "query", "key", "value"))
     return Step(
-        rotate_worker(size, scaling, isa, halves=halves),
-        [x, *places, heads, groups],
+        rotate_worker(size, scaling, isa, bfloat16=bfloat16),
+        [x, *operands, heads, groups],
         count=heads + 2 * groups,
         least=-(-_LEAST_NUMBERS // size),
     )
@@ -122,14 +126,14 @@ def attention(
     *,
     query: Argument,
     out: Argument,
-    halves: bool,
+    bfloat16: bool,
     least: int = 1,
 ) -> Step:
-    """Return what attends for one token, with places for what `of_context` tells."""
+    """Return the step of one token's attention, with operands for scores and `of_context`."""
     memory = (query, Operand("key"), Operand("value"), Operand("scores"), out)
-    numbers = ("tokens", "room_tokens", "key_head", "key_row", "value_head", "value_row")
+    numbers = ("tokens", "padded_tokens", "key_head", "key_row", "value_head", "value_row")
     return Step(
-        attend_worker(heads, size, isa, halves=halves),
+        attend_worker(heads, size, isa, bfloat16=bfloat16),
         [*memory, *map(Operand, numbers)],
         count=groups,
         least=least,
@@ -137,15 +141,15 @@ def attention(
 
 
 def least_groups(key: Tensor) -> int:
-    """Return how many groups of keys [G, T, d], and values, are worth a thread."""
+    """Return the number of groups of keys [G, T, d], with their values, that is worth a thread."""
     _, tokens, size = key.shape
     return -(-_LEAST_NBYTES // max(1, 2 * tokens * size * key.dtype.itemsize))
 
 
 def of_context(key: Tensor, value: Tensor) -> dict[str, int]:
-    """Return what stands for the places of keys and values [G, T, d], but for scores.
+    """Return the operands of `attention` for keys and values [G, T, d], all but scores.
 
-    These are float32 [G, h, room_tokens], to write into.
+    Scores are float32 [G, h, padded_tokens] that the step writes into.
     """
     tokens, itemsize = key.shape[1], key.dtype.itemsize
     (key_head, key_row, _), (value_head, value_row, _) = key.stride(), value.stride()
@@ -153,7 +157,7 @@ def of_context(key: Tensor, value: Tensor) -> dict[str, int]:
         "key": key.data_ptr(),
         "value": value.data_ptr(),
         "tokens": tokens,
-        "room_tokens": (tokens // PIECE + 1) * PIECE,
+        "padded_tokens": (tokens // PIECE + 1) * PIECE,
         "key_head": key_head * itemsize,
         "key_row": key_row * itemsize,
         "value_head": value_head * itemsize,
@@ -161,17 +165,17 @@ def of_context(key: Tensor, value: Tensor) -> dict[str, int]:
     }
 
 
-def buffers(matrix: Packed) -> Sequence[int]:
-    """Return the addresses of a matrix's parts; 0 for pairs that it doesn't have."""
-    parts = (matrix.codes, matrix.scale, matrix.zero, matrix.pairs)
-    return [0 if part is None else part.data_ptr() for part in parts]
+def addresses(matrix: PackedLocation) -> Sequence[int]:
+    """Return the addresses of a matrix's parts as kernels take them."""
+    return (matrix.codes, matrix.scale, matrix.zero, matrix.pairs)
 
 
-def least_rows(matrix: Packed | PackedAxis0) -> int:
-    """Return how many packed rows are worth a thread."""
-    return max(1, _LEAST_NBYTES * matrix.packed_rows // max(1, matrix.codes.nbytes))
+def least_rows(form: CodeForm, columns: int) -> int:
+    """Return the number of packed rows, in all planes, that is worth a thread."""
+    planes = 3 if form.nbits == 3 else 1
+    return max(1, _LEAST_NBYTES // max(1, planes * columns))
 
 
 def _padded(columns: int) -> int:
-    """Return K as activations pad it."""
+    """Return K padded to whole blocks of activations."""
     return -(-columns // WIDTH) * WIDTH

@@ -1,7 +1,7 @@
-"""Work shared out among threads, as many as torch is set to. Knows ranges; nothing of kernels.
+"""Work that is divided among threads, as many as torch is set to. Knows ranges; no kernels.
 
-Where torch computes with OpenMP, its own team does the work: it is awake, and two teams never
-fight for the same cores. Elsewhere threads of Python do.
+Where torch computes with OpenMP, torch's own threads do the work: they are awake already, and two
+sets of threads would compete for the same cores. Elsewhere threads of Python do.
 """
 
 import ctypes
@@ -15,12 +15,12 @@ from types import MappingProxyType
 
 import torch
 
-# What sequences, their steps and tasks are made of, before a task's arguments.
+# The fields of a sequence, of each of its steps, and of a task before its arguments.
 SEQUENCE, STEP = ("done", "steps"), ("code", "task", "before")
 TASK = ("taken", "parts", "first", "count")
 
-_PARTS_PER_THREAD = 4  # one that comes late takes fewer
-_NOTHING: Mapping[str, int] = MappingProxyType({})
+_PARTS_PER_THREAD = 4  # a thread that starts late takes fewer of them
+_NO_OPERANDS: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,19 @@ Argument = int | Operand
 
 @dataclass(frozen=True)
 class Step:
-    """Work on a range.
+    """Work on a range, which may be divided into parts.
 
     Parameters
     ----------
     code
-        Where code begins that does parts of a task until none is left: any number of threads may.
+        Address of the code that does parts of a task until none is left. Several threads may run it
+        on one task.
     arguments
-        What its kernel takes besides its part of the range.
+        The kernel's arguments besides its part of the range.
     count, first
         The range.
     least
-        A thread gets no fewer than these at a time, since waking one takes time, too.
+        The fewest of the range that are worth a thread: waking one takes time, too.
     """
 
     code: int
@@ -61,20 +62,20 @@ class Step:
 
     @property
     def most(self) -> int:
-        """In how many parts it may be done, at most."""
+        """The most parts that it may be divided into."""
         return max(1, self.count // max(1, self.least))
 
 
 @dataclass(frozen=True)
 class Code:
-    """Compiled code that goes through what is left of a sequence of steps.
+    """Compiled code that does what is left of a sequence of steps.
 
     Parameters
     ----------
     function
-        Is called with a sequence's address.
+        Takes a sequence's address.
     address
-        Where its code begins.
+        Address of the code.
     """
 
     function: Callable[[int], None]
@@ -82,12 +83,14 @@ class Code:
 
 
 class Work:
-    """Stages of steps, one stage after the other, that threads may be let go through many times.
+    """Stages of steps, one stage after the other, for any number of runs.
+
+    Several threads of Python may run it at once: each run has a sequence of its own.
 
     Parameters
     ----------
     by
-        What each thread calls.
+        The code that each thread runs.
     """
 
     def __init__(self, stages: Sequence[Sequence[Step]], by: Code) -> None:
@@ -95,76 +98,85 @@ class Work:
         self._most = max(step.most for stage in stages for step in stage)
         self._sequences: dict[int, tuple[array[int], list[tuple[int, Operand]]]] = {}
 
-    def run(self, values: Mapping[str, int] = _NOTHING, *, spared: int = 0) -> None:
-        """Return when all is done.
+    def run(self, operands: Mapping[str, int] = _NO_OPERANDS, *, reserved_threads: int = 0) -> None:
+        """Do all steps, and return when they are done.
 
         Parameters
         ----------
-        values
-            What stands for each place.
-        spared
-            How many threads fewer there are than torch is set to; one is always left.
+        operands
+            The values of all operands, by name.
+        reserved_threads
+            How many of torch's threads are left to other work; one always computes.
         """
-        threads = max(1, min(torch.get_num_threads() - spared, self._most))
+        threads = max(1, min(torch.get_num_threads() - reserved_threads, self._most))
         if threads not in self._sequences:
             self._sequences[threads] = _sequence(self._stages, threads)
-        template, places = self._sequences[threads]
-        sequence = template[:]
-        for index, place in places:
-            sequence[index] = values[place.name] + place.offset
+        template, indices = self._sequences[threads]
+        sequence = template[:]  # threads count in it what is taken and done
+        for index, operand in indices:
+            sequence[index] = operands[operand.name] + operand.offset
         address, _ = sequence.buffer_info()
         if threads == 1:
             self._by.function(address)
         elif (team := _team(os.getpid())) is not None:
             team(self._by.address, address, threads, 0)
         else:
-            _share_out_in_python(self._by, address, threads)
+            _run_in_python(self._by, address, threads)
 
 
 def _sequence(
     stages: Sequence[Sequence[Step]], threads: int
 ) -> tuple["array[int]", list[tuple[int, Operand]]]:
-    """Return what threads go through (`codegen.sequence`), and where in it places are."""
+    """Return a sequence as `codegen.sequence` reads it, and the indices of operands in it.
+
+    A step may begin when as many parts are done as all stages before its own have. One count for
+    all steps suffices: none of the parts that it counts until then can be of this stage or a later
+    one, since those haven't begun.
+    """
     size = len(SEQUENCE) + len(STEP) * sum(map(len, stages))
     steps: list[int] = []
     tasks: list[int] = []
-    places: list[tuple[int, Operand]] = []
+    indices: list[tuple[int, Operand]] = []
     total = 0
     for stage in stages:
         before = total
         for step in stage:
-            own = min(threads, step.most)
-            parts = min(_PARTS_PER_THREAD * own, step.most) if own > 1 else 1
+            own_threads = min(threads, step.most)
+            parts = min(_PARTS_PER_THREAD * own_threads, step.most) if own_threads > 1 else 1
             steps += (step.code, 8 * (size + len(tasks)), before)
             tasks += (0, parts, step.first, step.count)
             for argument in step.arguments:
                 if isinstance(argument, Operand):
-                    places.append((size + len(tasks), argument))
+                    indices.append((size + len(tasks), argument))
                 tasks.append(0 if isinstance(argument, Operand) else argument)
             total += parts
-    return array("q", (0, len(steps) // len(STEP), *steps, *tasks)), places
+    return array("q", (0, len(steps) // len(STEP), *steps, *tasks)), indices
 
 
-def _share_out_in_python(by: Code, sequence: int, threads: int) -> None:
-    """Let Python's threads go through a sequence; nobody may leave before all have, or be freed."""
+def _run_in_python(by: Code, sequence: int, threads: int) -> None:
+    """Run a sequence in Python's threads.
+
+    It returns, or raises, only when all of them have ended: the caller then frees the sequence and
+    the tensors that they read and write.
+    """
     pool = _pool(os.getpid(), threads - 1)
-    others: list[Future[None]] = []
+    futures: list[Future[None]] = []
     try:
         for _ in range(threads - 1):
-            others.append(pool.submit(by.function, sequence))
+            futures.append(pool.submit(by.function, sequence))
         by.function(sequence)
     finally:
-        _wait(others)
-    for other in others:
-        other.result()
+        _wait(futures)
+    for future in futures:
+        future.result()
 
 
-def _wait(others: Sequence[Future[None]]) -> None:
-    """Wait for all, through interrupts, too, the last of which is raised then."""
+def _wait(futures: Sequence[Future[None]]) -> None:
+    """Wait for all, even if interrupted; the last interrupt is raised at the end."""
     interrupt, are_done = None, False
     while not are_done:
         try:
-            wait(others)
+            wait(futures)
             are_done = True
         except KeyboardInterrupt as error:
             interrupt = error
@@ -174,7 +186,7 @@ def _wait(others: Sequence[Future[None]]) -> None:
 
 @cache
 def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Return threads of this process: a forked child has none of its parent's."""
+    """Return the worker threads of a process: a forked child has none of its parent's."""
     return ThreadPoolExecutor(threads, "mixoff-kernel")
 
 
@@ -183,14 +195,15 @@ _imported_by = os.getpid()
 
 @cache
 def _team(process: int) -> Callable[[int, int, int, int], None] | None:
-    """Return what runs code in OpenMP's threads, those that torch uses; None if nothing does.
+    """Return the function that runs code in the OpenMP threads of torch; None if there is none.
 
-    A child that was forked has none: its parent's team is lost, and waiting for it never ends.
+    A forked child can't use it: the threads of its parent don't exist there, and OpenMP would wait
+    for them without end.
     """
     if process != _imported_by or "OpenMP" not in torch.__config__.parallel_info():
         return None
     try:
-        parallel = ctypes.CDLL(None).GOMP_parallel  # libgomp's, which others have, too
+        parallel = ctypes.CDLL(None).GOMP_parallel  # libgomp's; other libraries have it, too
     except (AttributeError, OSError, TypeError):  # TypeError: on Windows
         return None
     parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]

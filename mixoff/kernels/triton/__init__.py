@@ -1,1 +1,4 @@
-"""Kernels for GPUs, written in Triton. Read `operations.py` first."""
+"""Kernels for GPUs, written in Triton. Know torch tensors; know nothing of models.
+
+Read `operations.py` first: it has the operations that `mixoff.kernels.base` declares.
+"""

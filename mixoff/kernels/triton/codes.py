@@ -1,26 +1,26 @@
-"""What Triton's kernels read from packed rows: codes, scales and activations, in float32.
+"""Codes, scales and activations as Triton's kernels read them from packed rows, in float32.
 
 Eight columns of a packed row are read as one int64 and four as one int32: rows of packed weights
-always have a multiple of eight bytes, so a thread reads whole words, and neighbours read
+always have a multiple of eight bytes, so that a thread reads whole words, and neighbours read
 neighbouring words. Numbers of 16 bits are taken out of words by shifts, bfloat16 included, since
 GPUs of compute capability 7 have no instructions for it.
 
 Tiles have the shape [tokens, blocks, packed rows, words], and threads lie along the words: a thread
-has all blocks of its bytes, and places of bits are constants to it. Rows are loaded one by one,
+has all blocks of its bytes, and the shifts of codes are constants. Rows are loaded one by one,
 since Triton up to 3.6 spreads threads over the rows of a tile whose neighbours share a scale.
 """
 
 import triton
 import triton.language as tl
 
-from mixoff.kernels.layout import GROUPS_PER_PAIR
+from mixoff.quantization.hqq import GROUPS_PER_PAIR
 
 _PER_PAIR = tl.constexpr(GROUPS_PER_PAIR)
 
 
 @triton.jit
 def code_places(block, NBITS: tl.constexpr):
-    """Return where in its byte a block's code begins; of three bits, the low two."""
+    """Return the lowest bit of a block's code in its byte; for 3 bits, of the low two."""
     return 6 - 2 * (block // 2) if NBITS == 3 else 8 - NBITS * (block + 1)
 
 
@@ -32,20 +32,20 @@ def power_of_two(exponent):
 
 @triton.jit
 def codes_in_place(even, odd, high, block, place, COLUMN: tl.constexpr, NBITS: tl.constexpr):
-    """Return code * 2**(place + 8 * (COLUMN % 2)) in float32, of one of a word's columns.
+    """Return code * 2**(place + 8 * (COLUMN % 2)) in float32, for one column of each word.
 
-    Bits stay where they lie and become the lowest bits of a float from 2**23 on: that is exact,
-    and takes no conversion.
+    The bits aren't shifted, and become the lowest bits of a float from 2**23 on: that is exact and
+    takes no conversion.
 
     Parameters
     ----------
     even, odd, high
-        Words of packed rows: of three bits, the low bits' of even and of odd blocks, and the high
-        bits'; else `even` alone is read.
+        Words of packed rows: for 3 bits, of the low bits of even and of odd blocks, and of the high
+        bits; else `even` alone is read.
     block, place
         Numbers of the blocks, and their `code_places`.
     COLUMN
-        Which byte of the word, 0 the lowest.
+        The byte of the word, 0 the lowest.
     """
     shift = place + 8 * (COLUMN % 2)
     start: tl.constexpr = 16 * (COLUMN // 2)
@@ -53,7 +53,7 @@ def codes_in_place(even, odd, high, block, place, COLUMN: tl.constexpr, NBITS: t
     if NBITS == 3:
         low = tl.where(block % 2 == 0, low, (odd >> start).to(tl.int32))
         top = (high >> start).to(tl.int32)
-        top = tl.where(block % 2 == 0, top << 1, top << 2)  # so that it follows the low bits
+        top = tl.where(block % 2 == 0, top << 1, top << 2)  # above the low bits
         ones = tl.full([1], 1, tl.int32)
         bits = (low & ((3 * ones) << shift)) | (top & ((4 * ones) << shift))
     else:
@@ -64,20 +64,20 @@ def codes_in_place(even, odd, high, block, place, COLUMN: tl.constexpr, NBITS: t
 
 @triton.jit
 def load_rows(base, first, end, length, at, COUNT: tl.constexpr, AXIS: tl.constexpr):
-    """Return what rows `first` and on have `at` some places, COUNT of them along an axis.
+    """Return the words `at` some positions of COUNT rows from `first` on, which lie along an axis.
 
-    It is 0 past a row's `length`. Rows from `end` on are read as the last one: that saves masks,
-    and their results aren't kept.
+    Words past a row's `length` are 0. For rows from `end` on, the last one is read: that saves
+    masks, and their results aren't stored.
     """
-    places = tl.arange(0, COUNT)
-    place = places[:, None, None, None] if AXIS == 0 else places[None, None, :, None]
-    found = tl.zeros([1, 1, 1, 1], base.dtype.element_ty)
-    for own in tl.static_range(COUNT):
-        row = tl.minimum(first + own, end - 1)
+    numbers = tl.arange(0, COUNT)
+    number = numbers[:, None, None, None] if AXIS == 0 else numbers[None, None, :, None]
+    rows = tl.zeros([1, 1, 1, 1], base.dtype.element_ty)
+    for n in tl.static_range(COUNT):
+        row = tl.minimum(first + n, end - 1)
         start = base + row.to(tl.int64) * length
         loaded = tl.load(start + at, mask=at < length, other=0)  # [1, 1, 1, words]
-        found = tl.where(place == own, loaded, found)
-    return found
+        rows = tl.where(number == n, loaded, rows)
+    return rows
 
 
 @triton.jit
@@ -115,10 +115,10 @@ def load_scales(
     for b in tl.static_range(BLOCKS):
         for h in tl.static_range(HEIGHT):
             row = tl.minimum(b * packed_rows + first + h, rows - 1)
-            own_s, own_z = load_scale(scale, zero, pairs, row, group, groups, BYTES)
-            here = (block == b) & (height == h)
-            s = tl.where(here, own_s, s)
-            z = tl.where(here, own_z, z)
+            row_s, row_z = load_scale(scale, zero, pairs, row, group, groups, BYTES)
+            is_row = (block == b) & (height == h)
+            s = tl.where(is_row, row_s, s)
+            z = tl.where(is_row, row_z, z)
     return s, z
 
 
@@ -133,16 +133,16 @@ def load_scale(scale, zero, pairs, row, group, groups, BYTES: tl.constexpr):
     if BYTES:
         start = pairs + row * ((groups + _PER_PAIR - 1) // _PER_PAIR) * 2
         pair = (group // _PER_PAIR) * 2
-        own = tl.load(start + pair, mask=inside, other=0)
-        s = s * float_in_word(own, 0, "float32") + float_in_word(own, 1, "float32")
-        own = tl.load(start + pair + 1, mask=inside, other=0)
-        z = z * float_in_word(own, 0, "float32") + float_in_word(own, 1, "float32")
+        word = tl.load(start + pair, mask=inside, other=0)
+        s = s * float_in_word(word, 0, "float32") + float_in_word(word, 1, "float32")
+        word = tl.load(start + pair + 1, mask=inside, other=0)
+        z = z * float_in_word(word, 0, "float32") + float_in_word(word, 1, "float32")
     return s, z
 
 
 @triton.jit
 def float_in_word(word, NUMBER: tl.constexpr, KIND: tl.constexpr):
-    """Return a number of an int64 as float32: one of two float32, or of four of 16 bits."""
+    """Return a number of an int64 as float32: one of two float32, or one of four of 16 bits."""
     if KIND == "float32":
         value = (word >> (32 * NUMBER)).to(tl.int32).to(tl.float32, bitcast=True)
     elif KIND == "bfloat16":
@@ -154,7 +154,10 @@ def float_in_word(word, NUMBER: tl.constexpr, KIND: tl.constexpr):
 
 @triton.jit
 def stored_bits(value, KIND: tl.constexpr):
-    """Return a float32's bits as they are stored, int32: bfloat16 is rounded to nearest even."""
+    """Return the bits, as int32, in which a float32 is stored: bfloat16 is rounded to even.
+
+    NaN is preserved: as bfloat16 it is one certain NaN, since rounding could make infinity of it.
+    """
     if KIND == "float32":
         bits = value.to(tl.int32, bitcast=True)
     elif KIND == "bfloat16":

@@ -36,7 +36,7 @@ def expand_kernel(
 ):
     """Write out[block, r - first, k], [BLOCKS, count, K], of `count` packed rows from `first` on.
 
-    To be launched without fused multiply-add: weights are then those of torch, to the bit.
+    It must be launched without fused multiply-add: weights then equal torch's to the bit.
 
     Parameters
     ----------
@@ -45,17 +45,17 @@ def expand_kernel(
     out
         As int64: two numbers of 32 bits, or four of 16.
     first, count, packed_rows, rows, words, groups
-        The packed rows to go through, R, N, K / 4, G.
+        The range of packed rows, R, N, K / 4, G.
     KIND
         The type of out.
     HEIGHT, WORDS
-        Packed rows and their words that a program has: a word a thread.
+        Packed rows of a program, and words of each: a word a thread.
     """
     wide = tl.cdiv(words, WORDS)
     block = tl.arange(0, BLOCKS)[None, :, None, None]
     place = code_places(block, NBITS)
     first_row = (tl.program_id(0) // wide) * HEIGHT
-    own = first_row + tl.arange(0, HEIGHT)[None, None, :, None]
+    row = first_row + tl.arange(0, HEIGHT)[None, None, :, None]
     word = (tl.program_id(0) % wide) * WORDS + tl.arange(0, WORDS)[None, None, None, :]
     r = first + first_row
     even, odd, high = load_codes(codes, r, packed_rows, words, word, NBITS, HEIGHT)
@@ -64,8 +64,8 @@ def expand_kernel(
         scale, zero, pairs, r, packed_rows, rows, group, groups, BYTES, BLOCKS, HEIGHT
     )
     numbers: tl.constexpr = 2 if KIND == "float32" else 4  # in an int64 of out
-    at = out + ((block.to(tl.int64) * count + own) * words + word) * (4 // numbers)
-    inside = (word < words) & (own < count)
+    at = out + ((block.to(tl.int64) * count + row) * words + word) * (4 // numbers)
+    inside = (word < words) & (row < count)
     packed = tl.zeros([1, BLOCKS, HEIGHT, WORDS], tl.int64)
     for column in tl.static_range(4):
         code = codes_in_place(even, odd, high, block, place, column, NBITS)

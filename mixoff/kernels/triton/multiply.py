@@ -1,9 +1,9 @@
 """y = x W^T straight from packed weights: Triton's kernel for few tokens, without tensor cores.
 
 Of W = (W_q - zero) * scale, a chunk of columns that share a scale adds
-scale * (sum of W_q x - zero * sum of x) to y. A program has some packed rows and goes through all
-their columns, a chunk a thread, and adds its threads' sums up at the end, in an order that depends
-on the shape alone: results are the same in every run.
+scale * (sum of W_q x - zero * sum of x) to y. A program has some packed rows and all their columns,
+a chunk a thread, and adds the sums of its threads at the end. Their order depends on the shape
+alone, so that results are the same in every run.
 """
 
 import triton
@@ -62,7 +62,7 @@ def multiply_kernel(
     WORDS
         int64 words of codes in a chunk, whose columns share a scale.
     CHUNKS
-        Chunks that a program takes at a time: one a thread.
+        Chunks that a program has at a time: one a thread.
     """
     parts = tl.cdiv(tokens, TOKENS)
     first_token = (tl.program_id(0) % parts) * TOKENS
@@ -99,8 +99,8 @@ def multiply_kernel(
                 if column % numbers == 0:
                     at = word * (8 // numbers) + column // numbers
                     length = words * (8 // numbers)
-                    some = load_rows(x, first_token, tokens, length, at, TOKENS, 0)
-                value = float_in_word(some, column % numbers, KIND)
+                    inputs = load_rows(x, first_token, tokens, length, at, TOKENS, 0)
+                value = float_in_word(inputs, column % numbers, KIND)
                 total += value
                 if column % 2 == 1:
                     value *= 0.00390625  # 2**-8: the code is that much too large

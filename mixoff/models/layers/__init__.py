@@ -1,4 +1,4 @@
-"""The modules that stand in for a model's own. Each computes what the original computes.
+"""The modules that replace a model's own. Each computes what the original computes.
 
-Read `experts.py` first; the others make one token cheap.
+Read `experts.py` first; the others make one token cheap on a CPU.
 """

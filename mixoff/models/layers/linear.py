@@ -1,4 +1,4 @@
-"""A linear layer with packed weights."""
+"""A linear layer with packed weights. Knows records and kernels, no models."""
 
 from typing import Any
 
@@ -15,6 +15,13 @@ class QuantizedLinear(nn.Module):
 
     The parameter keeps the name ``weight``, with bytes for elements, so that a loader that knows
     nothing of mixoff meets a wrong shape instead of a missing name.
+
+    Parameters
+    ----------
+    linear
+        The model's own layer, which gives its bias and its device.
+    layout
+        Where the matrix's parts lie in the record.
     """
 
     def __init__(self, linear: nn.Linear, layout: RecordLayout) -> None:
@@ -33,14 +40,14 @@ class QuantizedLinear(nn.Module):
 
     @property
     def matrix(self) -> PackedMatrix:
-        """The record's matrix, as views that are made again once the record is another."""
+        """The record's matrix, as views that are made again when the record was replaced."""
         record = self.weight.data
         if self._views is None or not record.is_set_to(self._views[0]):
             self._views = record, self.layout.tensors(record)["weight"]
         return self._views[1]
 
     def _apply(self, *args: Any, **settings: Any) -> Any:
-        self._views = None  # or the record would stay where it was, too
+        self._views = None  # views would keep the record's old memory alive after it moved
         return super()._apply(*args, **settings)  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:

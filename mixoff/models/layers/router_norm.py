@@ -1,38 +1,35 @@
-"""A layer's small parts for one token on a CPU, by kernels: router and norms. Knows modules.
+"""Router and norms of one token on a CPU, each in one call of a kernel. Knows modules.
 
 transformers' own take six and eight steps of PyTorch, each of which looks for its code and data in
-caches that the weights have just gone through. These take one.
+caches that the weights have just passed through.
 """
 
 from torch import Tensor
-from transformers.models.mixtral.modeling_mixtral import MixtralRMSNorm, MixtralTopKRouter
 
-from mixoff.kernels import cpu_module
+from mixoff.families.modules import RMSNorm, Router
+from mixoff.kernels import router_norm_operations
 
 
-class OneTokenRouter(MixtralTopKRouter):
-    """A router that takes one token by itself; several are transformers' business."""
+class OneTokenRouter(Router):
+    """A router with a kernel for one token; several are computed by transformers' own code."""
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits [T, E], and shares and experts of the largest [T, k], of [..., D]."""
-        kernels = cpu_module("router_norm")
+        kernels = router_norm_operations()
         if kernels is None or not kernels.takes_whole(hidden_states, self.weight):
             own: tuple[Tensor, Tensor, Tensor]
             own = super().forward(hidden_states)  # type: ignore[no-untyped-call]  # transformers'
             return own
-        found: tuple[Tensor, Tensor, Tensor]
-        found = kernels.route(hidden_states, self.weight, self.top_k)
-        return found
+        return kernels.route(hidden_states, self.weight, self.top_k)
 
 
-class OneTokenNorm(MixtralRMSNorm):
-    """A norm that takes one token by itself; several are transformers' business."""
+class OneTokenNorm(RMSNorm):
+    """A norm with a kernel for one token; several are computed by transformers' own code."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Return what is normalized, [..., D]."""
-        kernels = cpu_module("router_norm")
+        """Return the normalized states, [..., D]."""
+        kernels = router_norm_operations()
         if kernels is None or not kernels.takes_whole(hidden_states, self.weight):
             own: Tensor = super().forward(hidden_states)
             return own
-        found: Tensor = kernels.normalize(hidden_states, self.weight, self.variance_epsilon)
-        return found
+        return kernels.normalize(hidden_states, self.weight, self.variance_epsilon)

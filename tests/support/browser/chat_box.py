@@ -1,4 +1,4 @@
-"""The chat box in a notebook's page, as somebody sees and uses it. Knows its names and classes."""
+"""The chat box in a notebook's page, as a person uses it. Knows its labels and classes."""
 
 import re
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from playwright.sync_api import Locator
 
 from support.browser.tab import RUN_MS, Notebook
 
-# Notes when a box changes and when its buttons are clicked, in milliseconds of the page's clock.
+# Records when a box changes and its buttons are clicked, in milliseconds of the page's clock.
 WATCH = """box => {
   const seen = window.seen = {log: [], live: [], status: [], clicks: {}};
   for (const part of ["log", "live", "status"]) {
@@ -27,7 +27,7 @@ WATCH = """box => {
 
 @dataclass(frozen=True)
 class Seen:
-    """What a page showed since it was watched: (milliseconds, text) of each change."""
+    """The changes of a page since `watch`: (milliseconds, text) of each."""
 
     log: list[tuple[float, str]]
     live: list[tuple[float, str]]
@@ -36,12 +36,12 @@ class Seen:
 
     @property
     def first_text_s(self) -> float:
-        """How long after Send the first text of the reply was there, in seconds."""
+        """Seconds from Send to the first text of the reply."""
         return (next(at for at, text in self.live if text) - self.clicks["Send"]) / 1000
 
     @property
     def stopped_s(self) -> float:
-        """How long after Stop the box said that the reply has ended, in seconds."""
+        """Seconds from Stop to the status that says that the reply has ended."""
         ended = (at for at, text in self.status if text.startswith("Stopped"))
         return (next(ended) - self.clicks["Stop"]) / 1000
 
@@ -51,14 +51,16 @@ class ChatBox:
 
     Parameters
     ----------
-    notebook : where it is shown.
-    view : which of several views, counted from the notebook's top; -1 is the last.
+    notebook
+        The notebook that shows it.
+    view
+        The index of one of several views, from the notebook's top; -1 is the last.
     """
 
     def __init__(self, notebook: Notebook, view: int = 0) -> None:
         self.notebook = notebook
-        found = notebook.page.locator(".mixoff-box")
-        self.whole = found.last if view == -1 else found.nth(view)
+        boxes = notebook.page.locator(".mixoff-box")
+        self.whole = boxes.last if view == -1 else boxes.nth(view)
 
     def button(self, name: str) -> Locator:
         return self.whole.locator("button", has_text=re.compile(rf"^\s*{name}$"))
@@ -70,20 +72,20 @@ class ChatBox:
         self.whole.get_by_placeholder("Message", exact=True).fill(text)
 
     def send(self, text: str) -> None:
-        """Type and send, and return at once."""
+        """Type and send a message, and return at once."""
         self.type(text)
         self.click("Send")
 
     def wait_for_text(self) -> None:
-        """Return when a growing reply has text."""
+        """Return when the running reply has text."""
         self.whole.locator(".mixoff-live").filter(has_text=re.compile(r"\w")).wait_for()
 
     def wait_until_ready(self) -> None:
-        """Return when no reply runs any more."""
+        """Return when no reply runs."""
         self.whole.locator("button:not([disabled])", has_text="Send").wait_for(timeout=RUN_MS)
 
     def answer(self, text: str) -> None:
-        """Send, and return when the reply is whole."""
+        """Send a message, and return when the reply has ended."""
         before = self.replies().count()
         self.send(text)
         self.replies().nth(before).wait_for(timeout=RUN_MS)
@@ -102,17 +104,17 @@ class ChatBox:
         return self.whole.locator(".mixoff-log").inner_text()
 
     def set_slider(self, name: str, value: int) -> None:
-        """Write a number into the slider's readout, which both versions of ipywidgets have."""
+        """Type a number into the slider's readout, which both versions of ipywidgets have."""
         slider = self.whole.locator(".widget-hslider", has_text=name)
         readout = slider.locator(".widget-readout")
         readout.fill(str(value))
         readout.press("Enter")
 
     def watch(self) -> None:
-        """Begin to note what the box shows; earlier notes are forgotten."""
+        """Begin to record the box's changes, and discard earlier ones."""
         self.whole.evaluate(WATCH)
 
     def seen(self) -> Seen:
-        """Return what the box showed since `watch`."""
-        noted: dict[str, Any] = self.notebook.page.evaluate("() => window.seen")
-        return Seen(**noted)
+        """Return the box's changes since `watch`."""
+        changes: dict[str, Any] = self.notebook.page.evaluate("() => window.seen")
+        return Seen(**changes)

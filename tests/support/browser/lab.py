@@ -1,4 +1,4 @@
-"""A JupyterLab server of one's own: a fresh configuration, a free port, nothing left behind."""
+"""A JupyterLab server with a fresh configuration and a free port, which leaves no files behind."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-SILENCE = 300  # seconds without a reader after which a server ends by itself, if nobody ends it
+SILENCE = 300  # seconds without a client after which a server ends by itself
 OPTIONS = (
     "--no-browser",
     "--allow-root",
@@ -37,18 +37,18 @@ FOLDERS = (
 )
 SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
-    "notebook-extension/tracker": {"windowingMode": "none"},  # else what is out of sight is hidden
+    "notebook-extension/tracker": {"windowingMode": "none"},  # else cells out of sight are hidden
 }
 
 
 def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def fresh_environment(home: Path, share: Path | None) -> dict[str, str]:
-    """Return this process's environment with every folder of Jupyter's inside `home`."""
+    """Return this process's environment with all of Jupyter's folders inside `home`."""
     folders = {name: str(home / name.lower()) for name in FOLDERS}
     for folder in folders.values():
         Path(folder).mkdir()
@@ -59,12 +59,12 @@ def fresh_environment(home: Path, share: Path | None) -> dict[str, str]:
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(settings))
     (home / "matplotlib").mkdir()
-    other = {"HF_HUB_OFFLINE": "1", "MPLCONFIGDIR": str(home / "matplotlib")}
-    return {**os.environ, **folders, **other, "JUPYTER_PATH": str(share or "")}
+    settings = {"HF_HUB_OFFLINE": "1", "MPLCONFIGDIR": str(home / "matplotlib")}
+    return {**os.environ, **folders, **settings, "JUPYTER_PATH": str(share or "")}
 
 
 def wait_for_answer(server: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    """Return when the server answers; if it ends or stays silent for a minute, tell its log."""
+    """Return when the server answers; raise its log if it ends, or is silent for a minute."""
     until = time.monotonic() + 60
     while server.poll() is None and time.monotonic() < until:
         try:
@@ -76,7 +76,7 @@ def wait_for_answer(server: subprocess.Popen[bytes], address: str, log: Path) ->
 
 
 def end(server: subprocess.Popen[bytes]) -> None:
-    """End the server, which ends its kernels; if it can't within 20 seconds, kill it."""
+    """End the server, which ends its kernels; kill it after 20 seconds."""
     server.terminate()
     try:
         server.wait(20)
@@ -89,12 +89,12 @@ def end(server: subprocess.Popen[bytes]) -> None:
 def jupyter_lab(root: Path, share: Path | None = None) -> Iterator[str]:
     """Serve the notebooks in `root`; yield the server's address.
 
-    `share` holds kernels and a front end that go before those of this environment.
+    The kernels and the front end in `share` take precedence over this environment's.
     """
     port = free_port()
     address = f"http://127.0.0.1:{port}"
-    here = (f"--ServerApp.port={port}", f"--ServerApp.root_dir={root}")
-    command = [sys.executable, "-m", "jupyterlab", *OPTIONS, *here]
+    place = (f"--ServerApp.port={port}", f"--ServerApp.root_dir={root}")
+    command = [sys.executable, "-m", "jupyterlab", *OPTIONS, *place]
     with tempfile.TemporaryDirectory(prefix="mixoff-lab-", ignore_cleanup_errors=True) as home:
         log = Path(home, "lab.log")
         environment = fresh_environment(Path(home), share)

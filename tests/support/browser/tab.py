@@ -1,4 +1,4 @@
-"""A notebook in a page of JupyterLab: opened, run, asked, pictured. Knows nothing of chats."""
+"""A notebook in a page of JupyterLab: opened, run, evaluated, pictured. Knows nothing of chats."""
 
 import ast
 import base64
@@ -23,14 +23,14 @@ SWITCHES = (
     "--disable-sync",
     "--disable-dev-shm-usage",
 )
-PATIENCE_MS = 20_000  # for one step on a busy machine; no test asserts it
+STEP_MS = 20_000  # for one step on a busy machine; no test asserts it
 RUN_MS = 120_000  # for cells that import torch, load a model and chat
 SESSION = "window.jupyterapp?.shell.currentWidget?.sessionContext"
 KERNEL = f"{SESSION}?.session?.kernel"
 CELLS = "window.jupyterapp.shell.currentWidget.content"
 
-# Evaluates a Python expression in the kernel, beside all cells: {status, value or message}.
-ASK = """async (expression) => {
+# Evaluates a Python expression in the kernel, outside of cells: {status, value or message}.
+EVALUATE = """async (expression) => {
   const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
   const question = {code: "", silent: true, user_expressions: {answer: expression}};
   const late = new Promise(end => setTimeout(() => end(null), %d));
@@ -46,7 +46,7 @@ ERRORS = """() => window.jupyterapp.shell.currentWidget.content.widgets
   .map(output => `${output.ename}: ${output.evalue}`)"""
 FIND = f"""text => {CELLS}.widgets.findIndex(
   cell => cell.model.type === "code" && cell.model.sharedModel.getSource().includes(text))"""
-# Carries out a command; `window.ran` turns true at its end, which `evaluate` would await for ever.
+# Executes a command; `window.ran` turns true at its end, which `evaluate` would await forever.
 START = """command => {
   window.ran = false;
   window.jupyterapp.commands.execute(command).finally(() => { window.ran = true });
@@ -55,7 +55,7 @@ START = """command => {
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """Start Chromium without a window; yield it, and close it with all its pages."""
+    """Start Chromium without a window; close it with all its pages at the end."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=str(CHROMIUM), headless=True, args=list(SWITCHES)
@@ -67,7 +67,7 @@ def chromium() -> Iterator[Browser]:
 
 
 def picture(page: Page, folder: Path, name: str) -> Path:
-    """Write a picture of the page as it is; return its path."""
+    """Write a screenshot of the page and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / (re.sub(r"[^\w.-]+", "-", name).strip("-") + ".png")
     page.screenshot(path=path, timeout=10_000)
@@ -79,8 +79,10 @@ class Notebook:
 
     Parameters
     ----------
-    browser, address : the browser and the server that the notebook is opened with.
-    name : the file's path below the server's root.
+    browser, address
+        The browser and the server that the notebook is opened with.
+    name
+        The file's path below the server's root.
     """
 
     def __init__(self, browser: Browser, address: str, name: str) -> None:
@@ -91,8 +93,8 @@ class Notebook:
         self.page.on("dialog", self._note_dialog)
         self.page.goto(f"{address}/doc/tree/{name}?reset")
         self.page.wait_for_selector(".jp-Notebook")
-        self.wait_until_idle()  # running cells before there is a kernel opens a dialog, and hangs
-        self.page.set_default_timeout(PATIENCE_MS)
+        self.wait_until_idle()  # a run before there is a kernel opens a dialog, and hangs
+        self.page.set_default_timeout(STEP_MS)
 
     def _note_dialog(self, dialog: Any) -> None:
         self.dialogs.append(dialog.message)
@@ -102,24 +104,24 @@ class Notebook:
         self.page.wait_for_function(f"() => {KERNEL}?.status === 'idle'")
 
     def status(self) -> str:
-        """Return what the kernel does, as the page knows it: `idle`, `busy`, ..."""
+        """Return the kernel's status in the page: `idle`, `busy`, ..."""
         return self.page.evaluate(f"() => {KERNEL}.status")
 
     def start_all(self) -> None:
-        """Start all cells, and don't wait for them."""
+        """Start all cells without waiting for them."""
         self.page.evaluate(START, "notebook:run-all-cells")
 
     def start_cell(self, containing: str) -> None:
-        """Start the code cell whose source contains the text, as a reader would; don't wait."""
+        """Start the code cell whose source contains the text, without waiting for it."""
         self.page.evaluate(f"text => {{ {CELLS}.activeCellIndex = ({FIND})(text) }}", containing)
         self.page.evaluate(START, "notebook:run-cell")
 
     def is_running(self) -> bool:
-        """Say whether what was started last goes on; a cell that serves clicks looks idle."""
+        """Return whether the last started command runs; a cell that handles clicks looks idle."""
         return not self.page.evaluate("() => window.ran")
 
     def wait_until_ran(self) -> None:
-        """Return when what was started last has ended, be it with an error."""
+        """Return when the last started command has ended, with or without an error."""
         self.page.wait_for_function("() => window.ran", timeout=RUN_MS)
 
     def run_all(self) -> None:
@@ -141,18 +143,18 @@ class Notebook:
         """Return the errors that cells show, in the notebook's order."""
         return self.page.evaluate(ERRORS)
 
-    def ask(self, expression: str) -> Any:
-        """Return what a Python expression is worth in the kernel, if it is a JSON value."""
+    def evaluate(self, expression: str) -> Any:
+        """Return the value of a Python expression in the kernel, if JSON can hold it."""
         question = f"__import__('json').dumps({expression})"
-        answer = self.page.evaluate(ASK % PATIENCE_MS, question)
+        answer = self.page.evaluate(EVALUATE % STEP_MS, question)
         if answer["status"] != "ok":
             raise RuntimeError(f"{expression}: {answer.get('evalue')}")
         return json.loads(ast.literal_eval(answer["value"]))  # the repr of a str
 
     def first_picture(self) -> bytes:
-        """Return the PNG that stands highest among what the cells have shown."""
-        shown = f"{CELLS}.widgets.filter(cell => cell.model.type === 'code')"
-        outputs = f"{shown}.flatMap(cell => cell.model.outputs.toJSON())"
+        """Return the first PNG among the cells' outputs."""
+        cells = f"{CELLS}.widgets.filter(cell => cell.model.type === 'code')"
+        outputs = f"{cells}.flatMap(cell => cell.model.outputs.toJSON())"
         pictures = self.page.evaluate(f"() => {outputs}.map(o => o.data?.['image/png'] ?? '')")
         return base64.b64decode(next(filter(None, pictures)))
 
@@ -163,11 +165,17 @@ class Notebook:
         return self.page.evaluate(f"text => {outputs}.map({text}).join('')", containing)
 
     def wait_until(self, expression: str) -> None:
-        """Return when a Python expression is true in the kernel; tell it if it never is."""
-        until = time.monotonic() + PATIENCE_MS / 1000
-        while not self.ask(f"bool({expression})"):
+        """Return when a Python expression is true in the kernel.
+
+        Raises
+        ------
+        TimeoutError
+            If it isn't after the time of a step.
+        """
+        until = time.monotonic() + STEP_MS / 1000
+        while not self.evaluate(f"bool({expression})"):
             if time.monotonic() > until:
-                raise TimeoutError(f"{expression} isn't true after {PATIENCE_MS / 1000:.0f} s")
+                raise TimeoutError(f"{expression} isn't true after {STEP_MS / 1000:.0f} s")
             self.page.wait_for_timeout(20)
 
     def close(self) -> None:

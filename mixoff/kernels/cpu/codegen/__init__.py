@@ -1,1 +1,5 @@
-"""One file a kernel, which writes its LLVM code; read `multiply.py` first, and `ir.py` with it."""
+"""Writers of LLVM code, one file a kernel. Know vectors and layouts; know nothing of tensors.
+
+Read `multiply.py` first, and `ir.py` with it; `parts.py` and `sequence.py` divide work among
+threads.
+"""

@@ -1,11 +1,11 @@
 """W = (W_q - zero) * scale for groups along the outputs (`layout.PackedAxis0`), for many tokens.
 
-With what all kernels for such groups read.
+Has the scales and zeros that all kernels for such groups read.
 """
 
 from llvmlite import ir
 
-from mixoff.kernels.cpu.codegen.codes import FAR, Ahead, Codes
+from mixoff.kernels.cpu.codegen.codes import FAR, Codes, Prefetch
 from mixoff.kernels.cpu.codegen.dot import WIDTH
 from mixoff.kernels.cpu.codegen.expand import Output, store_weights
 from mixoff.kernels.cpu.codegen.ir import F32, I8, Function, Value, vector
@@ -24,10 +24,10 @@ _FLOATS = vector(F32, PIECE)
 def add_expand(module: ir.Module, form: CodeForm, output: Output) -> Function:
     """Write the function ``expand``: out[block, r - from, k], [blocks, height, K], of packed rows.
 
-    Buffers: a `PackedAxis0` matrix, whose steps and zeros are float32 here and whose S numbers of
-    scale_step and scale_zero go on from their start for WIDE more; and out, whose type `output`
-    tells. Numbers: the packed rows to go through, R, B, K, S, the first packed row of out, and how
-    many it has.
+    Buffers: a `PackedAxis0` matrix, whose steps and zeros are float32 here, and whose S numbers of
+    scale_step and scale_zero are followed by WIDE more from their start; and out, in the type of
+    `output`. Numbers: the range of packed rows, R, B, K, S, the first packed row of out, and the
+    number of its packed rows.
     """
     function = Function(module, "expand", (*MATRIX, "out"), (*SIZES, "from", "height"))
     _Expand(function, form, output).write()
@@ -37,25 +37,26 @@ def add_expand(module: ir.Module, form: CodeForm, output: Output) -> Function:
 class Axis0Scales:
     """Scales and zeros of some columns of a bundle, 16 at a time."""
 
-    def __init__(self, function: Function, bundle: Value, ahead: Ahead = FAR) -> None:
-        self._f, self._ahead = function, ahead
+    def __init__(self, function: Function, bundle: Value, prefetch: Prefetch = FAR) -> None:
+        self._f, self._prefetch = function, prefetch
         self._start = function.mul(bundle, function["columns"])
         self.zero_step, self.zero_zero = (self._number(n) for n in ("zero_step", "zero_zero"))
 
     def begin(self, k: Value, wide: int) -> None:
-        """Go to a column, from which on some are read: WIDE, or fewer."""
-        f = self._f
+        """Begin at a column, from which on `wide` are read, at most WIDE; prefetch later ones."""
+        f, distance = self._f, self._prefetch.scales
         self._at = f.add(self._start, k)
-        self._own = f.build.urem(self._at, f["period"])
-        for line in range(self._ahead.scales, self._ahead.scales + wide, WIDTH):
+        self._in_period = f.build.urem(self._at, f["period"])
+        for line in range(distance, distance + wide, WIDTH):
             for name in ("scale", "zero"):
-                f.prefetch(f[name], f.add(self._at, line), self._ahead.cache)
+                f.prefetch(f[name], f.add(self._at, line), self._prefetch.cache)
 
     def scale(self, offset: int, count: Value | None) -> Value:
-        """Return scales, <16 x float>; only the first `count` are there."""
+        """Return scales, <16 x float>; only the first `count` exist if it isn't None."""
         build = self._f.build
         step, zero = (
-            self._read(name, self._own, offset, F32, count) for name in ("scale_step", "scale_zero")
+            self._read(name, self._in_period, offset, F32, count)
+            for name in ("scale_step", "scale_zero")
         )
         return build.fmul(build.fsub(self._byte("scale", offset, count), zero), step)
 
@@ -92,18 +93,18 @@ class _Expand:
         f = self._f
         whole = f.mul(f.div(f["columns"], WIDTH), WIDTH)
         rest = f.build.sub(f["columns"], whole)
-        some = f.build.icmp_signed(">", rest, f.number(0))
+        has_rest = f.build.icmp_signed(">", rest, f.number(0))
 
         def row(r: Value) -> None:
             codes = Codes(f, self._form, r, f["packed_rows"], f["columns"])
             scales = Axis0Scales(f, f.build.urem(r, f["bundles"]))
-            place = f.build.sub(r, f["from"])
+            position = f.build.sub(r, f["from"])
             self._starts = [
-                f.mul(f.add(f.mul(f["height"], block), place), f["columns"])
+                f.mul(f.add(f.mul(f["height"], block), position), f["columns"])
                 for block in range(self._form.blocks)
             ]
             f.loop(0, whole, WIDTH, lambda k: self._vector(codes, scales, k))
-            f.when(some, lambda: self._vector(codes, scales, whole, rest))
+            f.when(has_rest, lambda: self._vector(codes, scales, whole, rest))
 
         f.loop(f["first"], f["last"], 1, row)
 
@@ -112,13 +113,13 @@ class _Expand:
     ) -> None:
         f, build = self._f, self._f.build
         scales.begin(k, WIDTH)
-        read = codes.read(k, rest)
+        rows = codes.read(k, rest)
         for first in range(0, WIDTH, PIECE):
             count = None if rest is None else build.sub(rest, f.number(first))
             zero = build.fmul(scales.zero(first, count), scales.zero_step)
             scale = scales.scale(first, count)
-            for own, start in zip(read, self._starts, strict=True):
-                q = build.uitofp(f.pick(own, range(first, first + PIECE)), _FLOATS)
+            for row, start in zip(rows, self._starts, strict=True):
+                q = build.uitofp(f.pick(row, range(first, first + PIECE)), _FLOATS)
                 weight = build.fmul(build.fsub(q, zero), scale)
                 store_weights(f, weight, f.add(start, k, first), count, self._output)
 
@@ -126,7 +127,7 @@ class _Expand:
 def load_columns(
     function: Function, base: Value, at: Value, kind: ir.VectorType, align: int, count: Value | None
 ) -> Value:
-    """Return a vector, or one whose first `count` lanes are read."""
+    """Return a vector, of which only the first `count` lanes are read if it isn't None."""
     if count is None:
         return function.load(base, at, kind, align=align)
     return function.load_first(base, at, kind, count)

@@ -1,4 +1,4 @@
-"""W = (W_q - zero) * scale as float32 or bfloat16: the kernel for many tokens."""
+"""W = (W_q - zero) * scale in float32 or bfloat16: the kernel for many tokens."""
 
 from typing import Literal
 
@@ -13,14 +13,14 @@ from mixoff.kernels.layout import Form
 BUFFERS = ("codes", "scale", "zero", "pairs", "out")
 NUMBERS = ("first", "last", "packed_rows", "rows", "columns", "from", "height")
 
-Output = Literal["float32", "bfloat16", "avx512-bf16"]  # the last with an instruction for it
+Output = Literal["float32", "bfloat16", "avx512-bf16"]  # the last by an instruction of its own
 
 
 def add_expand(module: ir.Module, form: Form, output: Output) -> Function:
     """Write the function ``expand``: out[block, r - from, k], [blocks, height, K], of packed rows.
 
-    Buffers: a `Packed` matrix, and out, whose type `output` tells. Numbers: the packed
-    rows to go through, R, N, K, the first packed row of out, and how many it has.
+    Buffers: a `Packed` matrix, and out, in the type of `output`. Numbers: the range of packed rows,
+    R, N, K, the first packed row of out, and the number of its packed rows.
     """
     function = Function(module, "expand", BUFFERS, NUMBERS)
     _Expand(function, form, output).write()
@@ -41,21 +41,21 @@ class _Expand:
             rows = [f.add(r, f.mul(f["packed_rows"], b)) for b in range(self._form.blocks)]
             codes = Codes(f, self._form, r, f["packed_rows"], f["columns"])
             scales = [Scales(f, self._form, existing_row(f, n), groups, fused=False) for n in rows]
-            place = f.build.sub(r, f["from"])
+            position = f.build.sub(r, f["from"])
             self._starts = [
-                f.mul(f.add(f.mul(f["height"], b), place), f["columns"])
+                f.mul(f.add(f.mul(f["height"], b), position), f["columns"])
                 for b in range(self._form.blocks)
             ]
 
             def span(k: Value) -> None:
-                for own in scales:
-                    own.begin(k)
+                for row_scales in scales:
+                    row_scales.begin(k)
                 end = f.smaller(f.add(k, self._form.span), whole)
                 f.loop(k, end, WIDTH, lambda k: self._vector(codes, scales, k))
 
             def last() -> None:
-                for own in scales:
-                    own.begin(whole)
+                for row_scales in scales:
+                    row_scales.begin(whole)
                 self._vector(codes, scales, whole, rest)
 
             f.loop(0, whole, self._form.span, span)
@@ -70,12 +70,12 @@ class _Expand:
         f, unit, size = self._f, self._form.unit, self._form.group_size
         groups = WIDTH // unit
         present = None if rest is None else f.div(rest, size)
-        read = codes.read(k, rest)
-        for own, row, start in zip(read, scales, self._starts, strict=True):
-            scale, zero = row.read(k, groups, present)
+        rows = codes.read(k, rest)
+        for row, row_scales, start in zip(rows, scales, self._starts, strict=True):
+            scale, zero = row_scales.read(k, groups, present)
             for first in range(0, WIDTH, PIECE):
                 lanes = [(first + lane) // unit for lane in range(PIECE)]
-                q = f.pick(own, range(first, first + PIECE))
+                q = f.pick(row, range(first, first + PIECE))
                 q = f.build.uitofp(q, FLOATS)
                 weight = f.build.fmul(f.build.fsub(q, f.pick(zero, lanes)), f.pick(scale, lanes))
                 left = None if rest is None else f.build.sub(rest, f.number(first))
@@ -85,7 +85,7 @@ class _Expand:
 def store_weights(
     function: Function, weight: Value, index: Value, count: Value | None, output: Output
 ) -> None:
-    """Write <16 x float> to out, in its type; only the first `count` if it is given."""
+    """Write <16 x float> to out, in its type; only the first `count` if it isn't None."""
     value, itemsize = weight, 4
     if output != "float32":
         value, itemsize = to_bfloat16(function, weight, native=output == "avx512-bf16"), 2

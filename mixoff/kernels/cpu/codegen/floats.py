@@ -1,4 +1,4 @@
-"""Vectors of 16 floats: arithmetic that LLVM has no instruction for, and types in memory."""
+"""Vectors of 16 floats: functions that LLVM has no instruction for, and types in memory."""
 
 import math
 from collections.abc import Callable
@@ -7,15 +7,19 @@ from mixoff.kernels.cpu.codegen.ir import F32, I16, I32, Function, Value, fill, 
 
 PIECE = 16  # floats of a vector
 FLOATS = vector(F32, PIECE)
-AT_ONCE = 4 * PIECE  # floats whose sums wait for nobody else's
+AT_ONCE = 4 * PIECE  # floats that are added to four sums, which don't wait for one another
 
 _INTEGERS, _HALVES = vector(I32, PIECE), vector(I16, PIECE)
 _EXPONENTS = 126.0  # of normal numbers, from -126 on
-_TERMS = [math.log(2) ** n / math.factorial(n) for n in range(8)]  # of 2**x, right to 1e-8 at 0.5
+_TERMS = [math.log(2) ** n / math.factorial(n) for n in range(8)]  # 2**x to 1e-8 for |x| <= 0.5
 
 
 def power_of_two(function: Function, x: Value) -> Value:
-    """Return 2**x, of numbers beyond +-126 that of these; what is no number stays none."""
+    """Return 2**x, with x limited to -126 to 126; NaN is preserved.
+
+    NaN passes the limits, since comparisons with it are false, and its bits keep those of NaN: its
+    whole part is 0, by conversion with saturation, and so adds nothing to the exponent.
+    """
     build = function.build
     for sign, relation in ((-1, "<"), (1, ">")):
         limit = fill(F32, PIECE, sign * _EXPONENTS)
@@ -36,55 +40,55 @@ def silu(function: Function, x: Value) -> Value:
     return build.fdiv(x, build.fadd(one, power))
 
 
-def load_floats(function: Function, base: Value, index: Value, *, halves: bool) -> Value:
-    """Return the floats that lie from an index on, as float32 or bfloat16 (`halves`)."""
-    if not halves:
+def load_floats(function: Function, base: Value, index: Value, *, bfloat16: bool) -> Value:
+    """Return the floats from an index on, which are stored as float32 or as `bfloat16`."""
+    if not bfloat16:
         return function.load(base, function.mul(index, 4), FLOATS, align=4)
     return from_bfloat16(function, function.load(base, function.mul(index, 2), _HALVES, align=2))
 
 
 def store_floats(
-    function: Function, value: Value, base: Value, index: Value, *, halves: bool
+    function: Function, value: Value, base: Value, index: Value, *, bfloat16: bool
 ) -> None:
-    """Write floats from an index on, as float32 or rounded to bfloat16 (`halves`)."""
-    stored, itemsize = (to_bfloat16(function, value), 2) if halves else (value, 4)
+    """Write floats from an index on, as float32 or rounded to `bfloat16`."""
+    stored, itemsize = (to_bfloat16(function, value), 2) if bfloat16 else (value, 4)
     function.store(stored, base, function.mul(index, itemsize), align=itemsize)
 
 
 def sum_products(
     function: Function, columns: Value, pair: Callable[[Value], tuple[Value, Value]]
 ) -> Value:
-    """Return the sum of products of floats of columns, a multiple of `AT_ONCE`, in any order.
+    """Return the sum of products over columns, a multiple of `AT_ONCE`, in any order.
 
-    `pair` is given a column, and returns the floats of 16 from there on of both factors.
+    `pair` returns both factors of the 16 columns from a column on.
     """
     build = function.build
-    nothing = fill(F32, PIECE, 0.0)
-    sums = [function.variable(FLOATS, nothing) for _ in range(AT_ONCE // PIECE)]
+    zeros = fill(F32, PIECE, 0.0)
+    sums = [function.variable(FLOATS, zeros) for _ in range(AT_ONCE // PIECE)]
 
     def add(k: Value) -> None:
-        for number, place in enumerate(sums):
-            one, other = pair(function.add(k, number * PIECE))
-            build.store(function.fma(one, other, build.load(place)), place)
+        for number, total in enumerate(sums):
+            left, right = pair(function.add(k, number * PIECE))
+            build.store(function.fma(left, right, build.load(total)), total)
 
     function.loop(0, columns, AT_ONCE, add)
-    first, *others = (build.load(place) for place in sums)
-    for other in others:
-        first = build.fadd(first, other)
-    return function.sum_lanes(first)
+    total, *rest = (build.load(pointer) for pointer in sums)
+    for value in rest:
+        total = build.fadd(total, value)
+    return function.sum_lanes(total)
 
 
-def from_bfloat16(function: Function, halves: Value) -> Value:
-    """Return the floats that <16 x i16> are as bfloat16."""
-    whole = function.build.zext(halves, _INTEGERS)
+def from_bfloat16(function: Function, stored: Value) -> Value:
+    """Return the floats whose bfloat16 are <16 x i16>."""
+    whole = function.build.zext(stored, _INTEGERS)
     return function.build.bitcast(function.build.shl(whole, fill(I32, PIECE, 16)), FLOATS)
 
 
 def to_bfloat16(function: Function, x: Value, *, native: bool = False) -> Value:
-    """Return bfloat16, <16 x i16>, rounded to nearest, ties to even; infinity stays what it is.
+    """Return bfloat16, <16 x i16>, rounded to nearest, ties to even.
 
-    So does what arithmetic makes when there is no number. The CPU's own instruction (`native`)
-    makes 0 of subnormal ones.
+    Infinity is preserved, and so is the NaN that arithmetic makes; NaN with other low bits may
+    become infinity or zero. The CPU's own instruction (`native`) makes 0 of subnormal numbers.
     """
     build = function.build
     if native:

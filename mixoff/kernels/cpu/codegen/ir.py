@@ -1,4 +1,4 @@
-"""LLVM IR as kernels write it: vectors, loops, unaligned and masked memory. Knows no arithmetic."""
+"""A builder of LLVM IR for kernels: vectors, loops, unaligned and masked memory."""
 
 import platform
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ BYTES = I8.as_pointer()  # every buffer; offsets are in bytes
 
 _X86 = ("x86_64", "amd64")
 
-Value = Any  # llvmlite has no types for a checker: an `llvmlite.ir.Value`
+Value = Any  # an `llvmlite.ir.Value`: llvmlite ships no types
 
 
 def vector(element: ir.Type, lanes: int) -> ir.VectorType:
@@ -26,18 +26,21 @@ def fill(element: ir.Type, lanes: int, value: float) -> ir.Constant:
 
 
 class Function:
-    """A function that is being written, from its first instruction to its last.
+    """A function under construction, from its first instruction to its last.
+
+    Its arguments are read by their names, as ``function["out"]``.
 
     Parameters
     ----------
     module
-        What it becomes part of.
+        The module that it becomes part of.
     name
         Its name there.
     buffers, numbers
-        Names of its arguments: pointers to bytes, then 64-bit integers. They are attributes.
+        Names of its arguments: pointers to bytes, then 64-bit integers.
     shared
-        Whether other threads write into buffers while it runs.
+        Whether other threads write into buffers while it runs. If not, LLVM may assume that
+        buffers don't overlap, and that nothing else changes them.
     """
 
     def __init__(
@@ -88,31 +91,35 @@ class Function:
         return self._fold(self.build.mul, factors)
 
     def div(self, value: Value, by: int, *, exact: bool = False) -> Value:
-        """Return a quotient of 64-bit numbers, rounded down unless it is known to be `exact`."""
+        """Return a quotient of 64-bit numbers, rounded down; `exact` promises no remainder."""
         return self.build.udiv(value, self.number(by), flags=["exact"] if exact else [])
 
     def smaller(self, a: Value, b: Value) -> Value:
-        """Return the smaller one of two 64-bit numbers."""
+        """Return the smaller of two 64-bit numbers."""
         return self.build.select(self.build.icmp_signed("<", a, b), a, b)
 
     def larger(self, a: Value, b: Value) -> Value:
-        """Return the larger one of two 64-bit numbers."""
+        """Return the larger of two 64-bit numbers."""
         return self.build.select(self.build.icmp_signed(">", a, b), a, b)
 
     def _fold(self, operation: Callable[..., Value], values: Sequence[Value | int]) -> Value:
-        first, *rest = (v if isinstance(v, ir.Value) else self.number(v) for v in values)
+        total, *rest = (v if isinstance(v, ir.Value) else self.number(v) for v in values)
         for value in rest:
-            first = operation(first, value)
-        return first
+            total = operation(total, value)
+        return total
 
     # ---- control
 
     def variable(self, kind: ir.Type, value: Value | None = None) -> Value:
-        """Return a place on the stack, which LLVM turns into a register."""
-        place = self._variables.alloca(kind)
+        """Return a pointer to memory on the stack, which LLVM replaces by a register.
+
+        It is allocated in the entry block, where LLVM looks for what registers may replace; code
+        inside a loop would allocate again in each iteration.
+        """
+        pointer = self._variables.alloca(kind)
         if value is not None:
-            self.build.store(value, place)
-        return place
+            self.build.store(value, pointer)
+        return pointer
 
     def loop(
         self,
@@ -121,18 +128,21 @@ class Function:
         step: Value | int,
         body: Callable[[Value], None],
     ) -> None:
-        """Write a loop: `body` is given the counter."""
+        """Write a loop; `body` takes the counter, and writes one iteration."""
         low, high = (v if isinstance(v, ir.Value) else self.number(v) for v in (start, stop))
         counter = self.variable(I64, low)
 
-        def go_on() -> None:
+        def iteration() -> None:
             body(self.build.load(counter))
             self.build.store(self.add(self.build.load(counter), step), counter)
 
-        self.loop_while(lambda: self.build.icmp_signed("<", self.build.load(counter), high), go_on)
+        def is_left() -> Value:
+            return self.build.icmp_signed("<", self.build.load(counter), high)
+
+        self.loop_while(is_left, iteration)
 
     def loop_while(self, condition: Callable[[], Value], body: Callable[[], None]) -> None:
-        """Write a loop that goes on while a condition holds, which is looked at again each time."""
+        """Write a loop that continues while a condition holds, which each iteration evaluates."""
         blocks = [self.function.append_basic_block(name) for name in ("test", "body", "after")]
         test, inside, after = blocks
         self.build.branch(test)
@@ -144,43 +154,46 @@ class Function:
         self.build.position_at_end(after)
 
     def when(self, condition: Value, body: Callable[[], None]) -> None:
-        """Write what is done only if a condition holds."""
+        """Write code that runs only if a condition holds."""
         with self.build.if_then(condition):
             body()
 
     # ---- memory
 
     def load(self, base: Value, offset: Value, kind: ir.Type, align: int = 1) -> Value:
-        """Return what lies some bytes behind a pointer."""
-        place = self.build.bitcast(self.build.gep(base, [offset]), kind.as_pointer())
-        value = self.build.load(place)
+        """Return the value that lies some bytes behind a pointer."""
+        pointer = self.build.bitcast(self.build.gep(base, [offset]), kind.as_pointer())
+        value = self.build.load(pointer)
         value.align = align
         return value
 
     def load_first(self, base: Value, offset: Value, kind: ir.VectorType, count: Value) -> Value:
-        """Return a vector of which only the first `count` lanes are read; the others are 0."""
-        place = self.build.bitcast(self.build.gep(base, [offset]), kind.as_pointer())
+        """Return a vector of which only the first `count` lanes are read; the others are 0.
+
+        Memory of the others isn't touched: it may lie behind the end of a buffer.
+        """
+        pointer = self.build.bitcast(self.build.gep(base, [offset]), kind.as_pointer())
         name = f"llvm.masked.load.v{kind.count}{_letters(kind.element)}.p0"
         mask = self.first_lanes(kind.count, count)
         zero = ir.Constant(kind, None)
         lanes = vector(I1, kind.count)
         load = self.intrinsic(name, kind, [kind.as_pointer(), I32, lanes, kind])
-        return self.build.call(load, [place, ir.Constant(I32, 1), mask, zero])
+        return self.build.call(load, [pointer, ir.Constant(I32, 1), mask, zero])
 
     def store(self, value: Value, base: Value, offset: Value, align: int = 1) -> None:
         """Write a value some bytes behind a pointer."""
-        place = self.build.bitcast(self.build.gep(base, [offset]), value.type.as_pointer())
-        self.build.store(value, place).align = align
+        pointer = self.build.bitcast(self.build.gep(base, [offset]), value.type.as_pointer())
+        self.build.store(value, pointer).align = align
 
     def store_first(self, value: Value, base: Value, offset: Value, count: Value) -> None:
         """Write only the first `count` lanes of a vector."""
         kind = value.type
-        place = self.build.bitcast(self.build.gep(base, [offset]), kind.as_pointer())
+        pointer = self.build.bitcast(self.build.gep(base, [offset]), kind.as_pointer())
         name = f"llvm.masked.store.v{kind.count}{_letters(kind.element)}.p0"
         lanes = vector(I1, kind.count)
         store = self.intrinsic(name, VOID, [kind, kind.as_pointer(), I32, lanes])
         mask = self.first_lanes(kind.count, count)
-        self.build.call(store, [value, place, ir.Constant(I32, 1), mask])
+        self.build.call(store, [value, pointer, ir.Constant(I32, 1), mask])
 
     def first_lanes(self, lanes: int, count: Value) -> Value:
         """Return a mask of the first `count` lanes."""
@@ -188,18 +201,21 @@ class Function:
         return self.build.icmp_signed("<", numbers, self.splat(count, lanes))
 
     def at(self, base: Value, offset: Value) -> Value:
-        """Return the pointer some bytes behind another one."""
+        """Return the pointer some bytes behind a pointer."""
         return self.build.gep(base, [offset])
 
     def prefetch(self, base: Value, offset: Value, cache: int) -> None:
-        """Prefetch a cache line, which may lie behind the end: see `codes.Ahead`."""
+        """Prefetch a cache line into a cache (`codes.Prefetch`).
+
+        It may lie behind the end of a buffer: a prefetch of memory that isn't mapped does nothing.
+        """
         fetch = self.intrinsic("llvm.prefetch.p0", VOID, [BYTES, I32, I32, I32])
         locality = {0: 0, 1: 3, 2: 2}[cache]
         hints = [ir.Constant(I32, n) for n in (0, locality, 1)]  # to read; data
         self.build.call(fetch, [self.build.gep(base, [offset]), *hints])
 
     def pause(self) -> None:
-        """Tell the processor that a loop waits for another thread."""
+        """Give the processor a hint that a loop waits for another thread."""
         if platform.machine().lower() in _X86:
             self.build.call(self.intrinsic("llvm.x86.sse2.pause", VOID, []), [])
 
@@ -208,25 +224,25 @@ class Function:
     def splat(self, value: Value, lanes: int) -> Value:
         """Return a vector of one value."""
         kind = vector(value.type, lanes)
-        nothing = ir.Constant(kind, ir.Undefined)
-        one = self.build.insert_element(nothing, value, ir.Constant(I32, 0))
-        return self.build.shuffle_vector(one, nothing, fill(I32, lanes, 0))
+        undefined = ir.Constant(kind, ir.Undefined)
+        first = self.build.insert_element(undefined, value, ir.Constant(I32, 0))
+        return self.build.shuffle_vector(first, undefined, fill(I32, lanes, 0))
 
     def pick(self, value: Value, lanes: Sequence[int]) -> Value:
-        """Return the vector of the given lanes of another one."""
+        """Return the vector of some lanes of a vector, in their order."""
         if [*lanes] == [*range(value.type.count)]:
             return value
-        nothing = ir.Constant(value.type, ir.Undefined)
-        chosen = ir.Constant(vector(I32, len(lanes)), [*lanes])
-        return self.build.shuffle_vector(value, nothing, chosen)
+        undefined = ir.Constant(value.type, ir.Undefined)
+        mask = ir.Constant(vector(I32, len(lanes)), [*lanes])
+        return self.build.shuffle_vector(value, undefined, mask)
 
     def join(self, low: Value, high: Value) -> Value:
-        """Return two vectors as one."""
+        """Return the lanes of two vectors as one vector."""
         lanes = [*range(2 * low.type.count)]
         return self.build.shuffle_vector(low, high, ir.Constant(vector(I32, len(lanes)), lanes))
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
-        """Return a * b + c of float32 vectors."""
+        """Return a * b + c for float32 vectors, rounded once."""
         kind = a.type
         name = f"llvm.fma.v{kind.count}f32"
         return self.build.call(self.intrinsic(name, kind, [kind] * 3), [a, b, c])
@@ -239,7 +255,7 @@ class Function:
         return self.build.call(reduce, [ir.Constant(F32, -0.0), value], fastmath=["reassoc"])
 
     def intrinsic(self, name: str, result: ir.Type, arguments: Sequence[ir.Type]) -> Value:
-        """Return a function that LLVM knows, or C."""
+        """Return a function of LLVM, or of the C library."""
         if name not in self.module.globals:
             ir.Function(self.module, ir.FunctionType(result, [*arguments]), name)
         return self.module.globals[name]

@@ -1,4 +1,4 @@
-"""One token divided by the root of its mean square, as transformers' RMSNorm. Knows x alone."""
+"""RMSNorm of one token: x over the root of its mean square, as transformers has it."""
 
 from functools import partial
 
@@ -19,14 +19,14 @@ BUFFERS = ("x", "weight", "out")
 NUMBERS = ("first", "last", "columns")
 
 
-def add_normalize(module: ir.Module, epsilon: float, *, halves: bool) -> Function:
-    """Write the function ``normalize``, which goes through one token: ``first`` 0, ``last`` 1.
+def add_normalize(module: ir.Module, epsilon: float, *, bfloat16: bool) -> Function:
+    """Write the function ``normalize`` of one token: the range from ``first`` 0 to ``last`` 1.
 
-    Buffers: x, weight and out [D], float32, or bfloat16 if `halves`: x / sqrt(mean(x * x) +
-    epsilon), rounded to its type, times weight. Numbers: D, a multiple of 64.
+    Buffers: x, weight and out [D], float32 or `bfloat16`: x / sqrt(mean(x * x) + epsilon), rounded
+    to its type, times weight. Numbers: D, a multiple of 64.
     """
     f = Function(module, "normalize", BUFFERS, NUMBERS)
-    x, weight = (partial(load_floats, f, f[name], halves=halves) for name in ("x", "weight"))
+    x, weight = (partial(load_floats, f, f[name], bfloat16=bfloat16) for name in ("x", "weight"))
 
     def token(_: Value) -> None:
         factor = f.splat(_inverse_root(f, sum_products(f, f["columns"], square), epsilon), PIECE)
@@ -35,9 +35,9 @@ def add_normalize(module: ir.Module, epsilon: float, *, halves: bool) -> Functio
             for piece in range(0, AT_ONCE, PIECE):
                 at = f.add(k, piece)
                 value = f.build.fmul(x(at), factor)
-                if halves:
+                if bfloat16:
                     value = from_bfloat16(f, to_bfloat16(f, value))
-                store_floats(f, f.build.fmul(weight(at), value), f["out"], at, halves=halves)
+                store_floats(f, f.build.fmul(weight(at), value), f["out"], at, bfloat16=bfloat16)
 
         f.loop(0, f["columns"], AT_ONCE, write)
 

@@ -1,8 +1,8 @@
 """A kernel's work in parts, which any number of threads take one after the other.
 
-A task is 64-bit integers: how many parts are taken; how many there are; where the range begins, and
-how long it is; then the kernel's buffers, and its numbers but the first two, which say what to do.
-How many parts are done is counted elsewhere, for several tasks together.
+A task is 64-bit integers: the number of parts that are taken; the number of parts; where the range
+begins, and its length; then the kernel's buffers, and its numbers but the first two, which are the
+limits of a part. Parts that are done are counted outside of it, for several tasks together.
 """
 
 from llvmlite import ir
@@ -16,8 +16,8 @@ NAME = "parts"
 def add_parts(module: ir.Module, kernel: Function) -> Function:
     """Write the function ``parts``, which does parts of a task until none is left.
 
-    Its buffers are the task, and a 64-bit count of what is done. Nothing else can call the kernel
-    any more.
+    Its buffers are the task, and a 64-bit count of parts that are done. Nothing else can call the
+    kernel then, so that LLVM may inline it.
     """
     kernel.function.linkage = "internal"
     function = Function(module, NAME, ("task", "done"), (), shared=True)
@@ -27,10 +27,10 @@ def add_parts(module: ir.Module, kernel: Function) -> Function:
         return function.load(function["task"], function.number(8 * number), I64, align=8)
 
     parts, first, count = (field(number) for number in (1, 2, 3))
-    given = [field(len(TASK) + n) for n in range(len(kernel.buffers) + len(kernel.numbers) - 2)]
+    arguments = [field(len(TASK) + n) for n in range(len(kernel.buffers) + len(kernel.numbers) - 2)]
     pointers = kernel.function.function_type.args[: len(kernel.buffers)]
-    buffers = [build.inttoptr(v, kind) for v, kind in zip(given, pointers, strict=False)]
-    numbers = given[len(buffers) :]
+    buffers = [build.inttoptr(v, kind) for v, kind in zip(arguments, pointers, strict=False)]
+    numbers = arguments[len(buffers) :]
     taken, done = (build.bitcast(function[n], I64.as_pointer()) for n in ("task", "done"))
 
     def limit(part: Value) -> Value:
@@ -39,15 +39,16 @@ def add_parts(module: ir.Module, kernel: Function) -> Function:
     part = function.variable(I64)
 
     def is_left() -> Value:
+        # Only that each part is taken once matters here: `sequence` has waited for its input.
         taking = build.atomic_rmw("add", taken, function.number(1), "monotonic")
         build.store(taking, part)
         return build.icmp_signed("<", taking, parts)
 
     def do() -> None:
-        own = build.load(part)
-        limits = (limit(own), limit(function.add(own, 1)))
+        number = build.load(part)
+        limits = (limit(number), limit(function.add(number, 1)))
         build.call(kernel.function, [*buffers, *limits, *numbers])
-        build.atomic_rmw("add", done, function.number(1), "release")
+        build.atomic_rmw("add", done, function.number(1), "release")  # after the part's writes
 
     function.loop_while(is_left, do)
     return function.end()

@@ -1,9 +1,12 @@
-"""Steps that threads go through together, each once what it needs is done. Knows tasks alone.
+"""A sequence of steps that threads do together, each step after those that it needs. Knows tasks.
 
-A sequence is 64-bit integers: how many parts of all steps are done; how many steps there are; then
-of each step where its code begins (`parts`), where its task does, counted in bytes from the
-sequence, and how many parts have to be done before. Whoever comes late finds work taken, and no
-step waits for a certain thread: one alone goes through all of them.
+A sequence is 64-bit integers: the number of parts of all steps that are done; the number of steps;
+and for each step the address of its code (`parts`), the offset of its task in bytes from the start
+of the sequence, and the number of parts that must be done before it begins.
+
+All threads go through the steps in order, and take parts of a step until none is left. A thread
+waits only for parts that running threads have taken, never for a thread that hasn't begun: a late
+one finds all parts taken, and one thread alone does all steps.
 """
 
 import os
@@ -15,7 +18,7 @@ from mixoff.kernels.cpu.threads import SEQUENCE, STEP
 
 NAME = "sequence"
 
-_PATIENCE = 1 << 10  # looks at what is done, until other threads are let run
+_SPINS = 1 << 10  # checks of what is done, before the core is yielded to other threads
 
 
 def add_sequence(module: ir.Module) -> Function:
@@ -23,7 +26,7 @@ def add_sequence(module: ir.Module) -> Function:
     function = Function(module, NAME, (NAME,), (), shared=True)
     build, sequence = function.build, function[NAME]
     done = build.bitcast(sequence, I64.as_pointer())
-    yields = hasattr(os, "sched_yield")  # C has it where Python does
+    yields = hasattr(os, "sched_yield")  # where Python has it, C does
 
     def read(at: Value) -> Value:
         return function.load(sequence, at, I64, align=8)
@@ -41,19 +44,23 @@ def add_sequence(module: ir.Module) -> Function:
 
 
 def _wait(function: Function, done: Value, before: Value, *, yields: bool) -> None:
-    """Write what waits until so many parts are done."""
-    build, looks = function.build, function.variable(I64, function.number(0))
+    """Write a loop that waits until so many parts are done.
+
+    The count is read with acquire order, and `parts` adds to it with release order: a thread that
+    sees a part counted sees all that was written by that part.
+    """
+    build, spins = function.build, function.variable(I64, function.number(0))
 
     def is_waiting() -> Value:
         return build.icmp_signed("<", build.load_atomic(done, "acquire", 8), before)
 
-    def look_again() -> None:
+    def spin() -> None:
         function.pause()
-        seen = function.add(build.load(looks), 1)
-        build.store(seen, looks)
-        if yields:
-            often = build.icmp_signed(">", seen, function.number(_PATIENCE))
-            run_others = function.intrinsic("sched_yield", I32, [])
-            function.when(often, lambda: build.call(run_others, []))
+        count = function.add(build.load(spins), 1)
+        build.store(count, spins)
+        if yields:  # the thread waited for may need this core, if threads outnumber cores
+            is_long = build.icmp_signed(">", count, function.number(_SPINS))
+            sched_yield = function.intrinsic("sched_yield", I32, [])
+            function.when(is_long, lambda: build.call(sched_yield, []))
 
-    function.loop_while(is_waiting, look_again)
+    function.loop_while(is_waiting, spin)

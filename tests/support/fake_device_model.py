@@ -1,10 +1,10 @@
-"""A model on a fake device, with host memory beside it that its CPU computes misses from."""
+"""A model on a fake device, with host memory in which the CPU computes misses."""
 
 from pathlib import Path
 from typing import Any
 
 from mixoff.cache.cache import ExpertCache
-from mixoff.checkpoints.mixoff_format import Checkpoint
+from mixoff.checkpoints.formats import open_checkpoint
 from mixoff.config import OffloadConfig
 from mixoff.kernels import kernels_named
 from mixoff.models.build import build_model
@@ -29,8 +29,11 @@ def build(
     kernels: str = "torch",
     **options: Any,
 ) -> tuple[Any, ExpertCache]:
-    """Return a model whose slots are a fake device's, and its cache; all records fit the host."""
-    checkpoint = Checkpoint.open(folder)
+    """Return a model whose slots are on a fake device, and its cache.
+
+    By default host memory has a buffer for every record.
+    """
+    checkpoint = open_checkpoint(folder)
     layouts = checkpoint.expert_layouts()
     experts = checkpoint.num_experts
     offload = OffloadConfig(offload_per_layer=experts - slots, **options)

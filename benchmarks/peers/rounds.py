@@ -1,6 +1,6 @@
-"""Workers that take turns, each in its own process: memory, the page cache, rounds, tables.
+"""Rounds of workers, each in its own process, with capped memory; and tables of their results.
 
-Knows processes and control groups; nothing of models.
+Knows processes, control groups and the page cache; knows nothing of models.
 """
 
 import json
@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-_EVERY_SECONDS = 0.02  # memory is asked for
+_EVERY_SECONDS = 0.02  # memory is read
 _V1, _V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 
 
 @dataclass
 class Arm:
-    """Something that is compared: which Python runs which worker with what settings.
+    """One of the compared programs: a Python, the worker's script, its settings, and its results.
 
     Parameters
     ----------
     files
-        What its model lies in, to be dropped from the page cache before each turn.
+        Its model's file or folder, which is dropped from the page cache before each run.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Arm:
     worker: str
     settings: dict[str, Any]
     files: Path | None = None
-    found: list[dict[str, Any]] = field(default_factory=list)
+    results: list[dict[str, Any]] = field(default_factory=list)
     failure: str = ""
 
     def words(self) -> list[str]:
@@ -43,10 +43,10 @@ class Arm:
 
 
 def environment(threads: int, *, alone: bool) -> dict[str, str]:
-    """Return what all workers get: so many threads.
+    """Return the environment variables of all workers: the number of threads above all.
 
-    Those of one that waits for its turn while others compute sleep. One that runs alone has what
-    its users have: threads that are awake from one product to the next.
+    The threads of a worker that waits while another one computes must sleep. A worker that runs
+    alone has the default, as its users do: threads that spin from one product to the next.
     """
     count = str(threads)
     return {
@@ -66,7 +66,7 @@ def nbytes_of(path: Path) -> int:
 
 
 def evict(path: Path) -> None:
-    """Drop a model's files from the page cache; what is mapped elsewhere stays."""
+    """Drop a model's files from the page cache; pages that a process has mapped stay."""
     for file in [path] if path.is_file() else path.rglob("*"):
         if file.is_file():
             with file.open("rb") as opened:
@@ -82,7 +82,7 @@ class Group:
     version: int
 
     def peak(self) -> int | None:
-        """Return the most that was in use, if the kernel tells."""
+        """Return the peak of memory in bytes, if the kernel reports it."""
         name = "memory.max_usage_in_bytes" if self.version == 1 else "memory.peak"
         with suppress(OSError):
             return int((self.folder / name).read_text())
@@ -91,7 +91,7 @@ class Group:
 
 @contextmanager
 def capped(nbytes: int | None) -> Iterator[Group | None]:
-    """Make a control group for a worker to be put into; None where that can't be done."""
+    """Make a control group for a worker; yield None where that isn't possible."""
     group = _new_group(nbytes) if nbytes is not None else None
     try:
         yield group
@@ -100,7 +100,7 @@ def capped(nbytes: int | None) -> Iterator[Group | None]:
             with suppress(OSError):
                 if group.version == 1:
                     (group.folder / "memory.force_empty").write_text("0")
-            for _ in range(50):  # a process that ended may be in it for a moment
+            for _ in range(50):  # a process that has just ended may still be in it
                 with suppress(OSError):
                     group.folder.rmdir()
                     break
@@ -113,7 +113,7 @@ def _new_group(nbytes: int) -> Group | None:
         limit = folder / ("memory.limit_in_bytes" if version == 1 else "memory.max")
         try:
             folder.mkdir()
-            if not limit.exists():  # the parent shares out no memory
+            if not limit.exists():  # the parent doesn't control memory
                 raise FileNotFoundError(limit)
             limit.write_text(str(nbytes))
             if version == 2:
@@ -127,7 +127,7 @@ def _new_group(nbytes: int) -> Group | None:
 
 
 def _parents() -> Iterator[tuple[int, Path]]:
-    """Yield where a group can be made: below this process's own, or, in version 2, beside it."""
+    """Yield folders for a group: below this process's own group, or, in version 2, beside it."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         hierarchy, controllers, path = line.split(":", 2)
         if "memory" in controllers.split(","):
@@ -138,7 +138,7 @@ def _parents() -> Iterator[tuple[int, Path]]:
 
 
 class Worker:
-    """A worker's process. What it prints, a line of JSON at a time, is what it found."""
+    """A worker's process. It prints results, one line of JSON at a time."""
 
     def __init__(
         self, arm: Arm, threads: int, group: Group | None = None, *, alone: bool = False
@@ -159,7 +159,7 @@ class Worker:
                 preexec_fn=enter if group else None,
             )
         self.anonymous_kb = 0
-        self._over = threading.Event()
+        self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
 
@@ -169,7 +169,7 @@ class Worker:
         Raises
         ------
         ChildProcessError
-            If the worker ended without one; how it ended is told.
+            If the worker ended without one; the message says how it ended.
         """
         assert self.process.stdout
         if text := self.process.stdout.readline():
@@ -180,16 +180,16 @@ class Worker:
         last = (self._log.read_text(errors="replace").strip().splitlines() or [""])[-1]
         raise ChildProcessError(f"ended with {code}: {last[:120]}")
 
-    def turn(self, first: int, count: int) -> list[float]:
-        """Let it run some numbers, one after the other, and return the seconds of each."""
+    def run(self, first: int, count: int) -> list[float]:
+        """Run `count` numbers from `first` on, one after the other; return the seconds of each."""
         assert self.process.stdin
         self.process.stdin.write(f"{first} {count}\n")
         self.process.stdin.flush()
         return [float(seconds) for seconds in self.line()["seconds"]]
 
     def close(self) -> None:
-        """End it."""
-        self._over.set()
+        """End the process."""
+        self._ended.set()
         assert self.process.stdin
         assert self.process.stdout
         with suppress(OSError):
@@ -204,7 +204,7 @@ class Worker:
 
     def _watch(self) -> None:
         status = Path(f"/proc/{self.process.pid}/status")
-        while not self._over.wait(_EVERY_SECONDS):
+        while not self._ended.wait(_EVERY_SECONDS):
             with suppress(OSError):
                 for line in status.read_text().splitlines():
                     if line.startswith("RssAnon:"):
@@ -212,7 +212,7 @@ class Worker:
 
 
 def run_once(arm: Arm, threads: int, cap: int | None, *, timeout_s: float = 600) -> None:
-    """Give an arm one turn in a process of its own, its files dropped from the page cache."""
+    """Run an arm once in a new process, with its files dropped from the page cache."""
     if not arm.python.exists():
         arm.failure = "no environment"
     if arm.failure:
@@ -224,17 +224,17 @@ def run_once(arm: Arm, threads: int, cap: int | None, *, timeout_s: float = 600)
         timer = threading.Timer(timeout_s, worker.process.kill)
         timer.start()
         try:
-            found = worker.line()
+            result = worker.line()
         except ChildProcessError as error:
             arm.failure = str(error)
             return
         finally:
             timer.cancel()
             worker.close()
-        found["anonymous_kb"] = worker.anonymous_kb
-        found["capped"] = group is not None
-        found["group_peak"] = group.peak() if group else None
-    arm.found.append(found)
+        result["anonymous_kb"] = worker.anonymous_kb
+        result["capped"] = group is not None
+        result["group_peak"] = group.peak() if group else None
+    arm.results.append(result)
 
 
 def run_rounds(
@@ -243,29 +243,30 @@ def run_rounds(
     rounds: int,
     cap: int | None = None,
     *,
-    told: Callable[[str], None] = lambda text: print(text, flush=True),
+    on_progress: Callable[[str], None] = lambda text: print(text, flush=True),
 ) -> None:
-    """Let all arms take turns, forwards and backwards by rounds."""
+    """Run all arms once in every round, in an order that is reversed from round to round."""
     for number in range(rounds):
         for arm in arms if number % 2 == 0 else arms[::-1]:
             began = time.perf_counter()
             run_once(arm, threads, cap)
-            result = arm.failure or f"{decoded_per_s(arm.found[-1]):.2f} tokens/s"
-            told(f"  {number}: {arm.name}: {result}, {time.perf_counter() - began:.0f} s in all")
+            speed = arm.failure or f"{decoded_per_s(arm.results[-1]):.2f} tokens/s"
+            seconds = time.perf_counter() - began
+            on_progress(f"  {number}: {arm.name}: {speed}, {seconds:.0f} s in all")
 
 
-def decoded_per_s(found: dict[str, Any]) -> float:
-    """Return how many tokens a second a worker decoded."""
-    return len(found["best"]) / float(found["decode_s"])
+def decoded_per_s(result: dict[str, Any]) -> float:
+    """Return the tokens a second that a worker decoded."""
+    return len(result["best"]) / float(result["decode_s"])
 
 
 def spread(values: Iterable[float], digits: int = 2) -> str:
     """Return the median of some values, and their range."""
-    kept = [*values]
-    if not kept:
+    listed = [*values]
+    if not listed:
         return "-"
-    middle = statistics.median(kept)
-    return f"{middle:.{digits}f} ({min(kept):.{digits}f} - {max(kept):.{digits}f})"
+    middle = statistics.median(listed)
+    return f"{middle:.{digits}f} ({min(listed):.{digits}f} - {max(listed):.{digits}f})"
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -277,7 +278,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def machine() -> str:
-    """Return what the numbers depend on."""
+    """Return the processor, the number of cores and the load, for a table's title."""
     name = "unknown processor"
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
