@@ -1,7 +1,7 @@
 """Which resident is evicted for which newcomer. Knows masks of experts; nothing of tensors.
 
-All is decided for any number of caches and layers at once: a live cache calls it for one layer, a
-replay for all, so that both decide alike. N rows, each a layer of a cache; R of them; E experts.
+Everything is decided for many rows at once, each a layer of a cache: a live cache has one row, a
+replay one for each layer, size and policy, so that both decide alike. N rows, R of them, E experts.
 """
 
 from collections.abc import Iterator
@@ -12,18 +12,18 @@ import numpy as np
 from mixoff.policies.base import Policy, refuse_nan, scores_of
 from mixoff.policies.usage import Array, Usage
 
-_HIGHEST = np.finfo(np.float64).max
+_HIGHEST = np.finfo(np.float64).max  # in place of the score infinity, which marks no candidate here
 
 
 class Ranking:
-    """A policy's scores of some caches, and what its memory is told of them.
+    """A policy's scores of some caches, and the calls of its memory.
 
     Parameters
     ----------
     policy
         Ranks residents.
     usage
-        What the policy sees: arrays that broadcast to [..., E] and change in place.
+        The arrays that the policy reads. They broadcast to [..., E] and change in place.
     resident
         [..., E] bool: the experts that the caches begin with.
     slots
@@ -102,8 +102,8 @@ def admit(
     bypass
         Whether a row may bypass: one for all, or [N]. A row without slots always does.
     ranking
-        Where `scores` come from, if its policy has a memory: it is told of every round, and gives
-        the scores of the next one.
+        The source of `scores`, if its policy has a memory: every round is reported to it, and the
+        next round takes its scores anew.
 
     Yields
     ------

@@ -103,12 +103,13 @@ class Residency:
             entering[list(computed)] = False
         self.usage.touch(needed, entering)
         self._ranking.demanded(hits, entering)
-        evictions = self._let_in(needed, entering) if entering.any() else ()
         hit, miss = np.flatnonzero(hits).tolist(), np.flatnonzero(missed).tolist()
+        evictions = self._let_in(needed, entering) if len(miss) > len(computed) else ()
         return Decision(tuple(hit), tuple(miss), evictions)
 
     def _let_in(self, needed: Array, entering: Array) -> tuple[tuple[int, int | None], ...]:
         """Let experts in, and return each with the victim whose slot it gets."""
+        before = self._resident.copy()
         rounds = admit(
             self._resident[None],
             needed[None],
@@ -118,10 +119,14 @@ class Residency:
             bypass=self._policy.bypass,
             ranking=self._ranking if self._ranking.has_memory else None,
         )
-        return tuple(
-            (int(newcomer[0]), None if victim[0] < 0 else int(victim[0]))
-            for _, newcomer, victim in rounds
-        )
+        try:
+            return tuple(
+                (int(newcomer[0]), None if victim[0] < 0 else int(victim[0]))
+                for _, newcomer, victim in rounds
+            )
+        except BaseException:  # of the policy, between two rounds: nothing will be fetched
+            self._resident[:] = before
+            raise
 
     def resize(self, num_slots: int) -> tuple[int, ...]:
         """Change the number of slots and return the residents that are evicted, first to last."""

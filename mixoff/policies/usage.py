@@ -15,7 +15,9 @@ Array = NDArray[Any]
 
 NEVER = -1  # the stamp of what never happened
 
-_DECAY = np.array(0.5**0.1)  # of `recent`; in an array, which numpy multiplies by in half the time
+# At each demand recent = recent * _DECAY + (1 if needed else 0), in float64: the CRF of LRFU (Lee
+# et al. 2001) with lambda 0.1. An array, by which numpy multiplies in half the time.
+_DECAY = np.array(0.5**0.1)
 
 
 @dataclass
@@ -30,7 +32,7 @@ class Usage:
     last_used: Array  # [..., E] stamp of the last demand, NEVER if there was none
     entered: Array  # [..., E] stamp of the last miss that was let into a slot
     count: Array  # [..., E] demands so far
-    recent: Array  # [..., E] the same, each worth 0.5**0.1 (0.93) less at every later demand
+    recent: Array  # [..., E] the same, but each demand counts half as much ten demands later
     clock: Array  # [..., 1] demands of the layer so far, the present one included
     layer: Array  # [..., 1] number of the layer
     next_use: Array | None = None  # [..., E] the later the next demand, the higher; in replays
@@ -56,7 +58,8 @@ class Usage:
         more than any other's.
         """
         last = self.last_used // (2 * self.last_used.shape[-1])  # its demand, counted from 1
-        age: Array = self.clock - np.where(last > 0, last, NEVER)  # stamps of the start are below 1
+        # The start's stamps belong to no demand: their quotient is 0, and that of NEVER is -1.
+        age: Array = self.clock - np.where(last > 0, last, -1)
         return age
 
     @property

@@ -308,6 +308,20 @@ def test_a_replay_reports_all_sizes_and_layers_at_once():
     assert calls[3] == ("admitted", [[0, 1, 1], [1, 1, 1]])
 
 
+def test_an_error_of_a_memory_leaves_the_residents_as_they_were():
+    class Failing(Noting):
+        def scores(self, seen: Any) -> Any:
+            if len(seen.memory.calls) == 4:
+                raise ZeroDivisionError
+            return seen.last_used
+
+    residency = Residency(8, 2, Failing())
+    with pytest.raises(ZeroDivisionError):
+        residency.demand([0, 1])
+    assert residency.residents == {6, 7}
+    assert residency.demand([6]).hits == (6,)
+
+
 def test_a_memory_is_not_part_of_what_is_recorded():
     played = HandPlayed(layers=1, experts=8, slots=3, policy=Noting()).record()
     played.demand(0, [1])
