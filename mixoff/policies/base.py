@@ -26,7 +26,7 @@ class Policy(ABC):
         number. Scores are real numbers; infinity is the highest, and NaN is refused.
 
         It is pure: it changes neither `seen`, nor ``seen.memory``, nor the policy, since a live
-        cache calls it only where something must be evicted, and a replay at every demand.
+        cache calls it only for demands that miss and for resizes, and a replay for every demand.
         """
 
     def start(self, resident: Array, slots: Array) -> Memory | None:
