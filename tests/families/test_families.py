@@ -1,10 +1,11 @@
 """A family's classes and names stand in one room, and settings of other families are refused."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from transformers import MixtralForCausalLM
+from transformers import PreTrainedModel
 
 from mixoff.errors import CheckpointError
 from mixoff.families import FAMILIES, architecture_of
@@ -41,16 +42,32 @@ def test_another_family_is_refused_with_those_that_are_read(family):
         architecture_of({"model_type": family}, Path("a/config.json"))
 
 
-@pytest.fixture(
-    params=[
-        {},
-        {"tie_word_embeddings": True},
-        {"num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 24, "experts": 3},
-    ],
-    ids=["plain", "tied", "other sizes"],
-)
-def model(request: pytest.FixtureRequest) -> MixtralForCausalLM:
-    return random_mixtral(**request.param)
+# Of each family, what makes one of transformers' models with these settings.
+SMALL_MODELS: dict[str, Callable[..., PreTrainedModel]] = {"mixtral": random_mixtral}
+SETTINGS = {
+    "plain": {},
+    "tied": {"tie_word_embeddings": True},
+    "other sizes": {
+        "num_attention_heads": 8,
+        "num_key_value_heads": 1,
+        "head_dim": 24,
+        "experts": 3,
+    },
+}
+
+
+def test_every_family_has_a_small_model():
+    assert SMALL_MODELS.keys() == FAMILIES.keys()
+
+
+@pytest.fixture(params=SETTINGS)
+def settings(request: pytest.FixtureRequest) -> dict[str, object]:
+    return SETTINGS[request.param]
+
+
+@pytest.fixture(params=SMALL_MODELS)
+def model(request: pytest.FixtureRequest, settings: dict[str, object]) -> PreTrainedModel:
+    return SMALL_MODELS[request.param](**settings)
 
 
 def test_names_and_shapes_are_those_of_transformers_model(model):
@@ -76,8 +93,9 @@ def test_transformers_gets_the_settings_of_the_model(model):
     assert settings.to_diff_dict() == model.config.to_diff_dict()
 
 
-def test_settings_that_transformers_refuses_are_refused_by_their_file():
-    settings = random_mixtral(experts=2).config.to_dict() | {"hidden_act": "nonsense"}
+@pytest.mark.parametrize("family", SMALL_MODELS)
+def test_settings_that_transformers_refuses_are_refused_by_their_file(family):
+    settings = SMALL_MODELS[family](experts=2).config.to_dict() | {"hidden_act": "nonsense"}
     architecture = architecture_of(settings, Path("a/config.json"))
     with pytest.raises(
         CheckpointError, match=r"^a/config\.json: transformers refuses its settings \(.*nonsense"
